@@ -1,0 +1,38 @@
+"""Imaging inverse problems with diffusion priors in JAX."""
+
+from ddiff_jax import operators, solvers
+from ddiff_jax._version import __version__
+from ddiff_jax.config import preset
+from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
+from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
+from ddiff_jax.problem import Problem, simulate
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.schedule import NoiseSchedule, linear_schedule
+from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
+
+__all__ = [
+    "DiffusionPrior",
+    "GaussianPrior",
+    "KeyNoise",
+    "Noise",
+    "NoiseSchedule",
+    "Prior",
+    "Problem",
+    "Progress",
+    "Solution",
+    "Stream",
+    "TapeNoise",
+    "__version__",
+    "image_keys",
+    "linear_schedule",
+    "operators",
+    "preset",
+    "pytree_dataclass",
+    "raise_if_not_finite",
+    "simulate",
+    "solve",
+    "solve_one",
+    "solvers",
+    "static_field",
+    "stream_key",
+]

@@ -1,0 +1,135 @@
+"""Presets: the values of every task and dataset, read strictly from yaml files that hold nothing else."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddiff_jax.solvers import SOLVERS, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task on one dataset.
+
+    Args:
+        operator: name in `OPERATORS`.
+        arguments: keyword arguments of its factory.
+        sigma_y: noise standard deviation in units of the measurement.
+        solvers: name in `SOLVERS` to the hyper-parameters that differ from the solver's defaults.
+    """
+
+    operator: str
+    arguments: dict[str, Any]
+    sigma_y: float
+    solvers: dict[str, dict[str, Any]]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Phrase the end of an error about an unknown name: the nearest known one, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"{guess}known: {', '.join(known) or 'none'}"
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        ValueError: it is not; the message names the nearest.
+    """
+    known = list(known)
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; {nearest(name, known)}")
+
+
+def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keys that are not known.
+
+    Raises:
+        ValueError: there is one; the message names the nearest.
+    """
+    known = list(known)
+    for key in given:
+        check_name(f"key in {where}:", key, known)
+
+
+def config_folder() -> Path:
+    """Find the presets: inside the installed package, or at the top of the checkout it is imported from."""
+    package = Path(str(resources.files("ddiff_jax")))
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+@functools.cache
+def presets() -> dict[str, tuple[str, ...]]:
+    """List the datasets that have presets, with their tasks."""
+    folders = sorted(p for p in config_folder().iterdir() if p.is_dir())
+    return {folder.name: tuple(sorted(p.stem for p in folder.glob("*.yaml"))) for folder in folders}
+
+
+def parse_task(text: str, where: str) -> Task:
+    """Read one task from yaml.
+
+    Raises:
+        ValueError: not a mapping, an unknown or missing key, or an unknown solver.
+    """
+    values = yaml.safe_load(text)
+    fields = [f.name for f in dataclasses.fields(Task)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold the keys {', '.join(fields)}; got {type(values).__name__}")
+    check_keys(where, values, fields)
+    missing = set(fields) - set(values)
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    check_keys(f"{where}, solvers", values["solvers"], SOLVERS)
+    return Task(**values)
+
+
+def task_preset(dataset: str, task: str) -> Task:
+    """Load what is known of a task on a dataset.
+
+    Raises:
+        ValueError: unknown dataset or task (the message names the nearest), or a malformed file.
+    """
+    check_name("dataset", dataset, presets())
+    check_name(f"task for {dataset}", task, presets()[dataset])
+    path = config_folder() / dataset / f"{task}.yaml"
+    return parse_task(path.read_text(), str(path))
+
+
+def build_solver(name: str, values: dict[str, Any]) -> Solver:
+    """Build a solver from its name and its hyper-parameters.
+
+    Raises:
+        ValueError: unknown solver or hyper-parameter (the message names the nearest), or a value out of range.
+        TypeError: a hyper-parameter without default is missing.
+    """
+    check_name("solver", name, SOLVERS)
+    solver = SOLVERS[name]
+    check_keys(f"solver {name}", values, (f.name for f in dataclasses.fields(solver)))  # pyright: ignore[reportArgumentType]
+    return solver(**values)
+
+
+def preset(dataset: str, task: str, solver: str = "ddiff", **changes: Any) -> Solver:
+    """Build a solver with the hyper-parameters of a task on a dataset.
+
+    Args:
+        dataset: for example "ffhq", "imagenet" or "faces64".
+        task: for example "super_resolution".
+        solver: for example "ddiff".
+        changes: hyper-parameters that replace the preset's.
+
+    Raises:
+        ValueError: unknown dataset, task, solver or hyper-parameter, or no preset for this solver.
+    """
+    check_name("solver", solver, SOLVERS)
+    task_values = task_preset(dataset, task)
+    check_name(f"preset of {dataset}/{task} for solver", solver, task_values.solvers)
+    return build_solver(solver, {**task_values.solvers[solver], **changes})

@@ -1,0 +1,75 @@
+"""Randomness as a value: named streams of keys, and the normal draws that a solver step receives."""
+
+import enum
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
+
+from ddiff_jax.pytree import pytree_dataclass
+from ddiff_jax.types import PRNGKey
+
+
+class Stream(enum.IntEnum):
+    """What a key made from an image's key is for. Keys of different streams never meet."""
+
+    OPERATOR = 0
+    MEASUREMENT = 1
+    INIT = 2
+    LOOP = 3
+
+
+def stream_key(image_key: PRNGKey, stream: Stream) -> PRNGKey:
+    """Derive the key of one stream from the key of one image."""
+    return jax.random.fold_in(image_key, stream)
+
+
+def image_keys(root: PRNGKey, image_ids: Int[jax.Array, " N"]) -> Key[jax.Array, " N"]:
+    """Give every image its own key, by its identity and not by its place in a batch.
+
+    Args:
+        root: `jax.random.key(seed)`.
+        image_ids: one integer per image that names it in its dataset.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(image_ids))
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """The normal draws of one step."""
+
+    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
+        """Return the i-th draw of this step, N(0, I) in float32."""
+        ...
+
+
+@pytree_dataclass
+class KeyNoise:
+    """Draws made from a key; draw i depends on the key and on i alone."""
+
+    key: PRNGKey
+
+    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
+        """Return the i-th draw of this step, N(0, I) in float32."""
+        return jax.random.normal(jax.random.fold_in(self.key, i), shape, jnp.float32)
+
+
+@pytree_dataclass
+class TapeNoise:
+    """Draws read from a recording: row i of `tape` is draw i."""
+
+    tape: Float[jax.Array, "draws ..."]
+
+    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
+        """Return row i of the tape.
+
+        Raises:
+            ValueError: the tape has no row i, or its rows have another shape.
+        """
+        if i >= self.tape.shape[0] or self.tape.shape[1:] != shape:
+            raise ValueError(
+                f"this step wants draw {i} of shape {shape}, the tape holds {self.tape.shape[0]} draws of shape "
+                f"{self.tape.shape[1:]}; give noise of shape [steps, draws, *{shape}]"
+            )
+        return self.tape[i]

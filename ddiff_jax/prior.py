@@ -1,0 +1,107 @@
+"""Diffusion priors: predicted noise and denoised image at a noise level."""
+
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.schedule import NoiseSchedule
+from ddiff_jax.types import Image, Params, Timestep
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """What a solver needs to know of the distribution of clean images."""
+
+    schedule: NoiseSchedule
+    image_shape: tuple[int, int, int]
+
+    def eps(self, x_t: Image, t: Timestep) -> Image:
+        """Predict the noise in x_t."""
+        ...
+
+    def denoise(self, x_t: Image, t: Timestep) -> Image:
+        """Estimate E[x_0 | x_t]."""
+        ...
+
+
+@runtime_checkable
+class Denoising(Protocol):
+    """A network as a value: hashable, and pure in its weights."""
+
+    def apply(self, variables: dict[str, Params], x: Array, t: Array, /) -> Array:
+        """Map x [N, H, W, C] and t [N] to [N, H, W, C or 2 C]; the first C channels are the noise."""
+        ...
+
+
+def tweedie(schedule: NoiseSchedule, x_t: Image, eps: Image, t: Timestep, *, clip: bool) -> Image:
+    """Turn predicted noise into x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), clipped to [-1, 1] on demand."""
+    x0_hat = (x_t - jnp.sqrt(schedule.noise_var[t]) * eps) / jnp.sqrt(schedule.alpha_bar[t])
+    return jnp.clip(x0_hat, -1, 1) if clip else x0_hat
+
+
+@pytree_dataclass
+class DiffusionPrior:
+    """A pretrained network with its weights and its noise schedule.
+
+    Args:
+        params: weights, a nested dict of arrays.
+        schedule: the noise levels that the network was trained on.
+        module: hashable object with `apply({"params": params}, x [N, H, W, C], t [N])`, for example
+            `ddiff_jax.models.UNet`. Its output has C channels, or 2 C when it also predicts a variance.
+        image_shape: (H, W, C) of the images that the network was trained on.
+        label: class index for a class-conditional network, else None.
+        clip: clip the denoised image to [-1, 1], as all published pixel-space solvers but DAPS do.
+    """
+
+    params: Params
+    schedule: NoiseSchedule
+    module: Denoising = static_field()
+    image_shape: tuple[int, int, int] = static_field()
+    label: Int[Array, ""] | None = None
+    clip: bool = static_field(default=True)
+
+    def eps(self, x_t: Image, t: Timestep) -> Image:
+        """Predict the noise in x_t."""
+        # The network sees a batch of one; under vmap XLA merges the two batch axes into one batched convolution.
+        labels = {} if self.label is None else {"y": self.label[None]}
+        out = self.module.apply({"params": self.params}, x_t[None], jnp.asarray(t)[None], **labels)
+        return out[0, ..., : x_t.shape[-1]]
+
+    def denoise(self, x_t: Image, t: Timestep) -> Image:
+        """Estimate E[x_0 | x_t] by Tweedie's formula."""
+        return tweedie(self.schedule, x_t, self.eps(x_t, t), t, clip=self.clip)
+
+
+@pytree_dataclass
+class GaussianPrior:
+    """Independent Gaussian pixels, x_0 ~ N(mean, var): a prior whose every quantity is known in closed form.
+
+    Args:
+        mean: scalar or array that broadcasts to the image.
+        var: the same; positive.
+        schedule: noise levels.
+        image_shape: (H, W, C).
+        clip: clip the denoised image to [-1, 1]; off by default, since a Gaussian image has no bounds.
+    """
+
+    mean: Float[Array, "..."]
+    var: Float[Array, "..."]
+    schedule: NoiseSchedule
+    image_shape: tuple[int, int, int] = static_field()
+    clip: bool = static_field(default=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "mean", jnp.asarray(self.mean, jnp.float32))
+        object.__setattr__(self, "var", jnp.asarray(self.var, jnp.float32))
+
+    def eps(self, x_t: Image, t: Timestep) -> Image:
+        """Return E[eps | x_t] = sqrt(1 - ab) (x_t - sqrt(ab) mean) / (ab var + 1 - ab)."""
+        alpha_bar, noise_var = self.schedule.alpha_bar[t], self.schedule.noise_var[t]
+        centred = x_t - jnp.sqrt(alpha_bar) * self.mean
+        return jnp.sqrt(noise_var) * centred / (alpha_bar * self.var + noise_var)
+
+    def denoise(self, x_t: Image, t: Timestep) -> Image:
+        """Return E[x_0 | x_t]."""
+        return tweedie(self.schedule, x_t, self.eps(x_t, t), t, clip=self.clip)

@@ -1,0 +1,104 @@
+"""An inverse problem: what was measured, through which operator, with how much noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.pytree import pytree_dataclass
+from ddiff_jax.types import Image, Measurement, PRNGKey
+
+
+def _sum_of_squares(r: Measurement) -> Float[Array, ""]:
+    return jnp.sum(jnp.real(r * jnp.conj(r)))
+
+
+@pytree_dataclass
+class Problem:
+    """y = A(x) + sigma_y n with n ~ N(0, I), for one image.
+
+    Args:
+        operator: A.
+        y: the measurement.
+        sigma_y: noise standard deviation in units of y; a complex y has this much in its real and in its
+            imaginary part. 0 is allowed where a solver does not divide by it.
+
+    Raises:
+        ValueError: sigma_y is negative or not finite.
+    """
+
+    operator: Operator
+    y: Measurement
+    sigma_y: Float[Array, ""]
+
+    def __post_init__(self):
+        if not isinstance(self.sigma_y, Tracer):
+            check_sigma(self.sigma_y)
+        object.__setattr__(self, "y", jnp.asarray(self.y))
+        object.__setattr__(self, "sigma_y", jnp.asarray(self.sigma_y, jnp.float32))
+
+    def half_squared_residual(self, x: Image) -> Float[Array, ""]:
+        """Compute ||A(x) - y||^2 / 2: the data term without the noise level."""
+        return 0.5 * _sum_of_squares(self.operator.forward(x) - self.y)
+
+    def nll(self, x: Image) -> Float[Array, ""]:
+        """Compute ||A(x) - y||^2 / (2 sigma_y^2), the negative log-likelihood up to a constant."""
+        return self.half_squared_residual(x) / self.sigma_y**2
+
+    def grad(self, x: Image) -> Image:
+        """Compute the gradient of `nll`."""
+        return jax.grad(self.nll)(x)
+
+    def misfit(self, x: Image) -> Float[Array, ""]:
+        """Compute mean |A(x) - y|^2 over all entries of y; about sigma_y^2 at the truth."""
+        return _sum_of_squares(self.operator.forward(x) - self.y) / self.y.size
+
+    def misfit_and_gradient(self, x: Image) -> tuple[Float[Array, ""], Image]:
+        """Compute the misfit and the gradient of `half_squared_residual` with one pass through the operator."""
+        value, gradient = jax.value_and_grad(self.half_squared_residual)(x)
+        return 2 * value / self.y.size, gradient
+
+
+def check_sigma(sigma_y: object) -> None:
+    """Refuse noise levels that are not finite and non-negative.
+
+    Raises:
+        ValueError: they are not.
+    """
+    values = np.asarray(sigma_y)
+    if not (np.all(np.isfinite(values)) and np.all(values >= 0)):
+        raise ValueError(
+            f"sigma_y, the noise standard deviation in units of the measurement, must be finite and at least 0; "
+            f"got {sigma_y}"
+        )
+
+
+def simulate(operator: Operator, x: Image, sigma_y: float | Float[Array, ""], key: PRNGKey) -> Measurement:
+    """Measure an image with noise: A(x) + sigma_y n.
+
+    The noise is added to every entry of A(x), to those that inpainting hides as well, and nothing is clipped
+    afterwards, as in the published codes (OPERATORS section 1). Complex measurements get independent noise of
+    this standard deviation in their real and imaginary parts.
+
+    Args:
+        operator: A.
+        x: the clean image.
+        sigma_y: noise standard deviation in units of the measurement. Codes that state it for images in [0, 1]
+            (DiffPIR, RED-diff, DDRM) mean twice their number here.
+        key: draws the noise.
+
+    Raises:
+        ValueError: sigma_y is negative or not finite.
+    """
+    if not isinstance(sigma_y, Tracer):
+        check_sigma(sigma_y)
+    clean = operator.forward(x)
+    real = jnp.finfo(clean.dtype).dtype
+    if jnp.iscomplexobj(clean):
+        parts = jax.random.normal(key, (2, *clean.shape), real)
+        n = jax.lax.complex(parts[0], parts[1])
+    else:
+        n = jax.random.normal(key, clean.shape, real)
+    return clean + jnp.asarray(sigma_y, real) * n

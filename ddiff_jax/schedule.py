@@ -1,0 +1,94 @@
+"""The noise schedule of a variance-preserving diffusion and the sub-sequences that solvers walk."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ddiff_jax.pytree import pytree_dataclass
+
+
+@pytree_dataclass
+class NoiseSchedule:
+    """Noise levels of x_t = sqrt(alpha_bar[t]) x_0 + sqrt(noise_var[t]) eps, for t = 0 (least noise) to T - 1.
+
+    Build it from `alpha_bar` alone. `noise_var` is 1 - alpha_bar, formed in float64 before both are stored as
+    float32, because the difference loses four digits at t = 0 when it is formed in float32.
+
+    Args:
+        alpha_bar: decreasing cumulative products in (0, 1); give float64.
+
+    Raises:
+        ValueError: alpha_bar is not a decreasing sequence in (0, 1).
+    """
+
+    alpha_bar: Float[jax.Array | np.ndarray, " T"]
+    noise_var: Float[jax.Array, " T"] = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        table = np.asarray(self.alpha_bar, np.float64)
+        ordered = table.ndim == 1 and table.size > 0 and np.all(np.diff(table) < 0)
+        if not (ordered and 0 < table[-1] and table[0] < 1):
+            raise ValueError(
+                "alpha_bar must be one decreasing sequence inside (0, 1), least noise first; "
+                f"got shape {table.shape} with values {table.ravel()[:3]}..."
+            )
+        object.__setattr__(self, "alpha_bar", jnp.asarray(table, jnp.float32))
+        object.__setattr__(self, "noise_var", jnp.asarray(1 - table, jnp.float32))
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of noise levels."""
+        return self.alpha_bar.shape[0]
+
+    def posterior_std(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
+        """Standard deviation s of x_{t_prev} given x_t and x_0 (the DDPM posterior), for t_prev < t.
+
+        s^2 = (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev). The last factor is formed as a difference of
+        noise variances, which keeps its digits in float32.
+        """
+        v, v_prev = self.noise_var[t], self.noise_var[t_prev]
+        return jnp.sqrt(v_prev / v * (v - v_prev) / self.alpha_bar[t_prev])
+
+
+def linear_schedule(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """Build the schedule with beta rising linearly from `beta_start` to `beta_end` (both included).
+
+    Source: Ho et al. 2020; guided-diffusion's "linear" schedule, which all published checkpoints use.
+
+    Raises:
+        ValueError: fewer than one level, or betas outside 0 < beta_start <= beta_end < 1.
+    """
+    if num_timesteps < 1 or not 0 < beta_start <= beta_end < 1:
+        raise ValueError(
+            "a linear schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1; "
+            f"got {num_timesteps}, {beta_start}, {beta_end}"
+        )
+    betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+    return NoiseSchedule(np.cumprod(1 - betas))
+
+
+def respaced_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
+    """Choose the timesteps of a run, from the noisiest to 0, evenly spaced and rounded to integers.
+
+    Args:
+        num_timesteps: T, the number of levels in the schedule.
+        num_steps: number of updates, that is of network evaluations. None, T - 1 and T all mean every
+            timestep: the T-th evaluation, at t = 0, changes nothing and is not made.
+
+    Returns:
+        Integers of shape [num_steps + 1], strictly decreasing from T - 1 to 0.
+
+    Raises:
+        ValueError: num_steps is not between 1 and T.
+    """
+    if num_steps is None or num_steps == num_timesteps:
+        num_steps = num_timesteps - 1
+    if not 1 <= num_steps < num_timesteps:
+        raise ValueError(
+            f"the number of steps must lie between 1 and {num_timesteps}, the length of the noise schedule; "
+            f"got {num_steps}"
+        )
+    return np.round(np.linspace(num_timesteps - 1, 0, num_steps + 1)).astype(np.int32)
