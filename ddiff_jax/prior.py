@@ -86,8 +86,8 @@ class GaussianPrior:
         clip: clip the denoised image to [-1, 1]; off by default, since a Gaussian image has no bounds.
     """
 
-    mean: Float[Array, "..."]
-    var: Float[Array, "..."]
+    mean: float | Float[Array, "..."]
+    var: float | Float[Array, "..."]
     schedule: NoiseSchedule
     image_shape: tuple[int, int, int] = static_field()
     clip: bool = static_field(default=False)

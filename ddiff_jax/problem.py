@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, Measurement, PRNGKey
+from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
 
 def _sum_of_squares(r: Measurement) -> Float[Array, ""]:
@@ -31,7 +31,7 @@ class Problem:
 
     operator: Operator
     y: Measurement
-    sigma_y: Float[Array, ""]
+    sigma_y: Scalar
 
     def __post_init__(self):
         if not isinstance(self.sigma_y, Tracer):
@@ -75,7 +75,7 @@ def check_sigma(sigma_y: object) -> None:
         )
 
 
-def simulate(operator: Operator, x: Image, sigma_y: float | Float[Array, ""], key: PRNGKey) -> Measurement:
+def simulate(operator: Operator, x: Image, sigma_y: Scalar, key: PRNGKey) -> Measurement:
     """Measure an image with noise: A(x) + sigma_y n.
 
     The noise is added to every entry of A(x), to those that inpainting hides as well, and nothing is clipped
@@ -101,4 +101,4 @@ def simulate(operator: Operator, x: Image, sigma_y: float | Float[Array, ""], ke
         n = jax.lax.complex(parts[0], parts[1])
     else:
         n = jax.random.normal(key, clean.shape, real)
-    return clean + jnp.asarray(sigma_y, real) * n
+    return clean + jnp.asarray(sigma_y, n.dtype) * n

@@ -52,7 +52,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
             object.__setattr__(obj, name, value)
         return obj
 
-    def equal(self: Any, other: Any) -> bool:
+    def equal(self: Any, other: Any) -> Any:
         if type(self) is not type(other):
             return NotImplemented
         leaves, structure = jax.tree.flatten(self)

@@ -46,11 +46,13 @@ class NoiseSchedule:
     def posterior_std(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
         """Standard deviation s of x_{t_prev} given x_t and x_0 (the DDPM posterior), for t_prev < t.
 
-        s^2 = (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev). The last factor is formed as a difference of
-        noise variances, which keeps its digits in float32.
+        s^2 = (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev).
         """
+        ab, ab_prev = self.alpha_bar[t], self.alpha_bar[t_prev]
         v, v_prev = self.noise_var[t], self.noise_var[t_prev]
-        return jnp.sqrt(v_prev / v * (v - v_prev) / self.alpha_bar[t_prev])
+        # ab_prev - ab, from whichever of the two tables has small entries there: that difference keeps its digits.
+        difference = jnp.where(v < 0.5, v - v_prev, ab_prev - ab)
+        return jnp.sqrt(v_prev / v * difference / ab_prev)
 
 
 def linear_schedule(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:

@@ -237,9 +237,11 @@ def solve(
     check_sigma(sigma_y)
     sigma_y = jnp.asarray(sigma_y, jnp.float32)
     for name, batch in {"y": y, "sigma_y": sigma_y, "x_init": x_init, "noise": noise}.items():
-        count = () if batch is None else jnp.shape(batch)[:1]
-        if count not in ((), (num_images,)):
-            raise ValueError(f"{name} must have a leading axis of {num_images}, one per key; got {count}")
+        shared = batch is None or (name == "sigma_y" and jnp.ndim(batch) == 0)
+        if not shared and jnp.shape(batch)[:1] != (num_images,):
+            raise ValueError(
+                f"{name} must have a leading axis of {num_images}, one entry per key; got shape {jnp.shape(batch)}"
+            )
     shape = _resolve_shape(prior, operator, x_init, batched=1)
     run = _Run(solver, prior, operator, y, sigma_y, keys, noise, shape, operator_axis, _axis(sigma_y.ndim or None))
     if mesh is not None:

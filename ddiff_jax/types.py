@@ -21,5 +21,5 @@ PRNGKey: TypeAlias = Key[Array, ""]
 Params: TypeAlias = dict[str, Any]
 """Weights of a network: a nested dict of arrays."""
 
-Scalar: TypeAlias = float | np.floating | Float[Array, ""]
+Scalar: TypeAlias = float | int | np.number | Float[Array, ""]
 """A number that people write as a float and that may also be a traced or stacked array."""

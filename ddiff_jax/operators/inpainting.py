@@ -60,9 +60,7 @@ def box_inpainting(shape: ImageShape, key: PRNGKey, *, size: int, margin: int) -
         shape: image shape (H, W, C).
         key: draws the position; the same key gives the same box on every device.
         size: side of the box in pixels.
-        margin: smallest distance from the box to the border in pixels. The largest distance of the box's top and
-            left edges is one pixel less than the margin at the other side allows, as in the released code; where
-            only one place is left, the box sits there.
+        margin: smallest distance from the box to the border in pixels.
 
     Returns:
         Operator; input and measurement [H, W, C] in [-1, 1].
@@ -82,11 +80,12 @@ def box_inpainting(shape: ImageShape, key: PRNGKey, *, size: int, margin: int) -
             "size must be at least 1, margin at least 0, and size + 2 * margin at most the smaller side"
         )
     row_key, col_key = jax.random.split(key)
+    # The upper end is exclusive as in the released code, unless that would leave no place at all.
     top = jax.random.randint(row_key, (), margin, margin + max(room[0], 1))
     left = jax.random.randint(col_key, (), margin, margin + max(room[1], 1))
     rows, cols = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     hidden = (rows >= top) & (rows < top + size) & (cols >= left) & (cols < left + size)
-    return Inpainting((1.0 - hidden)[..., None].astype(jnp.float32), shape)
+    return Inpainting(jnp.where(hidden, 0.0, 1.0)[..., None], shape)
 
 
 def random_inpainting(shape: ImageShape, key: PRNGKey, *, fraction: float) -> Inpainting:

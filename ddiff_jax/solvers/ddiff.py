@@ -107,6 +107,7 @@ class DDiff:
         """Tabulate steps 4 to 7 over the chosen timesteps."""
         timesteps = respaced_timesteps(schedule.num_timesteps, self.num_steps)
         t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
+        level = t.astype(jnp.float32)  # t0 and t_gamma are floats, so that they can be swept and stacked
         sigma_next = jnp.sqrt(schedule.noise_var[t_next])
         if self.noise_schedule == "full":
             w_eps, w_n = jnp.zeros_like(sigma_next), sigma_next
@@ -115,12 +116,12 @@ class DDiff:
             w_eps = jnp.sqrt(schedule.noise_var[t_next] - w_n**2)
         return Grid(
             t=t,
-            gamma=self.gamma * jnp.where(t > self.t_gamma, self.a, self.b),
+            gamma=self.gamma * jnp.where(level > self.t_gamma, self.a, self.b),
             signal=jnp.sqrt(schedule.alpha_bar[t]),
             sigma_t=jnp.sqrt(schedule.noise_var[t]),
             next_signal=jnp.sqrt(schedule.alpha_bar[t_next]),
             w_eps=w_eps,
-            w_n=jnp.where(t > self.t0, w_n, 0),
+            w_n=jnp.where(level > self.t0, w_n, 0.0),
         )
 
     def init(

@@ -1,0 +1,42 @@
+"""Strict numerics for every test: no silent rank or dtype promotion, no warnings, no network."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+import ddiff_jax as dd
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the runtime type checks off, as they are for users: what is tested is our own error."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def golden():
+    """Path of a file of recorded results."""
+    return lambda name: GOLDEN / name
+
+
+def gaussian_prior(shape=(16, 16, 3), mean=0.0, var=0.25, clip=True):
+    return dd.GaussianPrior(jnp.float32(mean), jnp.float32(var), dd.linear_schedule(), shape, clip=clip)

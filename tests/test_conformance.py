@@ -1,0 +1,157 @@
+"""Laws that every operator and every solver obeys. The lists come from the package: a missing example fails."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import gaussian_prior
+
+import ddiff_jax as dd
+from ddiff_jax import operators
+from ddiff_jax.operators import OPERATORS, LinearOperator
+from ddiff_jax.solvers import SOLVERS
+
+GRADIENT = 1e-5  # relative; float64 against a central difference
+ADJOINT = {jnp.float32: 1e-5, jnp.float64: 1e-12}  # relative to ||A x|| ||y||: rounding
+LINEARITY = {jnp.float32: 1e-5, jnp.float64: 1e-12}
+SHAPES = [(16, 16, 3), (15, 21, 1), (12, 20, 3)]
+
+
+def _mask(shape):
+    return np.random.RandomState(0).rand(*shape[:2]) < 0.5
+
+
+# One builder per name in OPERATORS, for any of SHAPES.
+OPERATOR_EXAMPLES = {
+    "super_resolution": lambda shape: operators.super_resolution(shape, factor=3 if shape[0] % 4 else 4),
+    "box_inpainting": lambda shape: operators.box_inpainting(shape, jax.random.key(0), size=5, margin=2),
+    "random_inpainting": lambda shape: operators.random_inpainting(shape, jax.random.key(0), fraction=0.6),
+    "inpainting": lambda shape: operators.inpainting(shape, _mask(shape)),
+    "gaussian_blur": lambda shape: operators.gaussian_blur(shape, size=9, std=1.5),
+    "blur": lambda shape: operators.blur(shape, kernel=np.random.RandomState(1).rand(5, 7)),
+}
+
+# One configuration per name in SOLVERS, short enough to run everywhere.
+SOLVER_EXAMPLES = {
+    "ddiff": lambda num_steps: SOLVERS["ddiff"](gamma=10.0, num_steps=num_steps),
+}
+
+every_operator = pytest.mark.parametrize("name", OPERATORS)
+every_solver = pytest.mark.parametrize("name", SOLVERS)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+both_types = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+
+
+def build(name, shape):
+    assert name in OPERATOR_EXAMPLES, f"add an example of the operator {name} to OPERATOR_EXAMPLES"
+    return OPERATOR_EXAMPLES[name](shape)
+
+
+def draw(seed, shape, dtype):
+    return jax.random.uniform(jax.random.key(seed), shape, dtype, -0.9, 0.9)
+
+
+def relative(a, b):
+    return float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
+
+
+@every_operator
+@every_shape
+@both_types
+def test_operator_is_finite_and_keeps_its_type_and_shape(name, shape, dtype, x64):
+    operator = build(name, shape)
+    x = draw(0, shape, dtype)
+    y = operator.forward(x)
+    assert jnp.isfinite(y).all()
+    assert jnp.finfo(y.dtype).dtype == dtype
+    abstract = jax.eval_shape(operator.forward, x)
+    assert (abstract.shape, abstract.dtype) == (y.shape, y.dtype)
+
+
+@every_operator
+@every_shape
+def test_vmap_equals_a_loop(name, shape):
+    operator = build(name, shape)
+    x = draw(0, (3, *shape), jnp.float32)
+    mapped = jax.vmap(operator.forward)(x)
+    for i in range(3):
+        np.testing.assert_allclose(mapped[i], operator.forward(x[i]), atol=1e-5)
+
+
+@every_operator
+@every_shape
+def test_gradient_equals_a_central_difference(name, shape, x64):
+    operator = build(name, shape)
+    x, direction = draw(0, shape, jnp.float64), draw(1, shape, jnp.float64)
+    y = operator.forward(draw(2, shape, jnp.float64))
+    value = dd.Problem(operator, y, 0.1).half_squared_residual
+    slope = jnp.vdot(jax.grad(value)(x), direction)
+    h = 1e-6
+    quotient = (value(x + h * direction) - value(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(slope, quotient, rtol=GRADIENT)
+
+
+@every_operator
+@every_shape
+@both_types
+def test_adjoint_and_linearity_of_linear_operators(name, shape, dtype, x64):
+    operator = build(name, shape)
+    if not isinstance(operator, LinearOperator):
+        # What is not declared linear must not be: a linear operator without adjoint would be a loss.
+        x, v = draw(0, shape, dtype), draw(1, shape, dtype)
+        assert relative(operator.forward(x) + operator.forward(v), operator.forward(x + v)) > 1e-2
+        return
+    x, v = draw(0, shape, dtype), draw(1, shape, dtype)
+    y = operator.forward(x)
+    w = jax.random.normal(jax.random.key(2), y.shape, y.dtype)
+    assert operators.dot_test(operator, v, w) < ADJOINT[dtype]
+    assert operator.adjoint(w).shape == shape
+    combined = operator.forward(jnp.asarray(2, dtype) * x - v)
+    assert relative(jnp.asarray(2, y.dtype) * y - operator.forward(v), combined) < LINEARITY[dtype]
+
+
+@every_operator
+def test_operator_is_a_pytree_that_stacks(name):
+    shape = SHAPES[0]
+    operator = build(name, shape)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), operator)
+    x = draw(0, (2, *shape), jnp.float32)
+    out = jax.vmap(lambda operator, x: operator.forward(x))(stacked, x)
+    np.testing.assert_allclose(out[1], operator.forward(x[1]), atol=1e-5)
+
+
+def solver_case(name, operator, num_steps=6):
+    assert name in SOLVER_EXAMPLES, f"add an example of the solver {name} to SOLVER_EXAMPLES"
+    solver = SOLVER_EXAMPLES[name](num_steps)
+    keys = dd.image_keys(jax.random.key(0), jnp.arange(3))
+    x = draw(0, (3, *SHAPES[0]), jnp.float32)
+    y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
+    return solver, gaussian_prior(SHAPES[0]), y, keys
+
+
+@pytest.fixture(scope="module", params=["super_resolution", "random_inpainting"])
+def physics(request):
+    return build(request.param, SHAPES[0])
+
+
+@every_solver
+def test_solver_is_finite_and_jit_equals_eager(name, physics):
+    solver, prior, y, keys = solver_case(name, physics)
+    problem = dd.Problem(physics, y[0], 0.05)
+    eager = dd.solve_one(solver, prior, problem, keys[0])
+    jitted = jax.jit(dd.solve_one)(solver, prior, problem, keys[0])
+    assert bool(eager.finite)
+    assert jnp.isfinite(eager.info.misfit).all()
+    np.testing.assert_allclose(jitted.x, eager.x, atol=1e-5)
+
+
+@every_solver
+def test_solver_does_not_mix_images(name, physics):
+    solver, prior, y, keys = solver_case(name, physics)
+    clean = dd.solve(solver, prior, physics, y, 0.05, keys)
+    flipped = dd.solve(solver, prior, physics, y[::-1], 0.05, keys[::-1])
+    np.testing.assert_array_equal(flipped.x[::-1], clean.x)
+    poisoned = dd.solve(solver, prior, physics, y.at[1].set(jnp.nan), 0.05, keys)
+    np.testing.assert_array_equal(poisoned.finite, [True, False, True])
+    np.testing.assert_array_equal(poisoned.x[0], clean.x[0])
+    np.testing.assert_array_equal(poisoned.x[2], clean.x[2])

@@ -1,0 +1,194 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import gaussian_prior
+from oracles import ddiff, ddiff_memoryless, gaussian_denoise, perturbation, start, tape_row, wave
+
+import ddiff_jax as dd
+from ddiff_jax import operators
+from ddiff_jax.schedule import respaced_timesteps
+from ddiff_jax.solvers import DDiff
+
+SIX_DIGITS = 4e-6  # the fixtures are printed with six digits; two runs in float32 and float64 end 2.5e-6 apart
+CHAOTIC = 5e-3  # the deblurring fixture: float32 and float64 runs of the original end this far apart
+ORACLE = 1e-5  # relative; a short run in float32 against float64
+N = 8
+
+
+def in_units_of_256(length, n):
+    """The step length that DDiff scales back to `length` at n x n x 3."""
+    return length / math.sqrt(n * n * 3 / (256 * 256 * 3))
+
+
+def run_fixture(n, operator, solver):
+    y = operator.forward(jnp.asarray(wave(n)))
+    y = y + jnp.asarray(perturbation(y.shape[0]))
+    tape = jnp.stack([jnp.asarray(tape_row(t + 1, n)) for t in range(999, 0, -1)])[:, None]
+    problem = dd.Problem(operator, y, 0.05)
+    prior = gaussian_prior((n, n, 3))
+    solution = jax.jit(dd.solve_one)(solver, prior, problem, jax.random.key(0), tape, jnp.asarray(start(n)))
+    return np.asarray(solution.x).transpose(2, 0, 1).ravel()
+
+
+def test_super_resolution_fixture_of_the_released_code():
+    operator = operators.super_resolution((16, 16, 3), factor=4)
+    out = run_fixture(16, operator, DDiff(gamma=in_units_of_256(0.3, 16), t0=1))
+    want = [0.084448, 0.118092, 0.025322, 0.077663, -0.078267, -0.002109]
+    np.testing.assert_allclose(out[:6], want, atol=SIX_DIGITS)
+    np.testing.assert_allclose(out[-3:], [-0.022061, -0.095185, -0.080350], atol=SIX_DIGITS)
+    np.testing.assert_allclose(out.sum(), 0.00792633, atol=1e-5)
+
+
+def test_gaussian_blur_fixture_of_the_released_code():
+    operator = operators.gaussian_blur((32, 32, 3), size=61, std=3.0)
+    solver = DDiff(gamma=in_units_of_256(0.2, 32), t0=50, noise_schedule="posterior")
+    out = run_fixture(32, operator, solver)
+    want = [0.431197, 0.526523, 0.409048, 0.053535, -0.189708, -0.257582]
+    np.testing.assert_allclose(out[:6], want, atol=CHAOTIC)
+    np.testing.assert_allclose(out[-3:], [0.073370, 0.301362, 0.011934], atol=CHAOTIC)
+    np.testing.assert_allclose(out.sum(), 0.707863, atol=CHAOTIC)
+
+
+@functools.cache
+def small_problem():
+    """A random dense operator on 8x8x3 images, with its matrix, and everything a run needs."""
+    shape = (N, N, 3)
+    keys = jax.random.split(jax.random.key(7), 3)
+    operator = operators.random_inpainting(shape, keys[0], fraction=0.5)
+    matrix = np.diag(np.broadcast_to(np.asarray(operator.mask, np.float64), shape).ravel())
+    y = jax.random.normal(keys[1], shape)
+    x_init = jax.random.normal(keys[2], shape)
+    tape = jax.random.normal(jax.random.key(8), (1000, 1, *shape))
+    return operator, matrix, y, x_init, tape
+
+
+@pytest.mark.parametrize("num_steps", [40, 999])
+@pytest.mark.parametrize("dual", [True, False])
+@pytest.mark.parametrize("noise_schedule", ["full", "posterior"])
+def test_every_variant_equals_a_float64_loop(noise_schedule, dual, num_steps):
+    operator, matrix, y, x_init, tape = small_problem()
+    solver = DDiff(gamma=20.0, t0=30, noise_schedule=noise_schedule, dual=dual, num_steps=num_steps)
+    prior = gaussian_prior((N, N, 3), mean=0.1, var=0.2)
+    solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
+    flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
+    states, _, _ = ddiff(
+        matrix,
+        flat[0].ravel(),
+        flat[1].ravel(),
+        respaced_timesteps(1000, num_steps),
+        flat[2].reshape(1000, -1),
+        gamma=20.0 * math.sqrt(N * N / 256**2),
+        t0=30,
+        posterior=noise_schedule == "posterior",
+        dual=dual,
+        denoise=functools.partial(gaussian_denoise, mean=0.1, var=0.2, clip=True),
+    )
+    error = np.linalg.norm(np.asarray(solution.x).ravel() - states[-1]) / np.linalg.norm(states[-1])
+    assert error < ORACLE
+
+
+def test_unnormalised_step_of_the_paper_equals_a_float64_loop():
+    operator, matrix, y, x_init, tape = small_problem()
+    # At 0.05 the gradient of the negative log-likelihood is 400 times the residual: a stable step is below 1/400.
+    solver = DDiff(gamma=1e-4, normalise=False, num_steps=40, output="x")
+    prior = gaussian_prior((N, N, 3))
+    solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
+    flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
+    _, x, _ = ddiff(
+        matrix,
+        flat[0].ravel(),
+        flat[1].ravel(),
+        respaced_timesteps(1000, 40),
+        flat[2].reshape(1000, -1),
+        gamma=1e-4,
+        t0=1,
+        posterior=False,
+        normalise=False,
+        denoise=functools.partial(gaussian_denoise, mean=0.0, var=0.25, clip=True),
+    )
+    error = np.linalg.norm(np.asarray(solution.x).ravel() - x) / np.linalg.norm(x)
+    assert error < ORACLE
+
+
+def test_the_dual_variable_has_no_memory():
+    operator, matrix, y, x_init, tape = small_problem()
+    solver = DDiff(gamma=20.0, t0=1)
+    prior = gaussian_prior((N, N, 3))
+    solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
+    flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
+    want = ddiff_memoryless(
+        matrix,
+        flat[0].ravel(),
+        flat[1].ravel(),
+        respaced_timesteps(1000, None),
+        flat[2].reshape(1000, -1),
+        gamma=20.0 * math.sqrt(N * N / 256**2),
+        t0=1,
+        denoise=functools.partial(gaussian_denoise, mean=0.0, var=0.25, clip=True),
+    )
+    np.testing.assert_allclose(np.asarray(solution.x).ravel(), want, atol=1e-5)
+
+
+def test_the_dual_variable_always_has_the_length_of_the_step():
+    operator, _, y, x_init, _ = small_problem()
+    solver = DDiff(gamma=20.0)
+    prior = gaussian_prior((N, N, 3))
+    grid = solver.grid(prior.schedule)
+    problem = dd.Problem(operator, y, 0.05)
+    state = solver.init(prior, problem, (N, N, 3), dd.KeyNoise(jax.random.key(0)), x_init)
+    step = jax.jit(solver.step)
+    for k in (0, 1, 500, 908, 909, 998):
+        point = jax.tree.map(lambda column, k=k: column[k], grid)
+        state, _ = step(prior, problem, state, point, dd.KeyNoise(jax.random.key(k)))
+        want = 20.0 * (3.3 if point.t > 90 else 0.1) * math.sqrt(N * N / 256**2)
+        np.testing.assert_allclose(np.linalg.norm(np.asarray(state.u)), want, rtol=1e-5)
+
+
+def test_step_down_and_noise_stop_where_the_paper_says():
+    grid = DDiff(gamma=1.0, t0=50).grid(dd.linear_schedule())
+    t = np.asarray(grid.t)
+    np.testing.assert_allclose(grid.gamma, np.where(t > 90, 3.3, 0.1), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(grid.w_n) > 0, t > 50)
+    assert t[0] == 999 and t[-1] == 1
+
+
+def test_output_convention():
+    operator, _, y, x_init, tape = small_problem()
+    prior = gaussian_prior((N, N, 3))
+    problem = dd.Problem(operator, y, 0.05)
+    state = DDiff(gamma=5.0, t0=100, num_steps=20, dual=False)
+    x = dataclasses.replace(state, output="x")
+    at_zero, last_x = (
+        dd.solve_one(solver, prior, problem, jax.random.key(0), tape, x_init).x for solver in (state, x)
+    )
+    # Without dual variable and noise the full-noise state at t = 0 is sqrt(0.9999) x.
+    np.testing.assert_allclose(at_zero, math.sqrt(0.9999) * np.asarray(last_x), atol=1e-6)
+
+
+def test_an_exact_fit_gives_no_step_and_no_nan():
+    operator, _, _, _, _ = small_problem()
+    prior = gaussian_prior((N, N, 3), mean=0.0, var=1e-12)
+    solution = dd.solve_one(
+        DDiff(gamma=5.0, num_steps=3), prior, dd.Problem(operator, jnp.zeros((N, N, 3)), 0.0), jax.random.key(0)
+    )
+    assert bool(solution.finite)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gamma": -1.0}, "gamma must be positive"),
+        ({"gamma": float("nan")}, "gamma must be positive"),
+        ({"gamma": 1.0, "t0": -1}, "t0 must be non-negative"),
+        ({"gamma": 1.0, "num_steps": 0}, "number of steps"),
+        ({"gamma": 1.0, "num_steps": 2000}, "number of steps"),
+    ],
+)
+def test_bad_hyper_parameters_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DDiff(**fields).grid(dd.linear_schedule())
