@@ -2,6 +2,7 @@
 
 from ddiff_jax import operators, solvers
 from ddiff_jax._version import __version__
+from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.config import preset
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
 from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "image_keys",
     "linear_schedule",
+    "load_prior",
     "operators",
     "preset",
     "pytree_dataclass",

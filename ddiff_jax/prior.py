@@ -14,8 +14,15 @@ from ddiff_jax.types import Image, Params, Timestep
 class Prior(Protocol):
     """What a solver needs to know of the distribution of clean images."""
 
-    schedule: NoiseSchedule
-    image_shape: tuple[int, int, int]
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images."""
+        ...
 
     def eps(self, x_t: Image, t: Timestep) -> Image:
         """Predict the noise in x_t."""

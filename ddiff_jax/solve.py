@@ -236,11 +236,11 @@ def solve(
     y, num_images = jnp.asarray(y), keys.shape[0]
     check_sigma(sigma_y)
     sigma_y = jnp.asarray(sigma_y, jnp.float32)
-    for name, batch in {"y": y, "sigma_y": sigma_y, "x_init": x_init, "noise": noise}.items():
-        shared = batch is None or (name == "sigma_y" and jnp.ndim(batch) == 0)
-        if not shared and jnp.shape(batch)[:1] != (num_images,):
+    batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if sigma_y.ndim else None}
+    for name, batch in batches.items():
+        if batch is not None and batch.shape[:1] != (num_images,):
             raise ValueError(
-                f"{name} must have a leading axis of {num_images}, one entry per key; got shape {jnp.shape(batch)}"
+                f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
             )
     shape = _resolve_shape(prior, operator, x_init, batched=1)
     run = _Run(solver, prior, operator, y, sigma_y, keys, noise, shape, operator_axis, _axis(sigma_y.ndim or None))

@@ -7,7 +7,7 @@ import pytest
 from conftest import gaussian_prior
 
 import ddiff_jax as dd
-from ddiff_jax import operators
+from ddiff_jax import operators, solvers
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
 
@@ -33,7 +33,7 @@ OPERATOR_EXAMPLES = {
 
 # One configuration per name in SOLVERS, short enough to run everywhere.
 SOLVER_EXAMPLES = {
-    "ddiff": lambda num_steps: SOLVERS["ddiff"](gamma=10.0, num_steps=num_steps),
+    "ddiff": lambda num_steps: solvers.DDiff(gamma=10.0, num_steps=num_steps),
 }
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)

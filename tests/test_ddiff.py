@@ -111,7 +111,7 @@ def test_unnormalised_step_of_the_paper_equals_a_float64_loop():
         normalise=False,
         denoise=functools.partial(gaussian_denoise, mean=0.0, var=0.25, clip=True),
     )
-    error = np.linalg.norm(np.asarray(solution.x).ravel() - x) / np.linalg.norm(x)
+    error = np.linalg.norm(np.asarray(solution.x).ravel() - x) / np.linalg.norm(np.asarray(x))
     assert error < ORACLE
 
 

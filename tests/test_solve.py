@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+from typing import Any
 
 import chex
 import jax
@@ -27,7 +28,7 @@ def batch():
     return masks, y, keys
 
 
-def run(batch, solver=SOLVER, sigma_y=0.05, **kwargs):
+def run(batch, solver=SOLVER, sigma_y: Any = 0.05, **kwargs):
     masks, y, keys = batch
     return dd.solve(solver, gaussian_prior(SHAPE), masks, y, sigma_y, keys, operator_axis=0, **kwargs)
 
@@ -113,8 +114,7 @@ def test_replayed_noise_and_start_are_used(batch):
 
 def test_one_trace_serves_all_values(batch):
     masks, y, keys = batch
-    traces = chex.assert_max_traces(dd.solve_one, n=1)
-    jitted = jax.jit(lambda *args: traces(*args).x)
+    jitted = jax.jit(chex.assert_max_traces(dd.solve_one, n=1))
     prior = gaussian_prior(SHAPE)
     for i, gamma in enumerate((20.0, 3.0, np.float32(7))):
         operator, y_i, key = take(batch, i)
@@ -142,16 +142,17 @@ def test_works_under_the_users_own_transformations(batch):
     masks, y, keys = batch
     prior = gaussian_prior(SHAPE)
 
-    def restore(operator, y, key, gamma):
+    def restore(operator, y, key, gamma) -> Any:
         solver = dataclasses.replace(SOLVER, gamma=gamma)
         return dd.solve_one(solver, prior, dd.Problem(operator, y, 0.05), key).x
 
-    eager = restore(*take(batch, 0), 20.0)
-    np.testing.assert_allclose(jax.jit(restore)(*take(batch, 0), 20.0), eager, atol=PROGRAMS)
+    first = take(batch, 0)
+    eager = restore(first[0], first[1], first[2], 20.0)
+    np.testing.assert_allclose(jax.jit(restore)(*first, 20.0), eager, atol=PROGRAMS)
     mapped = jax.vmap(restore, (0, 0, 0, None))(masks, y, keys, 20.0)
     np.testing.assert_allclose(mapped[0], eager, atol=PROGRAMS)
     # A sweep over a hyper-parameter is a vmap over a leaf.
-    swept = jax.vmap(restore, (None, None, None, 0))(*take(batch, 0), jnp.asarray([5.0, 20.0]))
+    swept = jax.vmap(restore, (None, None, None, 0))(*first, jnp.asarray([5.0, 20.0]))
     np.testing.assert_allclose(swept[1], eager, atol=PROGRAMS)
 
 

@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 
-from ddiff_jax.operators.base import LinearOperator, Operator, dot_test
+from ddiff_jax.operators.base import LinearOperator, Operator, dot_test, spectral_norm
 from ddiff_jax.operators.blur import Blur, blur
+from ddiff_jax.operators.camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators.colourisation import Colourisation, colourisation
+from ddiff_jax.operators.compose import Composition, LinearComposition, compose
+from ddiff_jax.operators.fourier import Fourier, fourier, undersampled_fourier
+from ddiff_jax.operators.high_dynamic_range import HighDynamicRange, high_dynamic_range
 from ddiff_jax.operators.inpainting import (
     Inpainting,
     box_inpainting,
@@ -12,7 +17,11 @@ from ddiff_jax.operators.inpainting import (
     released_box_mask,
     released_random_mask,
 )
+from ddiff_jax.operators.motion_blur import motion_blur, motion_kernel
+from ddiff_jax.operators.nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
+from ddiff_jax.operators.phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators.separable import Separable, gaussian_blur, super_resolution
+from ddiff_jax.operators.tomography import Tomography, sparse_tomography, tomography
 
 OPERATORS: dict[str, Callable[..., Operator]] = {
     "super_resolution": super_resolution,
@@ -21,22 +30,55 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "inpainting": inpainting,
     "gaussian_blur": gaussian_blur,
     "blur": blur,
+    "motion_blur": motion_blur,
+    "phase_retrieval": phase_retrieval,
+    "nonlinear_blur": nonlinear_blur,
+    "high_dynamic_range": high_dynamic_range,
+    "camera_blur": camera_blur,
+    "colourisation": colourisation,
+    "fourier": fourier,
+    "undersampled_fourier": undersampled_fourier,
+    "tomography": tomography,
+    "sparse_tomography": sparse_tomography,
 }
 
 __all__ = [
     "OPERATORS",
     "Blur",
+    "CameraBlur",
+    "Colourisation",
+    "Composition",
+    "Fourier",
+    "HighDynamicRange",
     "Inpainting",
+    "LinearComposition",
     "LinearOperator",
+    "NonlinearBlur",
     "Operator",
+    "PhaseRetrieval",
     "Separable",
+    "Tomography",
     "blur",
     "box_inpainting",
+    "camera_blur",
+    "colourisation",
+    "compose",
     "dot_test",
+    "fourier",
     "gaussian_blur",
+    "high_dynamic_range",
     "inpainting",
+    "motion_blur",
+    "motion_kernel",
+    "nonlinear_blur",
+    "phase_retrieval",
     "random_inpainting",
     "released_box_mask",
+    "released_kernel_code",
     "released_random_mask",
+    "sparse_tomography",
+    "spectral_norm",
     "super_resolution",
+    "tomography",
+    "undersampled_fourier",
 ]

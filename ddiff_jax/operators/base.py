@@ -1,11 +1,11 @@
 """What an operator is, and what linear ones add."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
 ImageShape = tuple[int, int, int]
 
@@ -23,9 +23,10 @@ class Operator(Protocol):
 
 
 class LinearOperator:
-    """Base of the linear operators: adds the adjoint, by transposing `forward`.
+    """Base of the linear operators: adds the adjoint by transposing `forward`, and least squares on top of it.
 
-    Subclasses are pytree dataclasses with a static field `image_shape`.
+    Subclasses are pytree dataclasses with a static field `image_shape`. Those that know a closed form override
+    `prox` and `pseudo_inverse`.
     """
 
     image_shape: ImageShape
@@ -39,6 +40,60 @@ class LinearOperator:
         x = jax.ShapeDtypeStruct(self.image_shape, jnp.finfo(y.dtype).dtype)
         (x_adjoint,) = jax.linear_transpose(self.forward, x)(jnp.conj(y))
         return x_adjoint
+
+    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
+        """Minimise ||A x - y||^2 + rho ||x - z||^2 over x, for rho > 0.
+
+        By conjugate gradients on (A^H A + rho) (x - z) = A^H (y - A z), to a relative residual of 1e-6 or 200
+        iterations. Subclasses with a closed form are exact.
+        """
+        residual = self.adjoint(y - self.forward(z))
+        correction, _ = jax.scipy.sparse.linalg.cg(
+            lambda x: self.adjoint(self.forward(x)) + jnp.asarray(rho, x.dtype) * x, residual, tol=1e-6, maxiter=200
+        )
+        return z + correction
+
+    def pseudo_inverse(self, y: Measurement) -> Image:
+        """Find the image of least norm among those that minimise ||A x - y||.
+
+        By conjugate gradients on the normal equations from zero, to a relative residual of 1e-6 or 200 iterations:
+        directions that A hardly transmits are left out, which keeps noise from exploding. Subclasses with a closed
+        form are exact.
+        """
+        x, _ = jax.scipy.sparse.linalg.cg(
+            lambda x: self.adjoint(self.forward(x)), self.adjoint(y), tol=1e-6, maxiter=200
+        )
+        return x
+
+
+def spectral_norm(
+    operator: Operator,
+    key: PRNGKey,
+    *,
+    at: Image | None = None,
+    shape: ImageShape | None = None,
+    num_iterations: int = 30,
+) -> jax.Array:
+    """Estimate the largest singular value of A, or of its derivative, by power iteration on A^H A.
+
+    Args:
+        operator: linear or differentiable.
+        key: draws the first direction.
+        at: where to take the derivative of a nonlinear operator; None is the grey image, 0.
+        shape: image shape; None takes the operator's own `image_shape`.
+        num_iterations: more give more digits; the estimate approaches from below.
+    """
+    if at is None:
+        at = jnp.zeros(getattr(operator, "image_shape", None) if shape is None else shape, jnp.float32)
+    _, push = jax.linearize(operator.forward, at)
+    pull = jax.linear_transpose(push, at)
+
+    def body(_: Any, v: Image) -> Image:
+        (w,) = pull(jnp.conj(push(v)))
+        return w / jnp.maximum(jnp.linalg.norm(w.ravel()), jnp.finfo(w.dtype).tiny)
+
+    v = jax.lax.fori_loop(0, num_iterations, body, jax.random.normal(key, at.shape, at.dtype))
+    return jnp.linalg.norm(push(v).ravel())
 
 
 def dot_test(operator: LinearOperator, x: Image, y: Measurement) -> jax.Array:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement, PRNGKey
+from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
 
 @pytree_dataclass
@@ -26,6 +26,15 @@ class Inpainting(LinearOperator):
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C]."""
         return self.mask.astype(x.dtype) * x
+
+    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
+        """Minimise ||A x - y||^2 + rho ||x - z||^2: a weighted mean where observed, z where hidden."""
+        mask, rho = self.mask.astype(z.dtype), jnp.asarray(rho, z.dtype)
+        return (mask * y + rho * z) / (mask + rho)
+
+    def pseudo_inverse(self, y: Measurement) -> Image:
+        """Keep what was observed, 0 elsewhere."""
+        return self.mask.astype(y.dtype) * y
 
 
 def inpainting(shape: ImageShape, mask: ArrayLike) -> Inpainting:

@@ -7,30 +7,84 @@ from jaxtyping import Array, Float
 
 from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, Measurement, Scalar
+
+
+@pytree_dataclass
+class Svd:
+    """A thin singular value decomposition, matrix = u diag(s) v^T."""
+
+    u: Float[Array, "m r"]
+    s: Float[Array, " r"]
+    v: Float[Array, "n r"]
+
+
+def _svd(matrix: np.ndarray) -> Svd:
+    u, s, v_transposed = np.linalg.svd(matrix, full_matrices=False)
+    return Svd(*(jnp.asarray(part, jnp.float32) for part in (u, s, v_transposed.T)))
+
+
+def _sandwich(rows: Array, x: Array, cols: Array) -> Array:
+    """Compute rows x cols^T in every channel, in the type of x."""
+    # The backend's default for float32 products may be TF32 or bfloat16: right for a network, wrong for physics.
+    return jnp.einsum(
+        "ab,bdc,ed->aec", rows.astype(x.dtype), x, cols.astype(x.dtype), precision=jax.lax.Precision.HIGHEST
+    )
 
 
 @pytree_dataclass
 class Separable(LinearOperator):
     """A X = R X C^T in every channel, with small dense factors R and C.
 
-    Because A is a Kronecker product, the singular value decompositions of R and C give those of A.
+    A is a Kronecker product: its singular vectors are products of those of R and C, its singular values all the
+    products s_i t_j. So least squares with A are exact and cost four small matrix products.
 
     Args:
         row_factor: R, acts along the height.
         col_factor: C, acts along the width.
+        row_svd: decomposition of R.
+        col_svd: decomposition of C.
         image_shape: (H, W, C) of the input.
     """
 
     row_factor: Float[Array, "h H"]
     col_factor: Float[Array, "w W"]
+    row_svd: Svd
+    col_svd: Svd
     image_shape: ImageShape = static_field()
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [h, w, C]."""
-        rows, cols = self.row_factor.astype(x.dtype), self.col_factor.astype(x.dtype)
-        # The backend's default for float32 products may be TF32 or bfloat16: right for a network, wrong for physics.
-        return jnp.einsum("hH,wW,HWc->hwc", rows, cols, x, precision=jax.lax.Precision.HIGHEST)
+        return _sandwich(self.row_factor, x, self.col_factor)
+
+    def singular_values(self) -> Float[Array, "r q"]:
+        """List the singular values s_i t_j of A; every channel has the same."""
+        return self.row_svd.s[:, None] * self.col_svd.s[None, :]
+
+    def _filter(self, y: Measurement, gain: Float[Array, "r q"]) -> Image:
+        """Map y to V (gain * (U^T y)): what every function of A that takes measurements to images looks like."""
+        spectrum = _sandwich(self.row_svd.u.T, y, self.col_svd.u.T)
+        return _sandwich(self.row_svd.v, gain.astype(y.dtype)[..., None] * spectrum, self.col_svd.v)
+
+    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
+        """Minimise ||A x - y||^2 + rho ||x - z||^2, exactly."""
+        s = self.singular_values()
+        return z + self._filter(y - self.forward(z), s / (s**2 + rho))
+
+    def pseudo_inverse(self, y: Measurement) -> Image:
+        """Find the image of least norm that fits y.
+
+        Singular values below 3.5e-4 of the largest count as zero: half of float32's digits, so that rounding
+        errors in y, and not more than that, stay invisible.
+        """
+        s = self.singular_values()
+        cutoff = s.max() * jnp.sqrt(jnp.finfo(jnp.float32).eps)
+        return self._filter(y, jnp.where(s > cutoff, 1 / jnp.where(s > cutoff, s, 1.0), 0.0))
+
+
+def _separable(rows: np.ndarray, cols: np.ndarray, shape: ImageShape) -> Separable:
+    row_factor, col_factor = jnp.asarray(rows, jnp.float32), jnp.asarray(cols, jnp.float32)
+    return Separable(row_factor, col_factor, _svd(rows), _svd(cols), shape)
 
 
 def _bicubic(d: np.ndarray) -> np.ndarray:
@@ -83,7 +137,7 @@ def super_resolution(shape: ImageShape, *, factor: int) -> Separable:
             "crop the image or choose a factor that divides both sides"
         )
     rows, cols = (_downsampling_factor(n, int(factor)) for n in (height, width))
-    return Separable(jnp.asarray(rows, jnp.float32), jnp.asarray(cols, jnp.float32), shape)
+    return _separable(rows, cols, shape)
 
 
 def _blur_factor(length: int, taps: np.ndarray) -> np.ndarray:
@@ -121,7 +175,7 @@ def gaussian_blur(shape: ImageShape, *, size: int, std: float) -> Separable:
     check_reflection(int(size) // 2, (height, width))
     taps /= taps.sum()
     rows, cols = (_blur_factor(n, taps) for n in (height, width))
-    return Separable(jnp.asarray(rows, jnp.float32), jnp.asarray(cols, jnp.float32), shape)
+    return _separable(rows, cols, shape)
 
 
 def check_reflection(radius: int, sides: tuple[int, int]) -> None:

@@ -1,0 +1,145 @@
+"""Convert published PyTorch weights, without PyTorch."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert_weights import adm_unet, mapping
+from convert_weights.torch_file import read_tensors
+from ddiff_jax.checkpoint import Card, abstract_params, build_module, file_hash, load_weights, save_weights
+
+# Every source is a file with `recognises`, `infer`, `targets` and `describe`.
+KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet}
+
+Shapes = Mapping[str, mapping.Shape]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a set of tensors will become.
+
+    Args:
+        kind: key of `KINDS`.
+        architecture: fields of the module.
+        module: the network.
+        targets: key to parameter and layout.
+        skipped: keys that are known and not needed.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    module: Any
+    targets: dict[str, mapping.Target]
+    skipped: tuple[str, ...]
+
+
+def plan(shapes: Shapes, **options: Any) -> Plan:
+    """Infer the architecture from names and shapes, and check that every key and every parameter has its partner.
+
+    Args:
+        shapes: key to shape; no numbers are needed.
+        options: what shapes cannot tell, see the `infer` of the kind.
+
+    Raises:
+        ValueError: no known network has such keys, or they do not fit; lists missing, unexpected and mis-shaped keys.
+    """
+    kinds = [kind for kind, source in KINDS.items() if source.recognises(shapes)]
+    if not kinds:
+        raise ValueError(
+            f"no known network has these tensors (known: {', '.join(KINDS)}); the file begins with "
+            f"{', '.join(list(shapes)[:3])}"
+        )
+    (kind,) = kinds
+    source = KINDS[kind]
+    skipped = tuple(key for key in shapes if key.startswith(getattr(source, "SKIPPED", ())))
+    kept = {key: tuple(shape) for key, shape in shapes.items() if key not in skipped}
+    architecture = source.infer(kept, **options)
+    module, targets = build_module(kind, architecture), source.targets(architecture)
+    wanted = {path: leaf.shape for path, leaf in mapping.flatten(abstract_params(module)).items()}
+    what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
+    mapping.check(kept, targets, wanted, what)
+    return Plan(kind, architecture, module, targets, skipped)
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    image_size: int | None = None,
+    attention_order: str = "legacy",
+    head_width: int | None = None,
+    num_heads: int | None = None,
+    dtype: str = "float32",
+    licence: str = "not stated; see where the weights came from",
+    verify: bool = False,
+) -> Card:
+    """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
+
+    Args:
+        source: `.pt`, `.pth` or `.safetensors`.
+        output: folder to write; must not exist.
+        image_size: side of the training images; None means 8 * 2^(levels - 1), which holds for all published models.
+        attention_order: "legacy" (all published models) or "new".
+        head_width: channels per attention head; None means 64.
+        num_heads: heads per attention layer, instead of a head width.
+        dtype: type of the stored numbers; "float16" halves the size and loses digits.
+        licence: terms of the weights, for the card.
+        verify: read back what was written and compare every number with the source.
+
+    Returns:
+        The card of the weights; its notes say what was assumed.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        FileExistsError: the output exists.
+        ValueError: the source is damaged, wants to run code, or does not fit any known network; or what was written
+            differs from it.
+    """
+    source, output = Path(source), Path(output)
+    if attention_order not in ("legacy", "new"):
+        raise ValueError(f"the attention order must be legacy or new; got {attention_order!r}")
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"the stored dtype must be float32 or float16; got {dtype!r}")
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; choose another --output or move it away")
+    tensors = read_tensors(source)
+    shapes = {key: value.shape for key, value in tensors.items()}
+    try:
+        made = plan(shapes, attention_order=attention_order, head_width=head_width, num_heads=num_heads)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    params = mapping.convert(tensors, made.targets)
+    leaves = jax.tree.leaves(params)
+    if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
+        raise ValueError(f"{source} holds weights that are NaN or infinite")
+    card = Card(
+        kind=made.kind,
+        architecture=made.architecture,
+        dtype=dtype,
+        num_parameters=sum(leaf.size for leaf in leaves),
+        source={"file": source.name, "sha256": file_hash(source)},
+        licence=licence,
+        **KINDS[made.kind].describe(made.architecture, image_size=image_size),
+    )
+    if made.skipped:
+        card = dataclasses.replace(
+            card, notes=[*card.notes, f"{len(made.skipped)} tensors that are not needed skipped"]
+        )
+    save_weights(output, params, card)
+    if verify:
+        _verify(output, made.kind, params, dtype)
+    return card
+
+
+def _verify(output: Path, kind: str, params: Any, dtype: str) -> None:
+    _, again, _ = load_weights(output, kind)
+    for (path, wrote), read in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(again), strict=True
+    ):
+        if not np.array_equal(wrote.astype(dtype).astype(np.float32), np.asarray(read)):
+            raise ValueError(f"{output}: {jax.tree_util.keystr(path)} read back differs from the source")

@@ -1,0 +1,203 @@
+"""Weights of guided-diffusion's UNetModel: read the architecture off the tensors, and name every parameter."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
+
+
+def recognises(shapes: Mapping[str, Shape]) -> bool:
+    """Tell whether these keys are those of a UNetModel."""
+    return "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes
+
+
+def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+    """Count numbered children; numbers without tensors (pooling) count when a later one has some."""
+    numbers = [int(m[1]) for key in shapes if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", key))]
+    return 1 + max(numbers, default=-1)
+
+
+def infer(
+    shapes: Mapping[str, Shape],
+    *,
+    attention_order: str = "legacy",
+    head_width: int | None = None,
+    num_heads: int | None = None,
+) -> dict[str, Any]:
+    """Infer the fields of `ddiff_jax.models.UNet` from the names and shapes of a checkpoint's tensors.
+
+    Args:
+        shapes: key to shape.
+        attention_order: "legacy" or "new": how q, k and v are laid out, which shapes cannot tell.
+        head_width: channels per attention head, which shapes cannot tell either; None means 64, as in the
+            published models, unless num_heads is given.
+        num_heads: heads per attention layer, instead of a head width.
+
+    Raises:
+        ValueError: the tensors are not those of a UNetModel, or the head width or count does not fit.
+    """
+    if not recognises(shapes):
+        raise ValueError(
+            "these are not the weights of a guided-diffusion UNet: time_embed.0.weight and input_blocks.0.0.weight "
+            f"are expected, the file begins with {', '.join(list(shapes)[:3])}"
+        )
+    if head_width is not None and num_heads is not None:
+        raise ValueError("give the head width or the number of heads, not both")
+    base = shapes["time_embed.0.weight"][1]
+    blocks = _count(shapes, "output_blocks")
+    # A decoder block with an upsampling layer at its end closes its level; that layer is one more child with tensors
+    # that is no attention. Levels that upsample without convolution show as blocks of the encoder without tensors.
+    closing = [b for b in range(blocks) if _upsamples(shapes, b)]
+    gaps = [b for b in range(_count(shapes, "input_blocks")) if not _has(shapes, f"input_blocks.{b}.")]
+    levels = 1 + (len(closing) or len(gaps))
+    if blocks % levels:
+        raise ValueError(f"cannot tell the levels apart: {blocks} decoder blocks in {levels} levels")
+    per_level = blocks // levels  # residual blocks going up: one more than going down
+    starts = [1 + per_level * level for level in range(levels)]
+    widths = [shapes.get(f"input_blocks.{b}.0.out_layers.3.weight", (base,))[0] for b in starts]
+    width_mults = [_multiple(width, base) for width in widths]
+    attention = tuple(level for level, b in enumerate(starts) if f"input_blocks.{b}.1.qkv.weight" in shapes)
+    fields: dict[str, Any] = {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes.get("out.2.weight", (0,))[0],
+        "model_channels": base,
+        "channel_mult": tuple(width_mults),
+        "num_res_blocks": per_level - 1,
+        "attention_levels": attention,
+        "head_width": head_width or 64,
+        "num_heads": num_heads,
+        "scale_shift_norm": shapes.get("input_blocks.1.0.emb_layers.1.weight", (0,))[0] == 2 * widths[0],
+        "resblock_updown": levels > 1 and f"input_blocks.{per_level}.0.in_layers.0.weight" in shapes,
+        "conv_resample": not gaps,
+        "num_classes": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+        "attention_order": attention_order,
+    }
+    attended = [width for level, width in enumerate(widths) if level in attention] + [widths[-1]]
+    divisor = fields["num_heads"] or fields["head_width"]
+    if any(width % divisor for width in attended):
+        what = "number of heads" if num_heads else "head width"
+        raise ValueError(
+            f"the {what} {divisor} does not divide the attention layers' {sorted(set(attended))} channels, and shapes "
+            "cannot tell it; give the right --head-width or --num-heads"
+        )
+    return fields
+
+
+def _has(shapes: Mapping[str, Shape], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in shapes)
+
+
+def _upsamples(shapes: Mapping[str, Shape], block: int) -> bool:
+    children = range(1, 3)
+    prefix = f"output_blocks.{block}"
+    return any(_has(shapes, f"{prefix}.{c}.in_layers.") or _has(shapes, f"{prefix}.{c}.conv.") for c in children)
+
+
+def _multiple(width: int, base: int) -> float:
+    return width // base if width % base == 0 else width / base
+
+
+def _conv(prefix: str, path: tuple[str, ...], layout: Layout = CONV) -> Iterator[tuple[str, Target]]:
+    yield f"{prefix}.weight", ((*path, "kernel"), layout)
+    yield f"{prefix}.bias", ((*path, "bias"), SAME)
+
+
+def _norm(prefix: str, path: tuple[str, ...]) -> Iterator[tuple[str, Target]]:
+    yield f"{prefix}.weight", ((*path, "scale"), SAME)
+    yield f"{prefix}.bias", ((*path, "bias"), SAME)
+
+
+def _res(prefix: str, name: str, *, skip: bool) -> Iterator[tuple[str, Target]]:
+    yield from _norm(f"{prefix}.in_layers.0", (name, "norm_1"))
+    yield from _conv(f"{prefix}.in_layers.2", (name, "conv_1"))
+    yield from _conv(f"{prefix}.emb_layers.1", (name, "emb"), LINEAR)
+    yield from _norm(f"{prefix}.out_layers.0", (name, "norm_2"))
+    yield from _conv(f"{prefix}.out_layers.3", (name, "conv_2"))
+    if skip:
+        yield from _conv(f"{prefix}.skip_connection", (name, "skip"))
+
+
+def _attention(prefix: str, name: str) -> Iterator[tuple[str, Target]]:
+    yield from _norm(f"{prefix}.norm", (name, "norm"))
+    yield from _conv(f"{prefix}.qkv", (name, "qkv"), CONV_1D)
+    yield from _conv(f"{prefix}.proj_out", (name, "out"), CONV_1D)
+
+
+def targets(fields: Mapping[str, Any]) -> dict[str, Target]:
+    """Name the parameter of `ddiff_jax.models.UNet` that every tensor of a checkpoint belongs to."""
+    return dict(_targets(fields))
+
+
+def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
+    widths = [int(mult * fields["model_channels"]) for mult in fields["channel_mult"]]
+    levels, num_res_blocks = len(widths), fields["num_res_blocks"]
+    attended, by_blocks = fields["attention_levels"], fields["resblock_updown"]
+    yield from _conv("time_embed.0", ("time_1",), LINEAR)
+    yield from _conv("time_embed.2", ("time_2",), LINEAR)
+    if fields["num_classes"] is not None:
+        yield "label_emb.weight", (("label",), SAME)
+    yield from _conv("input_blocks.0.0", ("conv_in",))
+    block, width, skips = 1, widths[0], [widths[0]]
+    for level in range(levels):
+        for i in range(num_res_blocks):
+            name, prefix = f"down_{level}_{i}", f"input_blocks.{block}"
+            yield from _res(f"{prefix}.0", name, skip=width != widths[level])
+            if level in attended:
+                yield from _attention(f"{prefix}.1", f"{name}_attention")
+            width = widths[level]
+            skips.append(width)
+            block += 1
+        if level != levels - 1:
+            name, prefix = f"down_{level}_resample", f"input_blocks.{block}.0"
+            if by_blocks:
+                yield from _res(prefix, name, skip=False)
+            elif fields["conv_resample"]:
+                yield from _conv(f"{prefix}.op", (name, "conv"))
+            skips.append(width)
+            block += 1
+    yield from _res("middle_block.0", "middle_0", skip=False)
+    yield from _attention("middle_block.1", "middle_attention")
+    yield from _res("middle_block.2", "middle_1", skip=False)
+    block = 0
+    for level in reversed(range(levels)):
+        for i in range(num_res_blocks + 1):
+            name, prefix = f"up_{level}_{i}", f"output_blocks.{block}"
+            yield from _res(f"{prefix}.0", name, skip=width + skips.pop() != widths[level])
+            width, child = widths[level], 1
+            if level in attended:
+                yield from _attention(f"{prefix}.1", f"{name}_attention")
+                child = 2
+            if level != 0 and i == num_res_blocks:
+                name, prefix = f"up_{level}_resample", f"{prefix}.{child}"
+                if by_blocks:
+                    yield from _res(prefix, name, skip=False)
+                elif fields["conv_resample"]:
+                    yield from _conv(f"{prefix}.conv", (name, "conv"))
+            block += 1
+    yield from _norm("out.0", ("norm_out",))
+    yield from _conv("out.2", ("conv_out",))
+
+
+def describe(fields: Mapping[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
+    """Fill in what a card says beside the architecture: image shape, noise schedule, and what was assumed.
+
+    Raises:
+        ValueError: the network cannot take images of this size.
+    """
+    levels = len(fields["channel_mult"])
+    notes = []
+    if image_size is None:
+        image_size = 8 * 2 ** (levels - 1)
+        notes.append(f"image size {image_size} assumed from the {levels} levels")
+    if image_size < 1 or image_size % 2 ** (levels - 1):
+        raise ValueError(
+            f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {image_size}"
+        )
+    if fields["num_heads"] is None and fields["head_width"] == 64:
+        notes.append("attention heads are 64 channels wide, as in the published models; shapes cannot tell")
+    return {
+        "image_shape": (image_size, image_size, fields["in_channels"]),
+        "schedule": {"num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
+        "notes": notes,
+    }

@@ -1,0 +1,271 @@
+"""Weights on disk: a folder with a card that describes them and says how to tell that they are whole."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddiff_jax.config import nearest
+from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.schedule import linear_schedule
+from ddiff_jax.types import Params
+
+FORMAT = 1
+CARD = "card.json"
+ORBAX = "weights"
+SAFETENSORS = "weights.safetensors"
+
+# Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
+MODULES = {"adm_unet": ("unet", "UNet"), "kernel_wizard": ("kernel_wizard", "KernelWizard")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known of a set of weights.
+
+    Args:
+        kind: which network, a key of `MODULES`.
+        architecture: the fields of its module.
+        image_shape: (H, W, C) of the images it was trained on.
+        schedule: arguments of `linear_schedule`; empty for networks that are no prior.
+        dtype: type of the stored numbers.
+        num_parameters: how many there are.
+        source: name and SHA-256 of the file the weights came from.
+        licence: under which terms they may be used.
+        notes: what else a user should know, such as assumptions made on conversion.
+        files: SHA-256 of every weight file, by its path inside the folder.
+        format: version of this layout.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    schedule: dict[str, Any]
+    dtype: str
+    num_parameters: int
+    source: dict[str, str]
+    licence: str
+    notes: list[str] = dataclasses.field(default_factory=list)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+
+def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
+    """Build the network of a card; imports Flax.
+
+    Raises:
+        ValueError: the kind is unknown, or the architecture has fields that the network does not know.
+    """
+    if kind not in MODULES:
+        raise ValueError(f"unknown kind of network {kind!r}; {nearest(kind, MODULES)}")
+    file, name = MODULES[kind]
+    module = getattr(importlib.import_module(f"ddiff_jax.models.{file}"), name)
+    try:
+        return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+    except TypeError as error:
+        raise ValueError(f"the architecture does not describe a network of kind {kind}: {error}") from error
+
+
+def abstract_params(module: Any) -> Params:
+    """Shapes and types of a network's parameters, without making them."""
+    return jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
+
+
+def file_hash(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
+    """Write weights and card into a new folder, all or nothing.
+
+    Args:
+        folder: must not exist yet.
+        params: nested dict of float32 arrays.
+        card: `files` is filled in here. A dtype of "float32" writes an Orbax checkpoint; "float16" one safetensors
+            file, half the size, for shipping.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: a float16 cannot hold a weight.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; choose another folder or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed at the end: a folder of this name is whole or absent.
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        if card.dtype == "float16":
+            _save_safetensors(partial / SAFETENSORS, params)
+        else:
+            _orbax().save(partial / ORBAX, params)
+        written = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): file_hash(path) for path in written}
+        card = dataclasses.replace(card, files=files)
+        (partial / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _orbax() -> Any:
+    try:
+        from orbax.checkpoint import v1  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError:
+        from orbax.checkpoint.experimental import v1
+    return v1
+
+
+def _load_orbax(path: Path, wanted: Params) -> Params:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
+    return _orbax().load(path, placed)
+
+
+def _save_safetensors(path: Path, params: Params) -> None:
+    from safetensors.numpy import save_file
+
+    flat = {}
+    for key_path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        flat[name] = np.asarray(leaf, np.float16)
+        if not np.all(np.isfinite(flat[name])):
+            raise ValueError(f"{name} holds numbers that float16 cannot; keep float32")
+    save_file(flat, path)
+    path.chmod(0o644)  # safetensors makes it private
+
+
+def _load_safetensors(path: Path, wanted: Params) -> Params:
+    from safetensors.numpy import load_file
+
+    flat = load_file(path)
+    named = jax.tree_util.tree_flatten_with_path(wanted)[0]
+    names = [jax.tree_util.keystr(key_path, simple=True, separator="/") for key_path, _ in named]
+    if sorted(names) != sorted(flat) or any(
+        flat[n].shape != leaf.shape for n, (_, leaf) in zip(names, named, strict=True)
+    ):
+        raise ValueError("its tensors are not those of the card's architecture")
+    return jax.tree.unflatten(jax.tree.structure(wanted), [flat[name].astype(np.float32) for name in names])
+
+
+def available_priors() -> dict[str, Path]:
+    """List the priors that come with the package: name to folder."""
+    assets = Path(str(resources.files("ddiff_jax"))) / "assets"
+    return {path.parent.name: path.parent for path in sorted(assets.glob(f"*/{CARD}"))}
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """Find the folder of a packaged name or of a path.
+
+    Raises:
+        FileNotFoundError: there is neither; says what is known, or how to convert a PyTorch file.
+    """
+    known = available_priors()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file() and path.name == CARD:
+        return path.parent
+    if path.is_file():
+        raise FileNotFoundError(f"{path} is a file, not converted weights; run: ddiff convert {path} --output FOLDER")
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"no weights at {path}, and no packaged prior of this name; {nearest(str(path), known)}"
+        )
+    return path
+
+
+def read_card(name_or_path: str | Path) -> Card:
+    """Read the card of a packaged name or of a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no card in it.
+        ValueError: the card is damaged or of another version.
+    """
+    path = find_weights(name_or_path) / CARD
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is no converted checkpoint or was half written; run ddiff convert again"
+        )
+    try:
+        values = json.loads(path.read_text())
+        version = values.get("format")
+        if version != FORMAT:
+            raise ValueError(f"it has format {version}, this version of ddiff_jax reads {FORMAT}; convert again")
+        values["image_shape"] = tuple(values["image_shape"])
+        return Card(**values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[Any, Params, Card]:
+    """Load a network with its weights, after checking every file against the card.
+
+    Args:
+        name_or_path: packaged name or folder.
+        kind: which network is expected.
+        changes: fields of the module that differ from the card, for example dtype.
+
+    Returns:
+        The module, its parameters in float32, and the card.
+
+    Raises:
+        FileNotFoundError: a file is missing; named in the message.
+        ValueError: a file is damaged (named in the message), or the weights are of another kind or architecture.
+    """
+    folder, card = find_weights(name_or_path), read_card(name_or_path)
+    if card.kind != kind:
+        raise ValueError(f"{folder} holds a network of kind {card.kind}, wanted {kind}")
+    if not card.files:
+        raise ValueError(f"{folder / CARD} is damaged: it lists no weight files")
+    for name, digest in card.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the checkpoint is incomplete; run ddiff convert again")
+        if file_hash(path) != digest:
+            raise ValueError(f"{path} is damaged: its SHA-256 is not the one on the card; run ddiff convert again")
+    try:
+        module = build_module(kind, {**card.architecture, **changes})
+        wanted = abstract_params(module)
+        packed = folder / SAFETENSORS
+        params = _load_safetensors(packed, wanted) if packed.is_file() else _load_orbax(folder / ORBAX, wanted)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
+    return module, jax.tree.map(jnp.asarray, params), card
+
+
+def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionPrior:
+    """Load a diffusion prior.
+
+    Args:
+        name_or_path: the name of a packaged prior ("faces64"), or a folder that `ddiff convert` wrote.
+        dtype: type of the network's computation, "float32" (also None) or "bfloat16"; the parameters, the statistics
+            of the norms and the output are float32 in both.
+
+    Raises:
+        FileNotFoundError: there are no such weights, or a file of them is missing.
+        ValueError: a file is damaged, or the weights do not fit the architecture on their card; or an unknown dtype.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
+    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype or "float32")
+    return DiffusionPrior(params, linear_schedule(**card.schedule), module, card.image_shape)

@@ -1,0 +1,5 @@
+"""Networks. The only modules that import Flax."""
+
+from ddiff_jax.models.unet import UNet
+
+__all__ = ["UNet"]

@@ -1,0 +1,279 @@
+"""The ADM UNet of guided-diffusion, channels last."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Shaped
+
+GROUPS = 32
+EPSILON = 1e-5
+
+
+class Conv(nn.Module):
+    """Square convolution that keeps the size, or halves it with stride 2."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w D"]:
+        """Convolve in the type of x."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        if self.size == 1:
+            y = x @ kernel[0, 0]  # a 1x1 convolution is a matrix product, and quicker as one
+        else:
+            pad = self.size // 2
+            y = jax.lax.conv_general_dilated(
+                x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return y + bias.reshape(1, 1, 1, -1)
+
+
+class Linear(nn.Module):
+    """Matrix product plus bias on vectors."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
+        """Multiply in the type of x."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return x @ kernel + bias[None]
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with statistics in float32, and an optional scale and shift per image on top."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N H W C"], modulation: tuple[Float[Array, "N C"], Float[Array, "N C"]] | None = None
+    ) -> Float[Array, "N H W C"]:
+        """Normalise; then y (1 + scale) + shift if modulated."""
+        num_images, _, _, channels = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))[None]
+        shift = self.param("bias", nn.initializers.zeros, (channels,))[None]
+
+        def group_mean(per_channel: Array) -> Array:
+            means = per_channel.reshape(num_images, GROUPS, -1).mean(-1)
+            return jnp.repeat(means, channels // GROUPS, axis=-1)
+
+        wide = x.astype(jnp.float32)
+        mean = group_mean(wide.mean((1, 2)))
+        # Two passes: the mean of squares minus the square of the mean would cancel for channels with an offset.
+        variance = group_mean(jnp.square(wide - mean[:, None, None]).mean((1, 2)))
+        # Everything per channel is folded into one multiply-add on the image.
+        gain = jax.lax.rsqrt(variance + EPSILON) * scale
+        offset = shift - mean * gain
+        if modulation is not None:
+            extra_scale, extra_shift = (m.astype(jnp.float32) for m in modulation)
+            gain, offset = gain * (1 + extra_scale), offset * (1 + extra_scale) + extra_shift
+        return (wide * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
+
+
+def average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """Halve the size by 2x2 means."""
+    num_images, height, width, channels = x.shape
+    return x.reshape(num_images, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def nearest(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """Double the size by repeating pixels."""
+    num_images, height, width, channels = x.shape
+    repeated = jnp.broadcast_to(x[:, :, None, :, None], (num_images, height, 2, width, 2, channels))
+    return repeated.reshape(num_images, 2 * height, 2 * width, channels)
+
+
+def keep(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    """Keep the size."""
+    return x
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around the timestep's modulation, plus a skip; may resample before the first."""
+
+    features: int
+    scale_shift_norm: bool
+    resample: Callable[[Array], Array] = keep
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], emb: Float[Array, "N E"]) -> Float[Array, "N h w D"]:
+        """Apply; `emb` is the activated timestep embedding."""
+        h = self.resample(nn.silu(GroupNorm(name="norm_1")(x)))
+        x = self.resample(x)
+        h = Conv(self.features, name="conv_1")(h)
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(Linear(2 * self.features, name="emb")(emb), 2, axis=-1)
+            h = GroupNorm(name="norm_2")(h, (scale, shift))
+        else:
+            h = GroupNorm(name="norm_2")(h + Linear(self.features, name="emb")(emb)[:, None, None])
+        h = Conv(self.features, name="conv_2")(nn.silu(h))
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, size=1, name="skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, plus a skip."""
+
+    num_heads: int
+    legacy_order: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Apply; the softmax runs in float32."""
+        num_images, height, width, channels = x.shape
+        qkv = Conv(3 * channels, size=1, name="qkv")(GroupNorm(name="norm")(x))
+        # Legacy weights order the channels head by head, each with its q, k and v; new ones all q, all k, all v.
+        order = (self.num_heads, 3) if self.legacy_order else (3, self.num_heads)
+        qkv = qkv.reshape(num_images, height * width, *order, channels // self.num_heads)
+        q, k, v = jnp.moveaxis(qkv, 3 if self.legacy_order else 2, 0)
+        logits = jnp.einsum("nqhd,nkhd->nhqk", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        h = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape)
+        return x + Conv(channels, size=1, name="out")(h)
+
+
+class Resample(nn.Module):
+    """Resampling outside of a residual block: a strided convolution or pooling, nearest with or without one."""
+
+    up: bool
+    convolve: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+        """Halve or double the size."""
+        if not self.convolve:
+            return nearest(x) if self.up else average_pool(x)
+        stride = 1 if self.up else 2
+        return Conv(x.shape[-1], stride=stride, name="conv")(nearest(x) if self.up else x)
+
+
+def timestep_embedding(t: Shaped[Array, " N"], width: int) -> Float[Array, "N E"]:
+    """Embed timesteps, integer or fractional: cosines first, then sines, of geometric frequencies."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    phase = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.pad(jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1), ((0, 0), (0, width % 2)))
+
+
+class UNet(nn.Module):
+    """The network of Dhariwal and Nichol 2021, in every configuration that public checkpoints use.
+
+    `module.apply({"params": params}, x, t)` maps images x [N, H, W, C] and timesteps t [N] to [N, H, W, D] in
+    float32; D = 2 C with a learned variance, of which the first C channels are the predicted noise. H and W are
+    multiples of 2^(levels - 1). Class-conditional networks take labels `y` [N].
+
+    Args:
+        in_channels: C.
+        out_channels: D.
+        model_channels: base width.
+        channel_mult: width of every level in units of the base width, finest first; fractions allowed.
+        num_res_blocks: residual blocks per level going down; one more going up.
+        attention_levels: levels with attention after every block, 0 the finest. The middle always has it.
+        head_width: channels per attention head; used when num_heads is None.
+        num_heads: attention heads, the same at every level.
+        scale_shift_norm: the timestep scales and shifts the second norm; False adds it before.
+        resblock_updown: residual blocks resample; False leaves that to plain layers.
+        conv_resample: these plain layers convolve.
+        num_classes: number of labels, None if the network is unconditional.
+        attention_order: "legacy" or "new", how the weights of q, k and v are laid out.
+        dtype: type of the computation, "float32" or "bfloat16"; parameters, the statistics of the norms, the
+            softmax and the output are float32 always.
+
+    Source: OPERATORS section 12.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 6
+    model_channels: int = 128
+    channel_mult: tuple[float, ...] = (1, 1, 2, 2, 4, 4)
+    num_res_blocks: int = 1
+    attention_levels: tuple[int, ...] = (4,)
+    head_width: int = 64
+    num_heads: int | None = None
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    conv_resample: bool = True
+    num_classes: int | None = None
+    attention_order: str = "legacy"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N H W C"], t: Shaped[Array, " N"], y: Int[Array, " N"] | None = None
+    ) -> Float[Array, "N H W D"]:
+        """Predict the noise, and the variance if learned."""
+        self._check(x.shape, y is not None)
+        dtype = jnp.dtype(self.dtype)
+        widths = [int(mult * self.model_channels) for mult in self.channel_mult]
+        last = len(widths) - 1
+        emb = Linear(4 * self.model_channels, name="time_1")(timestep_embedding(t, self.model_channels))
+        emb = Linear(4 * self.model_channels, name="time_2")(nn.silu(emb))
+        if self.num_classes is not None:
+            table = self.param("label", nn.initializers.normal(), (self.num_classes, 4 * self.model_channels))
+            emb = emb + table[y]
+        emb = nn.silu(emb).astype(dtype)
+
+        def res(h: Array, width: int, name: str, resample: Callable[[Array], Array] = keep) -> Array:
+            return ResBlock(width, self.scale_shift_norm, resample, name=name)(h, emb)
+
+        def attend(h: Array, name: str) -> Array:
+            num_heads = self.num_heads or h.shape[-1] // self.head_width
+            return Attention(num_heads, self.attention_order == "legacy", name=name)(h)
+
+        def resample(h: Array, name: str, *, up: bool) -> Array:
+            if self.resblock_updown:
+                return res(h, h.shape[-1], name, nearest if up else average_pool)
+            return Resample(up, self.conv_resample, name=name)(h)
+
+        h = Conv(widths[0], name="conv_in")(x.astype(dtype))
+        skips = [h]
+        for level, width in enumerate(widths):
+            for i in range(self.num_res_blocks):
+                h = res(h, width, f"down_{level}_{i}")
+                if level in self.attention_levels:
+                    h = attend(h, f"down_{level}_{i}_attention")
+                skips.append(h)
+            if level != last:
+                h = resample(h, f"down_{level}_resample", up=False)
+                skips.append(h)
+        h = res(h, widths[-1], "middle_0")
+        h = attend(h, "middle_attention")
+        h = res(h, widths[-1], "middle_1")
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.num_res_blocks + 1):
+                h = res(jnp.concatenate([h, skips.pop()], axis=-1), width, f"up_{level}_{i}")
+                if level in self.attention_levels:
+                    h = attend(h, f"up_{level}_{i}_attention")
+            if level != 0:
+                h = resample(h, f"up_{level}_resample", up=True)
+        h = nn.silu(GroupNorm(name="norm_out")(h))
+        return Conv(self.out_channels, name="conv_out")(h).astype(jnp.float32)
+
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Describe the smallest inputs that the network takes."""
+        side = 2 ** (len(self.channel_mult) - 1)
+        inputs = (
+            jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
+        return inputs if self.num_classes is None else (*inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+    def _check(self, shape: tuple[int, ...], labelled: bool) -> None:
+        multiple = 2 ** (len(self.channel_mult) - 1)
+        if shape[1] % multiple or shape[2] % multiple or shape[3] != self.in_channels:
+            raise ValueError(
+                f"this network takes images whose height and width are multiples of {multiple}, with "
+                f"{self.in_channels} channels; got {shape[1]}x{shape[2]}x{shape[3]}"
+            )
+        if labelled != (self.num_classes is not None):
+            wanted = "labels y" if self.num_classes is not None else "no labels"
+            raise ValueError(f"this network takes {wanted} (num_classes = {self.num_classes})")
