@@ -147,7 +147,8 @@ def _save_safetensors(path: Path, params: Params) -> None:
     flat = {}
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        flat[name] = np.asarray(leaf, np.float16)
+        with np.errstate(over="ignore"):  # what overflows is refused right below
+            flat[name] = np.asarray(leaf, np.float16)
         if not np.all(np.isfinite(flat[name])):
             raise ValueError(f"{name} holds numbers that float16 cannot; keep float32")
     save_file(flat, path)

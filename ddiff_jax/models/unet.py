@@ -194,7 +194,7 @@ class UNet(nn.Module):
     in_channels: int = 3
     out_channels: int = 6
     model_channels: int = 128
-    channel_mult: tuple[float, ...] = (1, 1, 2, 2, 4, 4)
+    channel_mult: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
     num_res_blocks: int = 1
     attention_levels: tuple[int, ...] = (4,)
     head_width: int = 64

@@ -1,0 +1,148 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from weights import synthetic
+
+import ddiff_jax as dd
+from convert_weights import adm_unet, mapping, plan
+from convert_weights.torch_file import read_tensors
+from ddiff_jax.models import UNet
+
+PARITY = 1e-4  # absolute, on outputs of order 1 to 4: the bar for float32
+ORACLE = 2e-5  # absolute; float32 against a float64 oracle on tiny networks
+HALF = 5e-3  # the packaged weights are stored in float16; the published outputs come from float32 weights
+BFLOAT16 = 0.1  # absolute, on outputs of order 1: eight bits through some thirty layers
+
+VARIANTS = (
+    "class_conditional",
+    "plain_norm",
+    "conv_resample",
+    "pooling",
+    "new_order",
+    "num_heads",
+    "fractional_width",
+    "grey_no_attention",
+)
+
+
+def load(path, **options):
+    tensors = read_tensors(path)
+    made = plan({key: value.shape for key, value in tensors.items()}, **options)
+    return made.module, mapping.convert(tensors, made.targets)
+
+
+@pytest.mark.parametrize("name", ["unet_ffhq_like", "unet_imagenet_like"])
+def test_networks_of_the_original_class(golden, name):
+    module, params = load(golden(f"{name}.pt"), head_width=16)
+    with np.load(golden(f"{name}.npz")) as recorded:
+        x, t, want = recorded["x"], recorded["t"].astype(np.int32), recorded["out"]
+    got = jax.jit(module.apply)({"params": params}, jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(got, want, atol=PARITY, rtol=0)
+
+
+def test_the_packaged_prior_is_the_published_network_in_half_precision(golden):
+    prior = dd.load_prior("faces64")
+    with np.load(golden("faces64_io.npz")) as recorded:
+        x, t, want = recorded["x"], recorded["t"].astype(np.int32), recorded["out"]
+    apply = jax.jit(prior.module.apply)
+    got = apply({"params": prior.params}, jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(got, want, atol=HALF, rtol=0)
+    eps = jax.jit(jax.vmap(prior.eps))(jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(eps, got[..., :3], atol=PARITY)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("ffhq_10m", 362), ("imagenet_256x256_diffusion_uncond", 566)]
+)
+def test_every_published_key_has_its_parameter(golden, name, count):
+    shapes = json.loads(golden(f"manifest_{name}.json").read_text())
+    made = plan({key: tuple(shape) for key, shape in shapes.items()})  # raises unless it is one to one
+    assert len(made.targets) == count
+    assert len({path for path, _ in made.targets.values()}) == count
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_configuration_against_an_oracle(golden, name):
+    case = json.loads(golden("unet_variants.json").read_text())[name]
+    shapes = {key: tuple(shape) for key, shape in case["shapes"].items()}
+    fields = case["fields"]
+    options = {"attention_order": fields["attention_order"]}
+    heads = {"num_heads": fields["num_heads"]} if fields["num_heads"] else {"head_width": fields["head_width"]}
+    made = plan(shapes, **options, **heads)
+    with np.load(golden("unet_variants.npz")) as recorded:
+        x, t, want = recorded["x"][..., : fields["in_channels"]], recorded["t"], recorded[name]
+    params = mapping.convert(synthetic(shapes), made.targets)
+    labels = (jnp.asarray([3, 7]),) if fields["num_classes"] else ()
+    got = jax.jit(made.module.apply)({"params": params}, jnp.asarray(x), jnp.asarray(t, jnp.float32), *labels)
+    np.testing.assert_allclose(got, want, atol=ORACLE, rtol=0)
+
+
+def small(**fields):
+    module = UNet(model_channels=32, channel_mult=(1, 2), attention_levels=(1,), head_width=16, **fields)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    values = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return module, jax.tree.unflatten(structure, values)
+
+
+def test_vmap_over_images_equals_a_batch():
+    module, params = small()
+    x = jax.random.normal(jax.random.key(2), (3, 8, 12, 3))
+    t = jnp.asarray([0, 400, 999])
+    batch = jax.jit(module.apply)({"params": params}, x, t)
+    one = lambda x, t: module.apply({"params": params}, x[None], t[None])[0]  # noqa: E731
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(x, t), batch, atol=1e-5)
+
+
+def test_bfloat16_computes_near_float32_and_returns_float32():
+    module, params = small()
+    half = module.clone(dtype="bfloat16")
+    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 3)), jnp.asarray([10, 700])
+    exact, rough = (jax.jit(net.apply)({"params": params}, x, t) for net in (module, half))
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=BFLOAT16)
+    assert not np.array_equal(rough, exact)
+    wanted = jax.eval_shape(half.init, jax.random.key(0), *half.example_inputs())
+    assert {leaf.dtype for leaf in jax.tree.leaves(wanted)} == {jnp.dtype(jnp.float32)}
+
+
+def test_equal_configurations_are_one_static_value():
+    assert UNet() == UNet()
+    assert hash(UNet()) == hash(UNet())
+    assert UNet() != UNet(dtype="bfloat16")
+
+
+def test_class_conditional_prior_uses_its_label():
+    module, params = small(num_classes=5)
+    prior = dd.DiffusionPrior(params, dd.linear_schedule(), module, (8, 8, 3), label=jnp.int32(2))
+    x = jax.random.normal(jax.random.key(3), (8, 8, 3))
+    want = jax.jit(module.apply)({"params": params}, x[None], jnp.asarray([100]), jnp.asarray([2]))[0, ..., :3]
+    np.testing.assert_allclose(jax.jit(prior.eps)(x, jnp.int32(100)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((1, 9, 8, 3), None, "multiples of 2"),
+        ((1, 8, 8, 1), None, "3 channels"),
+        ((1, 8, 8, 3), [1], "takes no labels"),
+    ],
+)
+def test_bad_inputs_are_refused(shape, labels, message):
+    module, params = small()
+    extra = () if labels is None else (jnp.asarray(labels),)
+    with pytest.raises(ValueError, match=message):
+        module.apply({"params": params}, jnp.zeros(shape), jnp.zeros(1, jnp.int32), *extra)
+
+
+def test_inference_needs_help_only_where_shapes_are_silent(golden):
+    case = json.loads(golden("unet_variants.json").read_text())["new_order"]
+    shapes = {key: tuple(shape) for key, shape in case["shapes"].items()}
+    with pytest.raises(ValueError, match="--head-width or --num-heads"):
+        adm_unet.infer({**shapes, "time_embed.0.weight": (192, 48)}, head_width=48)
+    with pytest.raises(ValueError, match="not both"):
+        adm_unet.infer(shapes, head_width=16, num_heads=4)
