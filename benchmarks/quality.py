@@ -1,0 +1,95 @@
+"""Compare our restorations with recorded ones of the released algorithm, from the same measurements.
+
+Reads a folder with `faces64_reference.npz` (arrays `y_<task>`, `restored_<task>`, `random_mask`), a folder with the
+photographs (000.png ...), and for motion blur the kernel. Prints the mean PSNR of both, per task.
+
+    python benchmarks/quality.py REFERENCE_FOLDER PHOTOGRAPHS [--tasks sr4 box] [--kernel motion_kernel.npy]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import ddiff_jax as dd
+from ddiff_jax import operators
+
+SHAPE = (64, 64, 3)
+
+
+def build(task: str, reference: dict[str, np.ndarray], kernel: Path | None):
+    """Build the operator and the solver of a recorded task."""
+    box = np.ones(SHAPE[:2])
+    box[16:48, 16:48] = 0
+    if task == "motion":
+        if kernel is None:
+            raise SystemExit("motion needs --kernel")
+        return operators.blur(SHAPE, kernel=np.load(kernel)), "motion_blur"
+    makers = {
+        "sr4": (lambda: operators.super_resolution(SHAPE, factor=4), "super_resolution"),
+        "box": (lambda: operators.inpainting(SHAPE, box), "box_inpainting"),
+        "random": (lambda: operators.inpainting(SHAPE, reference["random_mask"]), "random_inpainting"),
+        "gaussian": (lambda: operators.gaussian_blur(SHAPE, size=31, std=1.5), "gaussian_blur"),
+        "phase": (lambda: operators.OPERATORS["phase_retrieval"](SHAPE), "phase_retrieval"),
+        "hdr": (lambda: operators.OPERATORS["high_dynamic_range"](SHAPE), "high_dynamic_range"),
+    }
+    make, name = makers[task]
+    return make(), name
+
+
+def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """PSNR per image with data range 2, the restored images clamped to [-1, 1]."""
+    error = np.mean((np.clip(x, -1, 1) - truth) ** 2, axis=(1, 2, 3))
+    return 10 * np.log10(4 / error)
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=["sr4", "box", "random", "gaussian"])
+    parser.add_argument("--prior", default="faces64")
+    parser.add_argument("--kernel", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    arguments = parser.parse_args()
+    with np.load(arguments.reference / "faces64_reference.npz") as data:
+        reference = dict(data)
+    prior = dd.load_prior(arguments.prior)
+    rows = []
+    for task in arguments.tasks:
+        y = jnp.asarray(reference[f"y_{task}"])
+        names = [arguments.photographs / f"{i:03d}.png" for i in range(len(y))]
+        truth = np.stack([np.asarray(Image.open(name).convert("RGB"), np.float32) / 127.5 - 1 for name in names])
+        operator, preset_name = build(task, reference, arguments.kernel)
+        solver = dd.preset("faces64", preset_name, "ddiff")
+        keys = dd.image_keys(jax.random.key(arguments.seed), jnp.arange(len(y)))
+        begin = time.perf_counter()
+        solution = dd.solve(solver, prior, operator, y, 0.05, keys)
+        ours = psnr(np.asarray(solution.x), truth)
+        seconds = time.perf_counter() - begin
+        theirs = psnr(reference[f"restored_{task}"].astype(np.float32) / 127.5 - 1, truth)
+        misfit = float(jnp.mean(jax.vmap(lambda x, y: dd.Problem(operator, y, 0.05).misfit(x))(solution.x, y)))
+        row = {
+            "task": task,
+            "ours": float(ours.mean()),
+            "recorded": float(theirs.mean()),
+            "difference": float((ours - theirs).mean()),
+            "standard_error": float((ours - theirs).std(ddof=1) / np.sqrt(len(y))),
+            "misfit": misfit,
+            "seconds": seconds,
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
