@@ -44,6 +44,8 @@ def infer(
         )
     if head_width is not None and num_heads is not None:
         raise ValueError("give the head width or the number of heads, not both")
+    if any(number is not None and number < 1 for number in (head_width, num_heads)):
+        raise ValueError("the head width and the number of heads are whole numbers above 0")
     base = shapes["time_embed.0.weight"][1]
     blocks = _count(shapes, "output_blocks")
     # A decoder block with an upsampling layer at its end closes its level; that layer is one more child with tensors

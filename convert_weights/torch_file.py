@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -33,28 +33,34 @@ STORAGES: dict[str, np.dtype] = {
 }
 
 
-class _Storage:
-    """Raw numbers that tensors are views of; filled after the pickle is read in the legacy format."""
+class _Storage(NamedTuple):
+    """Name of the raw numbers that tensors are views of.
 
-    def __init__(self, dtype: np.dtype):
-        self.dtype = dtype
-        self.values = np.zeros(0, dtype)
+    It and `_Tensor` are tuples, not objects with attributes, because a pickle may overwrite attributes of whatever it
+    is given: with another dtype than that of its bytes, a storage would be read beyond its end.
+    """
+
+    dtype: np.dtype
+    key: str
 
 
-class _Tensor:
-    """A view of a storage, resolved once all storages are filled."""
+class _Tensor(NamedTuple):
+    """A view of a storage, resolved once the numbers of all storages are read."""
 
-    def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
-        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
-    def resolve(self) -> np.ndarray:
-        reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+    def resolve(self, values: np.ndarray) -> np.ndarray:
+        """Cut the view out of the storage's numbers."""
         if 0 in self.shape:
-            return np.zeros(self.shape, self.storage.dtype)
-        if self.offset < 0 or min(self.strides, default=0) < 0 or reach >= self.storage.values.size:
+            return np.zeros(self.shape, values.dtype)
+        reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        if min((self.offset, *self.shape, *self.strides)) < 0 or reach >= values.size:
             raise ValueError(f"a tensor of shape {self.shape} reaches outside of its storage")
-        strides = [s * self.storage.dtype.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(self.storage.values[self.offset :], self.shape, strides).copy()
+        strides = [s * values.itemsize for s in self.strides]
+        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides).copy()
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -81,9 +87,9 @@ ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Reads containers, numbers, strings and tensors; refuses everything else."""
 
-    def __init__(self, file: BinaryIO, load_storage: Callable[[Any], _Storage]):
+    def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="utf-8")
-        self.load_storage = load_storage
+        self.dtypes: dict[str, np.dtype] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of the few names that weights need."""
@@ -96,9 +102,11 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Find the storage that a tensor refers to."""
-        if not isinstance(pid, tuple) or not pid or pid[0] != "storage" or not isinstance(pid[1], np.dtype):
-            raise pickle.UnpicklingError(f"unknown kind of reference {pid!r}")
-        return self.load_storage(pid[1:])
+        match pid:
+            case ("storage", np.dtype() as dtype, key, _, _) | ("storage", np.dtype() as dtype, key, _, _, None):
+                self.dtypes.setdefault(str(key), dtype)
+                return _Storage(dtype, str(key))
+        raise pickle.UnpicklingError(f"unknown kind of reference {pid!r}")
 
 
 def _read_zip(path: Path) -> Any:
@@ -110,42 +118,30 @@ def _read_zip(path: Path) -> Any:
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are big-endian; save it again on a little-endian machine")
-        storages: dict[str, _Storage] = {}
+        storages: dict[str, bytes] = {}
 
-        def load_storage(pid: Any) -> _Storage:
-            dtype, key = pid[0], str(pid[1])
-            if key not in storages:
-                storages[key] = _Storage(dtype)
-                storages[key].values = np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
-            return storages[key]
+        def values(storage: _Storage) -> np.ndarray:
+            if storage.key not in storages:
+                storages[storage.key] = archive.read(f"{folder}data/{storage.key}")
+            return np.frombuffer(storages[storage.key], storage.dtype)
 
-        return _resolve(_Unpickler(io.BytesIO(archive.read(pickles[0])), load_storage).load())
+        return _resolve(_Unpickler(io.BytesIO(archive.read(pickles[0]))).load(), values)
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    def refuse(_: Any) -> _Storage:
-        raise pickle.UnpicklingError("a tensor in the header")
-
-    header = [_Unpickler(file, refuse).load() for _ in range(3)]
+    header = [_Unpickler(file).load() for _ in range(3)]
     if header[:2] != [LEGACY_MAGIC, LEGACY_PROTOCOL] or not isinstance(header[2], dict):
         raise ValueError("it does not start like a file of torch.save")
     if not header[2].get("little_endian", True):
         raise ValueError("its numbers are big-endian; save it again on a little-endian machine")
-    storages: dict[str, _Storage] = {}
-
-    def load_storage(pid: Any) -> _Storage:
-        dtype, key = pid[0], str(pid[1])
-        if len(pid) > 4 and pid[4] is not None:
-            raise pickle.UnpicklingError("storages that are views of others, as PyTorch wrote before 0.4")
-        return storages.setdefault(key, _Storage(dtype))
-
-    tree = _Unpickler(file, load_storage).load()
+    unpickler = _Unpickler(file)
+    tree = unpickler.load()
     # After the containers: the keys of the storages, and the numbers of each behind their count.
-    for key in _Unpickler(file, refuse).load():
-        storage = storages[str(key)]
+    storages: dict[str, bytes] = {}
+    for key in map(str, _Unpickler(file).load()):
         (count,) = struct.unpack("<q", _exactly(file, 8))
-        storage.values = np.frombuffer(_exactly(file, count * storage.dtype.itemsize), storage.dtype)
-    return _resolve(tree)
+        storages[key] = _exactly(file, count * unpickler.dtypes[key].itemsize)
+    return _resolve(tree, lambda storage: np.frombuffer(storages[storage.key], storage.dtype))
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
@@ -155,13 +151,13 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-def _resolve(tree: Any) -> Any:
+def _resolve(tree: Any, values: Callable[[_Storage], np.ndarray]) -> Any:
     if isinstance(tree, _Tensor):
-        return tree.resolve()
+        return tree.resolve(values(tree.storage))
     if isinstance(tree, dict):
-        return {key: _resolve(value) for key, value in tree.items()}
+        return {key: _resolve(value, values) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_resolve(value) for value in tree]
+        return [_resolve(value, values) for value in tree]
     return tree
 
 
@@ -211,6 +207,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         UnicodeDecodeError,
         OverflowError,
         MemoryError,
+        RecursionError,
+        NotImplementedError,
     ) as error:
         # Damaged pickles surface as any of these.
         raise ValueError(

@@ -24,7 +24,8 @@ from ddiff_jax.types import Params
 FORMAT = 1
 CARD = "card.json"
 ORBAX = "weights"
-SAFETENSORS = "weights.safetensors"
+PACKED = "weights.safetensors"
+SCALE = "scale of "  # prefix of the names of packed arrays' scales
 
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
 MODULES = {"adm_unet": ("unet", "UNet"), "kernel_wizard": ("kernel_wizard", "KernelWizard")}
@@ -94,15 +95,14 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
     Args:
         folder: must not exist yet.
         params: nested dict of float32 arrays.
-        card: `files` is filled in here. A dtype of "float32" writes an Orbax checkpoint; "float16" one safetensors
-            file, half the size, for shipping.
+        card: `files` is filled in here. A dtype of "float32" writes an Orbax checkpoint; "int16" one safetensors
+            file of half the size, for shipping.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: a float16 cannot hold a weight.
     """
     folder = Path(folder).absolute()
     if folder.exists():
@@ -112,8 +112,8 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
-        if card.dtype == "float16":
-            _save_safetensors(partial / SAFETENSORS, params)
+        if card.dtype == "int16":
+            _save_packed(partial / PACKED, params)
         else:
             _orbax().save(partial / ORBAX, params)
         written = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -136,36 +136,69 @@ def _orbax() -> Any:
 
 
 def _load_orbax(path: Path, wanted: Params) -> Params:
+    # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
+    stored = {name: tuple(leaf.shape) for name, leaf in _named(_orbax().metadata(path).metadata).items()}
+    _check_shapes(stored, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
     return _orbax().load(path, placed)
 
 
-def _save_safetensors(path: Path, params: Params) -> None:
+def _named(params: Params) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def pack(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round an array to 16 bits: integers, and a scale for every column (along the second last axis).
+
+    Sixteen bits spread evenly over a column's range round ten times finer than float16, whose exponent takes five.
+    """
+    largest = np.max(np.abs(array), axis=-2, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(32767), np.float32(1))
+    return np.round(array / scale).astype(np.int16), scale
+
+
+def unpack(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Undo `pack` up to rounding."""
+    return integers.astype(np.float32) * scale
+
+
+def _save_packed(path: Path, params: Params) -> None:
     from safetensors.numpy import save_file
 
-    flat = {}
-    for key_path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        with np.errstate(over="ignore"):  # what overflows is refused right below
-            flat[name] = np.asarray(leaf, np.float16)
-        if not np.all(np.isfinite(flat[name])):
-            raise ValueError(f"{name} holds numbers that float16 cannot; keep float32")
-    save_file(flat, path)
+    stored = {}
+    for name, leaf in _named(params).items():
+        if leaf.ndim < 2:  # norms and biases: few, and every output depends on them
+            stored[name] = leaf
+        else:
+            stored[name], stored[SCALE + name] = pack(np.asarray(leaf))
+    save_file(stored, path)
     path.chmod(0o644)  # safetensors makes it private
 
 
-def _load_safetensors(path: Path, wanted: Params) -> Params:
+def _load_packed(path: Path, wanted: Params) -> Params:
     from safetensors.numpy import load_file
 
-    flat = load_file(path)
-    named = jax.tree_util.tree_flatten_with_path(wanted)[0]
-    names = [jax.tree_util.keystr(key_path, simple=True, separator="/") for key_path, _ in named]
-    if sorted(names) != sorted(flat) or any(
-        flat[n].shape != leaf.shape for n, (_, leaf) in zip(names, named, strict=True)
-    ):
-        raise ValueError("its tensors are not those of the card's architecture")
-    return jax.tree.unflatten(jax.tree.structure(wanted), [flat[name].astype(np.float32) for name in names])
+    stored = load_file(path)
+    arrays = {
+        name: unpack(values, stored[SCALE + name]) if SCALE + name in stored else values
+        for name, values in stored.items()
+        if not name.startswith(SCALE)
+    }
+    _check_shapes({name: array.shape for name, array in arrays.items()}, wanted)
+    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in _named(wanted)])
+
+
+def _check_shapes(stored: dict[str, tuple[int, ...]], wanted: Params) -> None:
+    shapes = {name: leaf.shape for name, leaf in _named(wanted).items()}
+    different = sorted(name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{len(different)} tensors differ from the card's architecture, the first is {name}: stored as "
+            f"{stored.get(name, 'absent')}, wanted {shapes.get(name, 'absent')}"
+        )
 
 
 def available_priors() -> dict[str, Path]:
@@ -247,8 +280,8 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
     try:
         module = build_module(kind, {**card.architecture, **changes})
         wanted = abstract_params(module)
-        packed = folder / SAFETENSORS
-        params = _load_safetensors(packed, wanted) if packed.is_file() else _load_orbax(folder / ORBAX, wanted)
+        packed = folder / PACKED
+        params = _load_packed(packed, wanted) if packed.is_file() else _load_orbax(folder / ORBAX, wanted)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
     return module, jax.tree.map(jnp.asarray, params), card

@@ -58,7 +58,7 @@ class NoiseSchedule:
 def linear_schedule(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
     """Build the schedule with beta rising linearly from `beta_start` to `beta_end` (both included).
 
-    Source: Ho et al. 2020; guided-diffusion's "linear" schedule, which all published checkpoints use.
+    Source: Ho et al. 2020; guided-diffusion's "linear" schedule, that of the FFHQ and 256x256 ImageNet checkpoints.
 
     Raises:
         ValueError: fewer than one level, or betas outside 0 < beta_start <= beta_end < 1.

@@ -1,11 +1,13 @@
 import collections
 import json
 import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from weights import Global, Tensor, synthetic, write_legacy, write_state_dict, write_zip
+from weights import Global, Tensor, dumps, synthetic, write_legacy, write_state_dict, write_zip
 
 import convert_weights
 from convert_weights.torch_file import read_tensors
@@ -73,6 +75,27 @@ def test_every_other_name_is_refused(tmp_path, write, module, name):
     write(tmp_path / "bad.pt", {"x": Global(module, name)}, {})
     with pytest.raises(ValueError, match=f"{module}.{name}"):
         read_tensors(tmp_path / "bad.pt")
+
+
+def test_a_pickle_cannot_retype_a_storage_and_read_beyond_its_end(tmp_path):
+    few = np.arange(8, dtype=np.uint8)
+    # After the storage is made, ask the unpickler to overwrite its attribute `dtype` by a type eight times as wide.
+    retype = b"}X\x05\x00\x00\x00dtypectorch\nDoubleStorage\nsb"
+    pickled = dumps({"w": Tensor("0", few, storage="ByteStorage")})
+    patched = pickled.replace(pickle.BINPERSID, pickle.BINPERSID + retype, 1)
+    assert patched != pickled
+    with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", patched)
+        archive.writestr("archive/data/0", few.tobytes())
+    with pytest.raises(ValueError, match=r"bad\.pt cannot be read"):
+        read_tensors(tmp_path / "bad.pt")
+
+
+def test_a_container_that_holds_itself_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "loop.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02]q\x00h\x00a.")
+    with pytest.raises(ValueError, match=r"loop\.pt cannot be read"):
+        read_tensors(tmp_path / "loop.pt")
 
 
 @both_formats
@@ -165,7 +188,7 @@ def test_conversion_refuses_what_it_cannot_do(tmp_path, state_dict):
         ("w.pt", {"head_width": 48}, ValueError, "--head-width"),
         ("w.pt", {"head_width": 16, "image_size": 33}, ValueError, "multiple of 2"),
         ("w.pt", {"head_width": 16, "attention_order": "old"}, ValueError, "legacy or new"),
-        ("w.pt", {"head_width": 16, "dtype": "int8"}, ValueError, "float32 or float16"),
+        ("w.pt", {"head_width": 16, "dtype": "int8"}, ValueError, "float32 or int16"),
         ("other.pt", {}, ValueError, "no known network"),
         ("nan.pt", {"head_width": 16}, ValueError, "NaN"),
     ):

@@ -10,10 +10,9 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff
 
-# The trajectories were recorded with float32 weights. With those ours stays within 6e-5 over the first ten steps and
-# within the recorded drift of two runs of the original after that (benchmarks/README.md); the packaged weights are
-# stored in float16, which shifts the predicted noise by up to 1.2e-3 and the states as follows.
-FIRST_TEN, LATER = 3e-3, 5e-2
+# What can be asked: fixed-length steps amplify rounding, so later states are held to ten times the largest difference
+# between two float32 runs of the original with different convolution algorithms, recorded beside each state.
+FIRST_TEN, DRIFTS = 1e-3, 10
 PSNR = 0.01  # dB
 
 CASES = {
@@ -40,11 +39,12 @@ def test_recorded_trajectory_is_followed(golden, name):
     state = solver.init(prior, problem, (64, 64, 3), dd.KeyNoise(jax.random.key(0)), jnp.asarray(recorded["x_start"]))
     step = jax.jit(solver.step)
     states = dict(zip(recorded["after"].tolist(), recorded["states"], strict=True))
+    drifts = dict(zip(recorded["after"].tolist(), recorded["drift"].tolist(), strict=True))
     for k in range(50):
         point = jax.tree.map(lambda column, k=k: column[k], grid)
         state, _ = step(prior, problem, state, point, dd.TapeNoise(jnp.asarray(tape_row(k + 1, 64))[None]))
         if k + 1 in states:
-            tolerance = FIRST_TEN if k < 10 else LATER
+            tolerance = FIRST_TEN if k < 10 else FIRST_TEN + DRIFTS * drifts[k + 1]
             np.testing.assert_allclose(state.x_t, states[k + 1], atol=tolerance, rtol=0, err_msg=f"step {k + 1}")
     error = np.mean((np.clip(np.asarray(state.x_t), -1, 1) - recorded["x_true"]) ** 2)
     np.testing.assert_allclose(10 * np.log10(4 / error), recorded["final_psnr"], atol=PSNR)

@@ -13,7 +13,6 @@ from ddiff_jax.models import UNet
 
 PARITY = 1e-4  # absolute, on outputs of order 1 to 4: the bar for float32
 ORACLE = 2e-5  # absolute; float32 against a float64 oracle on tiny networks
-HALF = 5e-3  # the packaged weights are stored in float16; the published outputs come from float32 weights
 BFLOAT16 = 0.1  # absolute, on outputs of order 1: eight bits through some thirty layers
 
 VARIANTS = (
@@ -43,13 +42,13 @@ def test_networks_of_the_original_class(golden, name):
     np.testing.assert_allclose(got, want, atol=PARITY, rtol=0)
 
 
-def test_the_packaged_prior_is_the_published_network_in_half_precision(golden):
+def test_the_packaged_prior_is_the_published_network(golden):
     prior = dd.load_prior("faces64")
     with np.load(golden("faces64_io.npz")) as recorded:
         x, t, want = recorded["x"], recorded["t"].astype(np.int32), recorded["out"]
     apply = jax.jit(prior.module.apply)
     got = apply({"params": prior.params}, jnp.asarray(x), jnp.asarray(t))
-    np.testing.assert_allclose(got, want, atol=HALF, rtol=0)
+    np.testing.assert_allclose(got, want, atol=PARITY, rtol=0)
     eps = jax.jit(jax.vmap(prior.eps))(jnp.asarray(x), jnp.asarray(t))
     np.testing.assert_allclose(eps, got[..., :3], atol=PARITY)
 
