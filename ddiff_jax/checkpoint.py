@@ -216,7 +216,7 @@ def find_weights(name_or_path: str | Path) -> Path:
     known = available_priors()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    path = Path(name_or_path)
+    path = Path(name_or_path).absolute()  # Orbax takes no relative ones
     if path.is_file() and path.name == CARD:
         return path.parent
     if path.is_file():

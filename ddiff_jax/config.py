@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ddiff_jax.operators import OPERATORS
 from ddiff_jax.solvers import SOLVERS, Solver
 
 
@@ -88,6 +89,7 @@ def parse_task(text: str, where: str) -> Task:
     missing = set(fields) - set(values)
     if missing:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    check_name(f"operator in {where}:", values["operator"], OPERATORS)
     check_keys(f"{where}, solvers", values["solvers"], SOLVERS)
     return Task(**values)
 

@@ -174,7 +174,25 @@ def _start(run: _Run, x_init: Float[Array, "N H W C"] | None) -> tuple[Any, Any]
     return grid, (state, tables)
 
 
-@functools.partial(jax.jit, donate_argnames=("carry",))
+# XLA's default on CPUs hands convolutions to a library that leaves cores idle at small batches. Its older path shares
+# them out: 33 instead of 67 ms per evaluation of the packaged network on two cores (benchmarks/README.md).
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_prefer_vector_width": "512",
+}
+
+
+@functools.cache
+def _chunk_program(backend: str) -> Any:
+    """Compile chunks with options that suit the backend, or without where this version of XLA does not know them."""
+    options = CPU_OPTIONS if backend == "cpu" else {}
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        options = {}
+    return jax.jit(_run_chunk, donate_argnames=("carry",), compiler_options=options)
+
+
 def _run_chunk(carry: Any, start: Any, stop: Any, grid: Any, run: _Run) -> Any:
     """Make steps start to stop - 1. The bounds are data, so one program serves chunks of any length."""
 
@@ -257,14 +275,15 @@ def solve(
         preview = lambda: np.asarray(_finish_batch(solver, carry).x)  # noqa: E731
         return bool(on_chunk(Progress(step, num_steps, misfit, preview)))
 
-    carry = _run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
+    run_chunk = _chunk_program(jax.default_backend())
+    carry = run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
     jax.block_until_ready(carry)
     stopped = report(0)
     bounds = np.linspace(0, num_steps, max(1, min(num_chunks, num_steps)) + 1).astype(int)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if stopped:
             break
-        carry = _run_chunk(carry, start, stop, grid, run)
+        carry = run_chunk(carry, start, stop, grid, run)
         stopped = report(stop)
     return _finish_batch(solver, carry)
 

@@ -125,11 +125,12 @@ def test_one_trace_serves_all_values(batch):
 def test_one_compiled_program_serves_all_values_of_solve(batch):
     module = sys.modules["ddiff_jax.solve"]  # the package's attribute of this name is the function
     run(batch)
-    before = module._run_chunk._cache_size()
+    program = module._chunk_program("cpu")
+    before = program._cache_size()
     masks, y, keys = batch
     run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(gamma=1.0, num_steps=12), 0.2)
     run(take(batch, [4, 3, 2, 1, 0]), num_chunks=3)
-    assert module._run_chunk._cache_size() == before
+    assert program._cache_size() == before
 
 
 def test_keys_are_never_reused(batch):

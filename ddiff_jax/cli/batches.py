@@ -1,0 +1,246 @@
+"""The work of `ddiff restore`: read images, measure them, restore them in batches of one shape, score the results."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ddiff_jax import io
+from ddiff_jax.cli.jobs import Job
+from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
+from ddiff_jax.noise import Stream, image_keys, stream_key
+from ddiff_jax.operators import OPERATORS, Operator
+from ddiff_jax.problem import simulate
+from ddiff_jax.types import PRNGKey
+
+READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[str]]]] = {"mask": io.read_mask, "kernel": io.read_kernel}
+SSIM_WINDOW = 11  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image, ready to be restored.
+
+    Args:
+        job: where it comes from and goes to.
+        key: its key.
+        operator: its operator; the same object for all images unless it differs between them.
+        y: its measurement.
+        truth: the clean image, unless INPUT was the measurement.
+        notes: conversions made while reading.
+        sha256: hash of the input file.
+    """
+
+    job: Job
+    key: PRNGKey
+    operator: Operator
+    y: jax.Array
+    truth: Float[np.ndarray, "H W C"] | None
+    notes: list[str]
+    sha256: str
+
+
+class Reader:
+    """Turns jobs into items."""
+
+    def __init__(self, settings: Settings):
+        """Read the masks or kernels that all images share, and build the shared operator.
+
+        Raises:
+            ValueError: they do not fit, or --measured leaves open what a random operator hid.
+        """
+        self._settings = settings
+        self._root = jax.random.key(settings.options.seed)
+        self.random = is_random(settings.operator, settings.arguments)
+        if settings.options.measured and self.random:
+            flags = " or ".join(fixing_flags(settings.operator))
+            raise ValueError(f"--measured cannot know what {settings.operator} drew at random; give {flags}")
+        self.per_image = self.random or any(path.is_dir() for path in settings.files.values())
+        self.notes: list[str] = []
+        shared = {name: path for name, path in settings.files.items() if not path.is_dir()}
+        self._arrays: dict[str, np.ndarray] = {}
+        for name, path in shared.items():
+            self._arrays[name], notes = _read_file(name, path)
+            self.notes += [f"{path}: {note}" for note in notes]
+        self._operator = None if self.per_image else self._build({})
+        if self.random and not settings.files:
+            self._build({}, self._root)  # wrong arguments are wrong for every image: say so once, now
+
+    def _build(self, arrays: dict[str, np.ndarray], *key: PRNGKey) -> Operator:
+        settings = self._settings
+        try:
+            return OPERATORS[settings.operator](settings.shape, *key, **settings.arguments, **self._arrays, **arrays)
+        except ValueError as error:
+            files = ", ".join(map(str, settings.files.values()))
+            raise ValueError(f"{files}: {error}" if files else str(error)) from error
+
+    def read(self, job: Job) -> Item:
+        """Read one input and measure it, unless it is the measurement.
+
+        Raises:
+            ValueError: it cannot be used; the message names the file.
+        """
+        settings = self._settings
+        array, notes = io.read(job.path, settings.shape[2])
+        key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
+        operator = self._operator
+        if operator is None:
+            arrays = {}
+            for name, folder in settings.files.items():
+                if folder.is_dir():
+                    arrays[name], found = _read_file(name, _same_stem(folder, job.stem))
+                    notes += found
+            operator = self._build(arrays, *([stream_key(key, Stream.OPERATOR)] if self.random else []))
+        if settings.options.measured:
+            truth = None
+            self._check_measurement(job.path, operator, array)
+            # Hidden pixels measure nothing, whatever the file shows there: as 0 they cannot enter the misfit.
+            mask = getattr(operator, "mask", None)
+            y = jnp.asarray(array if mask is None else np.where(np.asarray(mask) > 0, array, 0))
+        else:
+            truth = self._clean(job.path, array, notes)
+            y = _simulate(operator, truth, np.float32(settings.sigma_y), stream_key(key, Stream.MEASUREMENT))
+        return Item(job, key, operator, y, truth, notes, io.sha256(job.path))
+
+    def _clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
+        shape = self._settings.shape
+        if x.ndim != 3 or x.shape[2] != shape[2] or x.dtype != np.float32:
+            raise ValueError(
+                f"{path} must be a real image [{shape[0]}, {shape[1]}, {shape[2]}]; got {x.dtype}{list(x.shape)}"
+            )
+        if x.shape == shape:
+            return x
+        if not self._settings.options.resize:
+            raise ValueError(
+                f"{path} is {_size(x.shape)}, the prior is for {_size(shape)}; add --resize to cut it to a centred "
+                "square and resize it, or --measured if it is the measurement itself"
+            )
+        notes.append(f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}")
+        return io.crop_and_resize(x, shape[0])
+
+    def _check_measurement(self, path: Path, operator: Operator, y: np.ndarray) -> None:
+        expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(self._settings.shape, jnp.float32))
+        if y.shape != expected.shape or y.dtype != expected.dtype:
+            raise ValueError(
+                f"{path} is {y.dtype}{list(y.shape)}, but {self._settings.operator} makes measurements of "
+                f"{expected.dtype}{list(expected.shape)} from images of {_size(self._settings.shape)}; "
+                "check --task and its flags, or leave --measured out if it is a clean image"
+            )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]} pixels"
+
+
+def _read_file(name: str, path: Path) -> tuple[np.ndarray, list[str]]:
+    return READERS[name](path) if name in READERS else (io.read_array(path), [])
+
+
+def _same_stem(folder: Path, stem: str) -> Path:
+    found = sorted(p for p in folder.iterdir() if p.stem == stem)
+    if len(found) != 1:
+        raise ValueError(f"{folder} must hold one file named {stem}.*; it holds {len(found)}")
+    return found[0]
+
+
+@jax.jit
+def _simulate(operator: Operator, x: Any, sigma_y: Any, key: PRNGKey) -> jax.Array:
+    return simulate(operator, x, sigma_y, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Items stacked for `solve`; the last one is repeated until the batch is full.
+
+    Args:
+        index: number of the batch, from 0.
+        num_before: inputs in the batches before, failed ones included.
+        items: the items without repetitions.
+        operator: one operator, or a stack.
+        operator_axis: as in `solve`.
+        y: measurements.
+        keys: keys.
+    """
+
+    index: int
+    num_before: int
+    items: list[Item]
+    operator: Operator
+    operator_axis: int | None
+    y: jax.Array
+    keys: jax.Array
+
+
+def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_image: bool) -> Batch:
+    """Make a batch of `size`, so that one compiled program serves all batches."""
+    full = items + items[-1:] * (size - len(items))
+    operator = full[0].operator
+    if per_image:
+        operator = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(item.operator for item in full))
+    y, keys = jnp.stack([item.y for item in full]), jnp.stack([item.key for item in full])
+    return Batch(index, num_before, items, operator, 0 if per_image else None, y, keys)
+
+
+def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable[[Job, str], None]) -> Iterator[Batch]:
+    """Read jobs into batches; a job that cannot be read is reported and left out."""
+    items: list[Item] = []
+    index = num_before = 0
+    for position, job in enumerate(jobs, start=1):
+        try:
+            items.append(reader.read(job))
+        except (ValueError, TypeError, OSError) as error:
+            on_failure(job, str(error))
+        if items and (len(items) == size or position == len(jobs)):
+            yield _stack(items, size, index, num_before, per_image=reader.per_image)
+            index, num_before, items = index + 1, position, []
+
+
+@functools.partial(jax.jit, static_argnames="operator_axis")
+def _score(operator: Operator, x: Any, y: Any, truth: Any, operator_axis: int | None) -> tuple[Any, Any, Any]:
+    residual = jax.vmap(lambda a, v, w: jnp.abs(a.forward(v) - w), (operator_axis, 0, 0))(operator, x, y)
+    misfit = jnp.mean(residual.reshape(len(y), -1) ** 2, axis=1)
+    if truth is None or min(truth.shape[1:3]) < SSIM_WINDOW:
+        return residual, misfit, None
+    # Whatever promotion our caller allows, this library relies on JAX's own.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        ssim = dm_pix.ssim((jnp.clip(x, -1, 1) + 1) / 2, (truth + 1) / 2, filter_size=SSIM_WINDOW)
+    return residual, misfit, ssim
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How good one restoration is.
+
+    Args:
+        residual: |A(x) - y|, in the shape of the measurement.
+        metrics: misfit (mean squared residual), its excess over sigma_y^2, and with a truth PSNR (dB, range [-1, 1],
+            of the clipped image) and SSIM.
+    """
+
+    residual: np.ndarray
+    metrics: dict[str, float | None]
+
+
+def score(batch: Batch, x: jax.Array, sigma_y: float) -> list[Score]:
+    """Score the restorations of a batch, without its repetitions."""
+    known = [item.truth for item in batch.items if item.truth is not None]
+    truths = np.stack(known + known[-1:] * (len(x) - len(known))) if known else None
+    residual, misfit, ssim = jax.device_get(_score(batch.operator, x, batch.y, truths, batch.operator_axis))
+    scores = []
+    for i in range(len(batch.items)):
+        metrics: dict[str, float | None] = {}
+        if truths is not None:
+            error = np.clip(np.asarray(x[i], np.float64), -1, 1) - truths[i]
+            metrics["psnr"] = float(10 * np.log10(4 / max(np.mean(error**2), 1e-20)))
+            metrics["ssim"] = None if ssim is None else float(ssim[i])
+        metrics["misfit"] = float(misfit[i])
+        metrics["misfit_excess"] = float(misfit[i]) - sigma_y**2
+        scores.append(Score(residual[i], metrics))
+    return scores

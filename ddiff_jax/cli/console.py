@@ -1,0 +1,63 @@
+"""Messages and progress on standard error: a bar in a terminal, a few plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 20.0  # between progress lines outside of a terminal
+
+
+class Console:
+    """Says things on standard error, or nothing when quiet. Rich honours NO_COLOR and non-terminals."""
+
+    def __init__(self, *, quiet: bool):
+        self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.animated = self.rich.is_terminal and not quiet
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line."""
+        self.rich.print(text, style=style, markup=False)
+
+    def fail(self, text: str) -> None:
+        """Print one error, also when quiet."""
+        print(f"ddiff: error: {' '.join(text.split())}", file=sys.stderr)
+
+
+class Bar:
+    """Progress over all steps of all batches; `live` is the context in which the bar is shown.
+
+    Args:
+        console: where to.
+        num_batches: batches in all.
+        num_images: images in all.
+    """
+
+    def __init__(self, console: Console, num_batches: int, num_images: int):
+        self._console, self._num_batches, self._num_images = console, num_batches, num_images
+        self._started, self._said = time.monotonic(), time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[text]}  ETA"),
+            TimeRemainingColumn(compact=True),
+        )
+        self.live = Progress(*columns, console=console.rich, disable=not console.animated, transient=True, expand=True)
+        self._task = self.live.add_task("restoring", total=None, text="")
+
+    def start(self) -> None:
+        """Start the clock, after compilation."""
+        self._started = time.monotonic()
+        self.live.reset(self._task)
+
+    def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float) -> None:
+        """Show where the run stands: steps of this batch, images done before it, and the current misfit."""
+        done, total = batch * num_steps + step, self._num_batches * num_steps
+        text = f"step {step}/{num_steps}  images {num_done}/{self._num_images}  misfit {misfit:.4f}"
+        self.live.update(self._task, completed=done, total=total, text=text)
+        now = time.monotonic()
+        if not self._console.animated and done and now - self._said > PLAIN_SECONDS:
+            self._said = now
+            left = (now - self._started) * (total - done) / done
+            self._console.say(f"{text}  ETA {left:.0f} s")

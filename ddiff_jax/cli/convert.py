@@ -1,0 +1,73 @@
+"""`ddiff convert`: turn a PyTorch checkpoint into one that `--prior` reads, without PyTorch."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ddiff_jax.checkpoint import Card
+from ddiff_jax.cli.console import Console
+from ddiff_jax.cli.flags import parse
+
+DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .safetensors) of guided-diffusion's UNet.
+
+example:
+  ddiff convert ffhq_10m.pt --output ffhq --verify
+
+The architecture is read off the tensors; the flags say what tensors cannot tell."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to convert.
+
+    Args:
+        source: The checkpoint file.
+        output: Folder to write; must not exist yet.
+        image_size: Side of the images that the network was trained on; by default what its levels suggest.
+        attention_order: How the attention layers order queries, keys and values.
+        head_width: Channels per attention head; by default 64.
+        num_heads: Attention heads, instead of their width.
+        dtype: Type of the stored numbers; float16 halves the size and loses digits.
+        licence: Terms of the weights, for the card.
+        verify: Read back what was written and compare it with the source.
+        json: Print the card to standard output.
+    """
+
+    source: tyro.conf.Positional[Path]
+    output: Path
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    attention_order: Literal["legacy", "new"] = "legacy"
+    head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    dtype: Literal["float32", "float16"] = "float32"
+    licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    verify: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    options = parse(Options, argv, prog="ddiff convert", description=DESCRIPTION)
+    from convert_weights import convert
+
+    settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("source", "output", "json")}
+    if settings["licence"] is None:
+        del settings["licence"]
+    card = convert(options.source, options.output, **settings)
+    console = Console(quiet=False)
+    for note in card.notes:
+        console.say(f"note: {note}")
+    console.say(f"{options.output}/ holds {describe(card)}{', verified' * options.verify}")
+    if options.json:
+        print(json.dumps(dataclasses.asdict(card), indent=1))
+    return 0
+
+
+def describe(card: Card) -> str:
+    """Sum up a card in one line."""
+    shape = "x".join(map(str, card.image_shape))
+    return f"{card.kind}, {shape}, {card.num_parameters / 1e6:.2f} million parameters; licence: {card.licence}"

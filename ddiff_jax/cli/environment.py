@@ -1,0 +1,45 @@
+"""Facts about this machine and installation, and the cache of compiled programs."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddiff_jax._version import __version__
+from ddiff_jax.prior import DiffusionPrior
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that decide results."""
+    installed = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"ddiff_jax": __version__, **installed, "python": platform.python_version()}
+
+
+def describe(device: Any) -> str:
+    """Name a device for people."""
+    return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
+
+
+def cache_folder() -> Path:
+    """Find where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or below the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(base) / "ddiff_jax" / "compiled")
+
+
+def use_compilation_cache() -> None:
+    """Let the next run find every program compiled, the small ones too."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def evaluation_flops(prior: DiffusionPrior) -> float:
+    """Count the floating-point operations of one evaluation of the network on one image, without compiling it."""
+    x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
+    t = jax.ShapeDtypeStruct((), jnp.int32)
+    analysis = jax.jit(lambda prior, x, t: prior.eps(x, t)).lower(prior, x, t).cost_analysis()
+    return float((analysis or {}).get("flops", float("nan")))

@@ -1,0 +1,90 @@
+"""The comparison picture: panels in one row, an error map with a fixed scale, and its colour bar."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from ddiff_jax import io
+
+# All error maps of all runs share one scale, so that pictures can be compared: |error| of images in [-1, 1].
+ERROR_MAX = 0.5
+# Dark to light with evenly rising lightness, so that the map also reads in grey.
+RAMP = np.array(
+    [(8, 8, 20), (52, 24, 92), (128, 37, 108), (200, 62, 78), (240, 122, 52), (252, 190, 92), (255, 246, 214)]
+)
+
+PANEL, GAP, MARGIN = 320, 16, 28  # pixels
+TITLE_SIZE, TEXT_SIZE = 21, 16
+BAR_WIDTH = 14
+INK, FAINT, PAPER = (24, 26, 32), (104, 108, 118), (255, 255, 255)
+
+Levels = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One picture with a title and a line below the title."""
+
+    levels: Levels
+    title: str
+    text: str
+
+
+def picture(x: Float[np.ndarray, "H W C"]) -> Levels:
+    """Turn an image in [-1, 1] into what a screen shows."""
+    return np.repeat(io.to_uint8(x), 3 // x.shape[-1], axis=-1)
+
+
+def error_map(error: Float[np.ndarray, "H W C"]) -> Levels:
+    """Colour the mean over channels of an absolute error, by the fixed scale 0 to `ERROR_MAX`."""
+    height = np.clip(error.mean(axis=-1) / ERROR_MAX, 0, 1) * (len(RAMP) - 1)
+    channels = [np.interp(height, np.arange(len(RAMP)), RAMP[:, c]) for c in range(3)]
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def compare(panels: list[Panel]) -> Pillow.Image:
+    """Draw panels side by side; the last one is an error map and gets the colour bar."""
+    title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
+    head = MARGIN + TITLE_SIZE + TEXT_SIZE + 22
+    width = 2 * MARGIN + len(panels) * PANEL + (len(panels) - 1) * GAP + GAP + BAR_WIDTH + 44
+    canvas = Pillow.new("RGB", (width, head + PANEL + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = MARGIN
+    for panel in panels:
+        draw.text((left, MARGIN - 6), panel.title, INK, title_font)
+        draw.text((left, MARGIN + TITLE_SIZE + 4), panel.text, FAINT, text_font)
+        # Nearest: every pixel of every panel is shown as it is, none looks smoother than its numbers.
+        canvas.paste(_fit(Pillow.fromarray(panel.levels)), (left, head))
+        left += PANEL + GAP
+    _colour_bar(canvas, draw, (left, head), text_font)
+    return canvas
+
+
+def _fit(image: Pillow.Image) -> Pillow.Image:
+    """Scale to the panel's size; pictures that are not square are centred on grey."""
+    scale = PANEL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    enlarged = image.resize(size, Pillow.Resampling.NEAREST if scale >= 1 else Pillow.Resampling.BOX)
+    panel = Pillow.new("RGB", (PANEL, PANEL), (236, 237, 240))
+    panel.paste(enlarged, ((PANEL - size[0]) // 2, (PANEL - size[1]) // 2))
+    return panel
+
+
+def _colour_bar(
+    canvas: Pillow.Image,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, top = place
+    ramp = np.linspace(ERROR_MAX, 0, PANEL)[:, None, None].repeat(BAR_WIDTH, axis=1)
+    canvas.paste(Pillow.fromarray(error_map(ramp)), (left, top))
+    for share in (0, 0.5, 1):
+        y = top + round((1 - share) * (PANEL - 1))
+        draw.line((left + BAR_WIDTH, y, left + BAR_WIDTH + 5, y), FAINT)
+        value = f"{share * ERROR_MAX:g}{'+' * (share == 1)}"
+        anchor = {0: "ls", 0.5: "lm", 1: "lt"}[share]
+        draw.text((left + BAR_WIDTH + 9, y), value, FAINT, font, anchor=anchor)

@@ -1,0 +1,144 @@
+"""Parsing: one-line errors with the nearest flag, and flags made from solver fields and operator arguments."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import tyro
+
+T = TypeVar("T")
+
+
+def peek(argv: Sequence[str], flag: str, default: str) -> str:
+    """Read the value of one flag before the parser exists, because other flags depend on it."""
+    value = default
+    for i, argument in enumerate(argv):
+        if argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        elif argument == flag and i + 1 < len(argv):
+            value = argv[i + 1]
+    return value
+
+
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str = "",
+    elsewhere: Callable[[], Mapping[str, str]] = dict,
+) -> T:
+    """Fill a dataclass (nested ones are sections of flags) from the command line.
+
+    Args:
+        cls: the dataclass.
+        argv: the arguments.
+        prog: program and command, for messages.
+        description: head of the help text.
+        elsewhere: gives flags that exist under other circumstances, and what makes them exist.
+
+    Raises:
+        ValueError: the arguments do not fit.
+        SystemExit: code 0 after the help text.
+    """
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            options, unknown = tyro.cli(
+                cls,
+                args=argv,
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_first_paragraph(boxes.getvalue())}; see {prog} --help") from None
+    if unknown:
+        flag = next((a for a in unknown if a.startswith("-")), unknown[0]).partition("=")[0]
+        where = elsewhere().get(flag)
+        close = difflib.get_close_matches(flag, _flag_names(cls), n=1)
+        hint = f"it belongs to {where}; " if where else f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown flag {flag}; {hint}{prog} --help lists all")
+    return options
+
+
+def _first_paragraph(box: str) -> str:
+    """Take the message out of the box that tyro draws around it, in Unicode or ASCII."""
+    paragraph = []
+    for line in box.splitlines()[1:]:  # the first line is the box's title
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ")
+        if paragraph and (not text.strip("─-╰+") or text == "Got errors:"):
+            break
+        paragraph.append(text)
+    return " ".join(paragraph).strip(" .") or "the arguments cannot be parsed"
+
+
+def spelled(name: str) -> str:
+    """Spell a field's name as a flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _flag_names(cls: Any) -> list[str]:
+    names = ["--help"]
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            names += _flag_names(field.type)
+        else:
+            is_switch = bool in (field.type, getattr(field.type, "__origin__", None))
+            names += [spelled(field.name), spelled(f"no_{field.name}")] if is_switch else [spelled(field.name)]
+    return names
+
+
+def scalar_type(hint: Any) -> Any:
+    """Reduce an annotation to what a flag can hold: float, int, bool, str, a Literal or a tuple, None allowed or not.
+
+    Returns:
+        The type, or None if the annotation wants an array.
+    """
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if bytes in choices:  # numpy's ArrayLike, which lists every scalar type as well
+        return None
+    found = [c for c in choices if get_origin(c) in (Literal, tuple)] or [
+        c for c in (float, int, bool, str) if c in choices
+    ]
+    if not found:
+        return None
+    return found[0] | None if type(None) in choices else found[0]
+
+
+def argument_help(documented: Any) -> dict[str, str]:
+    """Read the descriptions below "Args:" in a Google docstring, their first sentences."""
+    doc = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(documented) or "", re.DOTALL | re.MULTILINE)
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", doc[1] if doc else "", re.MULTILINE)
+    return {name: re.split(r"(?<=\.) (?=[A-Z])", " ".join(text.split()))[0].rstrip(".") for name, text in entries}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One generated flag; `default` None means that it must be given by somebody."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+
+def section(title: str, flags: Sequence[Flag]) -> type:
+    """Make a dataclass whose fields are the flags."""
+    fields = []
+    for flag in flags:
+        kind = flag.kind if flag.default is not None else flag.kind | None
+        optional = get_args(kind)[0] if type(None) in get_args(kind) else None
+        metavar = optional.__name__.upper() if isinstance(optional, type) else None
+        settings = tyro.conf.arg(help=flag.help or None, metavar=metavar)
+        fields.append((flag.name, Annotated[kind, settings], dataclasses.field(default=flag.default)))
+    return dataclasses.make_dataclass(title, fields, frozen=True)

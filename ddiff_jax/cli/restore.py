@@ -1,0 +1,252 @@
+"""`ddiff restore`: degrade images or take measurements, restore them, and write pictures and metrics."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from ddiff_jax.checkpoint import load_prior
+from ddiff_jax.cli import results
+from ddiff_jax.cli.batches import Batch, Reader, batches, score
+from ddiff_jax.cli.console import Bar, Console
+from ddiff_jax.cli.environment import cache_folder, describe, evaluation_flops, use_compilation_cache, versions
+from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
+from ddiff_jax.cli.settings import Settings, resolve
+from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.solve import Progress, Solution, solve
+
+CHUNKS = 100  # how often per batch the host regains control, for the bar and for Ctrl-C
+CPU_BATCH, ACCELERATOR_BATCH = 8, 16
+LISTED = 20  # rows of the closing list
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    settings = resolve(argv)
+    if settings.options.print_config:
+        print(yaml.safe_dump(settings.as_dict(), sort_keys=False), end="")
+        return 0
+    if settings.options.cache:
+        use_compilation_cache()
+    with _terminable():
+        return _Restoration(settings).run()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+class _Restoration:
+    """One call of the command: what it was told, and what has been done so far."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.options = settings, settings.options
+        self.console = Console(quiet=self.options.quiet)
+        self.rows: list[dict[str, Any]] = []
+        self.failed: dict[str, str] = {}
+        self.record: dict[str, Any] = {}
+        self.seconds = {"compile": 0.0, "run": 0.0}
+
+    def run(self) -> int:
+        """Do the work; the exit code says whether all went well."""
+        for note in self.settings.notes:
+            self.console.say(f"note: {note}")
+        jobs = self._jobs()
+        prepare(self.options.output)
+        self.ledger = Ledger(self.options.output)
+        todo = self._unless_existing(jobs)
+        interrupted = False
+        try:
+            if todo:
+                self._restore_all(todo)
+        except KeyboardInterrupt:
+            interrupted = True
+        if not self.record and len(self.failed) == len(jobs):
+            return 2  # nothing but bad input: nothing was computed
+        self._summary()
+        if self.options.json:
+            print(json.dumps(self.ledger.document, indent=1))
+        if interrupted:
+            done = {row["name"] for row in self.rows}
+            missing = [str(j.path) for j in todo if j.stem not in done and str(j.path) not in self.failed]
+            self.console.fail(f"interrupted; not restored: {_some(missing)}; the same command continues")
+            return 130
+        return 1 if self.failed else 0
+
+    def _jobs(self) -> list[Job]:
+        if self.options.inputs:
+            return find_jobs(self.options.inputs, self.options.output)
+        if self.options.measured:
+            raise ValueError("--measured says that INPUT is a measurement, but no INPUT is given")
+        sample = Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"
+        return [Job(sample, "sample", "", self.options.output)]
+
+    def _unless_existing(self, jobs: list[Job]) -> list[Job]:
+        """Apply --existing."""
+        there = [job for job in jobs if job.result("restored").exists()]
+        if there and self.options.existing == "error":
+            raise ValueError(
+                f"{there[0].result('restored')} exists ({len(there)} of {len(jobs)} results do); "
+                "choose another --output, or --existing skip or overwrite"
+            )
+        if not there or self.options.existing == "overwrite":
+            return jobs
+        settings = self.settings.as_dict()
+        changed = sorted({name for job in there for name in self.ledger.differences(job, settings)})
+        other = f", made with another {', '.join(changed)}" if changed else ""
+        self.console.say(
+            f"skipped {len(there)} of {len(jobs)}: {self.options.output} holds their results{other}; "
+            "--existing overwrite replaces them"
+        )
+        return [job for job in jobs if job not in there]
+
+    def _fail(self, job: Job, message: str) -> None:
+        self.failed[str(job.path)] = message
+        self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
+
+    def _restore_all(self, jobs: list[Job]) -> None:
+        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        size = min(len(jobs), limit) if self.options.batch_size is None else self.options.batch_size
+        if size < 1:
+            raise ValueError(f"--batch-size must be at least 1; got {size}")
+        reader = Reader(self.settings)
+        for note in reader.notes:
+            self.console.say(f"note: {note}")
+        prior: DiffusionPrior | None = None
+        bar = Bar(self.console, math.ceil(len(jobs) / size), len(jobs))
+        with bar.live:
+            for batch in batches(reader, jobs, size, self._fail):
+                for item in batch.items:
+                    for note in item.notes:
+                        self.console.say(f"note: {item.job.path}: {note}")
+                if prior is None:
+                    prior = load_prior(self.options.prior, dtype=self.options.dtype)
+                    if self.options.label is not None:
+                        prior = dataclasses.replace(prior, label=jnp.int32(self.options.label))
+                    self._announce(prior, len(jobs), size)
+                self._save(batch, self._solve(prior, batch, bar))
+
+    def _announce(self, prior: DiffusionPrior, num_images: int, batch_size: int) -> None:
+        """Say before compiling what is about to happen, and note it for metrics.json."""
+        options, settings, device = self.options, self.settings.as_dict(), jax.devices()[0]
+        evaluations = jax.tree.leaves(jax.eval_shape(self.settings.solver.grid, prior.schedule))[0].shape[0]
+        gflop = evaluation_flops(prior) / 1e9
+        card = self.settings.card
+        self.record = {
+            "settings": settings,
+            "batch_size": batch_size,
+            "network_evaluations": evaluations,
+            "gigaflop_per_evaluation": gflop,
+            "prior": {"name": options.prior, **dataclasses.asdict(card)},
+            "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+            "versions": versions(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": self.seconds,
+            "failed": self.failed,
+        }
+        shape = "x".join(map(str, prior.image_shape))
+        details = ", ".join(f"{k} {v}" for k, v in settings["operator"].items() if k != "name")
+        total = num_images * evaluations * gflop / 1000
+        rows = {
+            "device": describe(device),
+            "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
+            "task": f"{options.task} ({details}), sigma_y {self.settings.sigma_y:g}, preset {self.settings.dataset}",
+            "solver": f"{options.solver}, {evaluations} network evaluations of {gflop:.2f} GFLOP per image",
+            "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
+        }
+        for name, text in rows.items():
+            self.console.say(f"{name:<8}{text}")
+        self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if options.cache else " ..."))
+
+    def _solve(self, prior: DiffusionPrior, batch: Batch, bar: Bar) -> Solution:
+        started = time.monotonic()
+
+        def on_chunk(progress: Progress) -> None:
+            nonlocal started
+            if progress.step == 0 and not self.seconds["compile"]:
+                self.seconds["compile"] = time.monotonic() - started
+                started = time.monotonic()
+                self.console.say(f"compiled in {self.seconds['compile']:.1f} s")
+                bar.start()
+            elif progress.step:
+                misfit = float(np.mean(progress.misfit[: len(batch.items)]))
+                bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
+
+        try:
+            solution = solve(
+                self.settings.solver,
+                prior,
+                batch.operator,
+                batch.y,
+                self.settings.sigma_y,
+                batch.keys,
+                operator_axis=batch.operator_axis,
+                num_chunks=CHUNKS,
+                on_chunk=on_chunk,
+            )
+            jax.block_until_ready(solution)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"out of memory with {len(batch.y)} images at once; lower --batch-size") from error
+        self.seconds["run"] += time.monotonic() - started
+        return solution
+
+    def _save(self, batch: Batch, solution: Solution) -> None:
+        """Write what a batch gave; nothing that is written gets lost by what comes later."""
+        scores = score(batch, solution.x, self.settings.sigma_y)
+        x, finite = jax.device_get((solution.x, solution.finite))
+        for i, item in enumerate(batch.items):
+            if finite[i]:
+                self.rows.append(results.write(item, x[i], scores[i], self.settings))
+            else:
+                self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
+        self.ledger.save(self.rows, self.record)
+
+    def _summary(self) -> None:
+        """Say how it went and where the results are."""
+        say, rows = self.console.say, self.rows
+        for row in rows[:LISTED] if len(rows) > 1 else []:
+            say(f"  {row['name']:<24} {_metrics(row)}")
+        if len(rows) > LISTED:
+            say(f"  and {len(rows) - LISTED} more, see metrics.json")
+        if rows:
+            mean = {name: np.mean([row[name] for row in rows]) for name in METRICS if rows[0].get(name) is not None}
+            say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{_metrics(mean)}")
+        if self.failed:
+            say(f"failed {len(self.failed)}: {_some(list(self.failed))}")
+        say(f"results in {self.options.output}/")
+
+
+METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "misfit": "misfit {:.5f}"}
+
+
+def _metrics(row: Mapping[str, Any]) -> str:
+    return ", ".join(text.format(row[name]) for name, text in METRICS.items() if row.get(name) is not None)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"

@@ -1,0 +1,67 @@
+"""What `ddiff restore` writes for one image, and the row it gets in metrics.json."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from PIL import Image as Pillow
+
+from ddiff_jax import io
+from ddiff_jax.cli.batches import Item, Score
+from ddiff_jax.cli.figure import Panel, compare, error_map, picture
+from ddiff_jax.cli.settings import Settings
+
+
+def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> dict[str, Any]:
+    """Write the pictures of one image, the restoration last because --existing looks for it, and make its row."""
+    job, y = item.job, np.asarray(item.y)
+    files = {"comparison": job.result("comparison"), "restored": job.result("restored")}
+    if item.truth is not None:
+        if _is_picture(y):
+            files["measurement"] = job.result("measurement")
+            io.write_png(files["measurement"], y)
+        if not _is_picture(y) or np.max(np.abs(y)) > 1 + 5 * settings.sigma_y:  # more than noise is clipped in a PNG
+            files["measured_array"] = job.result("measurement", ".npy")
+            io.write_array(files["measured_array"], y)
+        mask = getattr(item.operator, "mask", None)
+        if mask is not None:
+            files["mask"] = job.result("mask")
+            io.write_png(files["mask"], 2 * np.asarray(mask) - 1)
+    io.save_png(files["comparison"], comparison(item, x, score, settings))
+    io.write_png(files["restored"], x)
+    return {
+        "name": job.stem,
+        "input": str(job.path),
+        "input_sha256": item.sha256,
+        **score.metrics,
+        "files": {kind: path.name for kind, path in sorted(files.items())},
+        "notes": item.notes,
+    }
+
+
+def _is_picture(y: Shaped[np.ndarray, "..."]) -> bool:
+    return y.ndim == 3 and y.shape[2] in (1, 3) and y.dtype.kind == "f"
+
+
+def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> Pillow.Image:
+    """Draw measurement, restoration, truth and error; without a truth the misfit takes the place of the error."""
+    y, metrics = np.asarray(item.y), score.metrics
+    panels = []
+    if _is_picture(y):
+        panels.append(Panel(picture(y), "measurement", f"{_size(y)}, noise {settings.sigma_y:g}"))
+    name = f"restored by {type(settings.solver).__name__}"
+    if item.truth is None:
+        panels.append(Panel(picture(x), name, f"{_size(x)}, mean squared misfit {metrics['misfit']:.4f}"))
+        misfit = score.residual if _is_picture(y) else np.zeros_like(x)
+        panels.append(Panel(error_map(misfit), "misfit", "|A(x) - y|"))
+    else:
+        ssim = "" if metrics["ssim"] is None else f", SSIM {metrics['ssim']:.3f}"
+        error = np.abs(np.clip(x, -1, 1) - item.truth)
+        panels.append(Panel(picture(x), name, f"PSNR {metrics['psnr']:.2f} dB{ssim}"))
+        panels.append(Panel(picture(item.truth), "truth", _size(x)))
+        panels.append(Panel(error_map(error), "absolute error", f"mean {error.mean():.3f}, images in [-1, 1]"))
+    return compare(panels)
+
+
+def _size(x: Shaped[np.ndarray, "H W C"]) -> str:
+    return f"{x.shape[1]} x {x.shape[0]}"

@@ -1,0 +1,314 @@
+"""The settings of `ddiff restore`: presets, then flags, resolved into values."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from ddiff_jax.checkpoint import Card, available_priors, read_card
+from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, scalar_type, section, spelled
+from ddiff_jax.config import Task, build_solver, check_name, presets, task_preset
+from ddiff_jax.operators import OPERATORS, LinearOperator
+from ddiff_jax.problem import check_sigma
+from ddiff_jax.solvers import SOLVERS, Solver
+
+PROG = "ddiff restore"
+DESCRIPTION = """Restore images. Without INPUT: a packaged photograph, degraded and restored again.
+
+examples:
+  ddiff restore
+  ddiff restore photos/ --task gaussian_blur --output out
+  ddiff restore damaged.png --measured --task random_inpainting --mask mask.png --output out
+
+INPUT is clean and gets degraded first, unless --measured says that it already is the measurement.
+Which flags follow the general ones depends on --task and --solver; give both before --help.
+"""
+
+# Which published presets an unnamed prior borrows, by its image size.
+DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
+REQUIRED = inspect.Parameter.empty
+RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to restore and how to run.
+
+    Args:
+        inputs: Image files, folders or quoted globs; .npy and .npz arrays in units of [-1, 1] too.
+        output: Folder for the results; made if missing, nothing in it is ever deleted.
+        task: What happened to the image; the presets name the tasks.
+        solver: The method.
+        prior: Name of a packaged prior, or folder of a converted checkpoint.
+        label: Class of the images, for a class-conditional prior.
+        preset: Dataset whose hyper-parameters are used; by default that of the prior.
+        measured: INPUT already is the measurement; there is no truth to compare with.
+        resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
+        seed: Root of all random numbers; an image's share depends on its file name and not on other images.
+        batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
+        dtype: Computation type of the network.
+        existing: What to do with images whose result is in the output folder already.
+        cache: Keep compiled programs in the user's cache folder for the next run.
+        print_config: Print the resolved settings as yaml and stop.
+        quiet: Print errors only.
+        json: Print the metrics to standard output.
+    """
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[INPUT ...]")] = ()
+    output: Path = Path("restored")
+    task: str = "super_resolution"
+    solver: str = "ddiff"
+    prior: str = "faces64"
+    label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    measured: bool = False
+    resize: bool = False
+    seed: int = 0
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    existing: Literal["skip", "overwrite", "error"] = "skip"
+    cache: bool = True
+    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the results, resolved.
+
+    Args:
+        options: the general flags.
+        card: what is known of the prior.
+        dataset: where the preset comes from.
+        operator: name in `OPERATORS`.
+        arguments: numbers for its factory.
+        files: files or folders for its factory's arrays.
+        sigma_y: noise standard deviation in units of the measurement.
+        solver: the method with its hyper-parameters.
+        notes: what was assumed, for the user.
+    """
+
+    options: Options
+    card: Card
+    dataset: str
+    operator: str
+    arguments: dict[str, Any]
+    files: dict[str, Path]
+    sigma_y: float
+    solver: Solver
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the prior's images."""
+        return self.card.image_shape
+
+    def as_dict(self) -> dict[str, Any]:
+        """Spell out what decides the results, in plain types."""
+        files = {name: str(path) for name, path in self.files.items()}
+        hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType]
+        options = self.options
+        return {
+            "task": options.task,
+            "preset": self.dataset,
+            "operator": {"name": self.operator, **self.arguments, **files},
+            "sigma_y": self.sigma_y,
+            "solver": {"name": options.solver, **hyper},
+            "prior": options.prior,
+            "label": options.label,
+            "dtype": options.dtype,
+            "seed": options.seed,
+            "measured": options.measured,
+            "resize": options.resize,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Turn a float32 into the float that prints with the same few digits."""
+    return float(str(value)) if isinstance(value, np.floating) else value
+
+
+def resolve(argv: Sequence[str]) -> Settings:
+    """Parse the command line of `ddiff restore`; flags replace the values of the preset.
+
+    Raises:
+        ValueError: an unknown name (the nearest is in the message), or a value that does not fit.
+        SystemExit: code 0 after the help text.
+    """
+    prior = peek(argv, "--prior", Options.prior)
+    card = read_card(prior)
+    dataset, notes = _dataset(peek(argv, "--preset", ""), prior, card.image_shape[0])
+    task = task_preset(dataset, peek(argv, "--task", Options.task))
+    check_name("operator", task.operator, OPERATORS)
+    name = peek(argv, "--solver", Options.solver)
+    check_name("solver", name, SOLVERS)
+
+    taken = {f.name for f in dataclasses.fields(Options)}
+    operator_flags = _operator_flags(task, taken)
+    solver_flags = _solver_flags(name, task.solvers.get(name, {}), taken)
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("run", Options),
+            ("operator", section("Operator", list(operator_flags.values()))),
+            ("solver", section("Solver", list(solver_flags.values()))),
+        ],
+    )
+    known = {"tasks": presets()[dataset], "presets": presets(), "solvers": SOLVERS, "priors": available_priors()}
+    description = DESCRIPTION + "".join(f"\n  {what:<9}{', '.join(names)}" for what, names in known.items())
+    parsed: Any = parse(command, argv, prog=PROG, description=description, elsewhere=lambda: _elsewhere(dataset))
+    operator_values = _values(parsed.operator, operator_flags)
+    solver_values = _values(parsed.solver, solver_flags)
+
+    _check_label(parsed.run.label, card.architecture.get("num_classes"))
+    sigma_y = operator_values.pop("sigma")
+    check_sigma(sigma_y)
+    operator, arguments, files = _operator(task, operator_values)
+    missing = [f.name for n, f in solver_flags.items() if n not in solver_values and _is_required(SOLVERS[name], n)]
+    if missing:
+        raise ValueError(
+            f"solver {name} has no preset for {dataset}/{parsed.run.task} and no default for {', '.join(missing)}; "
+            f"give {' '.join(map(spelled, missing))}"
+        )
+    solver = build_solver(name, solver_values)
+    return Settings(parsed.run, card, dataset, operator, arguments, files, sigma_y, solver, notes)
+
+
+def _check_label(label: int | None, num_classes: int | None) -> None:
+    if num_classes is None and label is not None:
+        raise ValueError("this prior has no classes; leave --label out")
+    if num_classes is not None and (label is None or not 0 <= label < num_classes):
+        raise ValueError(f"this prior is class-conditional: give --label from 0 to {num_classes - 1}; got {label}")
+
+
+def _dataset(asked: str, prior: str, size: int) -> tuple[str, tuple[str, ...]]:
+    """Choose the presets: as asked, by the prior's name, or by its image size."""
+    if asked:
+        return asked, ()
+    if prior in presets() and prior in available_priors():
+        return prior, ()
+    if size not in DATASET_OF_SIZE:
+        raise ValueError(
+            f"no preset is known for a prior of {size}x{size}; give --preset, one of {', '.join(presets())}"
+        )
+    dataset = DATASET_OF_SIZE[size]
+    return dataset, (f"the {dataset} preset is used because the prior is {size}x{size}; --preset chooses another",)
+
+
+def _flag_name(name: str, section: str, taken: set[str]) -> str:
+    """Name a flag after a field; if a general flag has that name, put the section's name before it."""
+    flag = RENAMED.get(name, name)
+    flag = f"{section}_{flag}" if flag in taken else flag
+    taken.add(flag)
+    return flag
+
+
+def _solver_flags(name: str, preset: dict[str, Any], taken: set[str]) -> dict[str, Flag]:
+    solver = SOLVERS[name]
+    hints, texts = typing.get_type_hints(solver), argument_help(solver)
+    flags = {}
+    for field in dataclasses.fields(solver):  # pyright: ignore[reportArgumentType] - solvers are dataclasses
+        kind = scalar_type(hints[field.name])
+        if kind is not None:
+            default = None if field.default is dataclasses.MISSING else field.default
+            default = preset.get(field.name, default)
+            default = float(default) if kind is float and default is not None else default
+            flag = _flag_name(field.name, "solver", taken)
+            flags[field.name] = Flag(flag, kind, default, texts.get(field.name, ""))
+    return flags
+
+
+def _is_required(solver: Any, name: str) -> bool:
+    field = next(f for f in dataclasses.fields(solver) if f.name == name)
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _parameters(operator: str) -> dict[str, tuple[Any, Any]]:
+    """List the type (None for an array) and the default (or `REQUIRED`) of a factory's arguments.
+
+    Left out are the shape, and a key that must be a JAX key. One that may be an integer fixes a published draw for
+    all images; None draws one for each.
+    """
+    hints = typing.get_type_hints(OPERATORS[operator])
+    parameters = inspect.signature(OPERATORS[operator]).parameters.values()
+    found = {p.name: (scalar_type(hints[p.name]), p.default) for p in parameters if p.name != "shape"}
+    kind, _ = found.pop("key", (None, None))
+    return found if kind is None else {**found, "key": (kind | None, None)}
+
+
+def is_random(operator: str, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether an operator is drawn for each image anew."""
+    return "key" in inspect.signature(OPERATORS[operator]).parameters and "key" not in arguments
+
+
+def _given_form(operator: str) -> str | None:
+    """Find the operator that takes as a file what this one makes up: random_inpainting and inpainting."""
+
+    def is_linear(name: str) -> bool:
+        made = typing.get_type_hints(OPERATORS[name])["return"]
+        return inspect.isclass(made) and issubclass(made, LinearOperator)
+
+    forms = [n for n in OPERATORS if operator.endswith(f"_{n}") and is_linear(n) and is_linear(operator)]
+    return forms[0] if forms else None
+
+
+def fixing_flags(operator: str) -> list[str]:
+    """Spell the flags that say what a random operator did."""
+    given = _given_form(operator)
+    files = [name for name, (kind, _) in _parameters(given).items() if kind is None] if given else []
+    return [spelled(name) for name in files + [name for name in ("key",) if name in _parameters(operator)]]
+
+
+def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
+    """Make a flag of every argument: numbers as they are, arrays as files."""
+    flags = {"sigma": Flag("sigma", float, task.sigma_y, "noise standard deviation of the measurement, range [-1, 1]")}
+    taken.add("sigma")
+    given = _given_form(task.operator)
+    for operator in (task.operator, given) if given else (task.operator,):
+        texts = argument_help(OPERATORS[operator])
+        for name, (kind, default) in _parameters(operator).items():
+            text = texts.get(name, "")
+            if kind is None:
+                kind, text = Path, f"picture or array, or a folder with one per image under the same stem: {text}"
+            default = task.arguments.get(name, None if default is REQUIRED else default)
+            default = tuple(default) if isinstance(default, list) else default
+            flags[name] = Flag(_flag_name(name, "operator", taken), kind, default, text)
+    return flags
+
+
+def _values(parsed: Any, flags: dict[str, Flag]) -> dict[str, Any]:
+    """Read the values off a section, by the names of fields and arguments; drop those that nobody gave."""
+    values = {name: getattr(parsed, flag.name) for name, flag in flags.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _operator(task: Task, values: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path]]:
+    """Choose the operator: the task's own, or the one that a given file calls for."""
+    files = {name: value for name, value in values.items() if isinstance(value, Path)}
+    given = _given_form(task.operator)
+    operator = given if given is not None and files.keys() & _parameters(given).keys() else task.operator
+    wanted = _parameters(operator)
+    missing = [spelled(name) for name, (_, default) in wanted.items() if default is REQUIRED and name not in values]
+    if missing:
+        raise ValueError(f"the operator {operator} needs {' and '.join(missing)}")
+    files = {name: path for name, path in files.items() if name in wanted}
+    arguments = {name: v for name, v in values.items() if name in wanted and name not in files}
+    return operator, arguments, files
+
+
+def _elsewhere(dataset: str) -> dict[str, str]:
+    """Map flags of other tasks and solvers to what makes them exist."""
+    places = {}
+    for task in presets()[dataset]:
+        for name in _operator_flags(task_preset(dataset, task), set()):
+            places.setdefault(spelled(name), f"--task {task}")
+    for solver in SOLVERS:
+        for name in _solver_flags(solver, {}, set()):
+            places.setdefault(spelled(RENAMED.get(name, name)), f"--solver {solver}")
+    return places

@@ -1,0 +1,67 @@
+"""One operator after another."""
+
+import jax
+import jax.numpy as jnp
+
+from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.types import Image, Measurement
+
+
+@pytree_dataclass
+class Composition:
+    """y = outer(inner(x)).
+
+    Args:
+        outer: applied last.
+        inner: applied first.
+        image_shape: (H, W, C) of the input.
+    """
+
+    outer: Operator
+    inner: Operator
+    image_shape: ImageShape = static_field()
+
+    def forward(self, x: Image) -> Measurement:
+        """Apply both."""
+        return self.outer.forward(self.inner.forward(x))
+
+
+@pytree_dataclass
+class LinearComposition(Composition, LinearOperator):
+    """The same when both are linear; has an adjoint."""
+
+
+def compose(outer: Operator, inner: Operator) -> Composition:
+    """Chain two operators, for example a saturating sensor behind a blur.
+
+    Args:
+        outer: applied last; built for images of the shape that `inner` measures.
+        inner: applied first; says the image shape.
+
+    Returns:
+        Operator with the input of `inner` and the measurement of `outer`; linear when both are.
+
+    Raises:
+        ValueError: `inner` does not say its image shape, or the two do not fit.
+
+    Example:
+        >>> from ddiff_jax.operators import blur, high_dynamic_range
+        >>> soft = blur((8, 8, 3), kernel=[[0.25, 0.5, 0.25]])
+        >>> compose(high_dynamic_range((8, 8, 3)), soft).image_shape
+        (8, 8, 3)
+    """
+    shape = getattr(inner, "image_shape", None)
+    if shape is None:
+        raise ValueError(
+            f"the inner operator must say what images it takes; give {type(inner).__name__} a static field image_shape"
+        )
+    middle = jax.eval_shape(inner.forward, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+    wanted = getattr(outer, "image_shape", middle)
+    if tuple(wanted) != middle:
+        raise ValueError(
+            f"the inner operator measures shape {middle}, the outer one is for images of shape {tuple(wanted)}; "
+            f"build the outer one with shape {middle}"
+        )
+    linear = isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator)
+    return (LinearComposition if linear else Composition)(outer, inner, shape)

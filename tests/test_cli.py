@@ -1,0 +1,532 @@
+"""The command line: what it writes, what it says, and what it does with bad input."""
+
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import ddiff_jax as dd
+from ddiff_jax import cli, io
+from ddiff_jax.cli import console, restore, results, settings
+from ddiff_jax.cli.batches import Item, Score
+from ddiff_jax.cli.flags import spelled
+from ddiff_jax.cli.jobs import Job
+from ddiff_jax.config import presets, task_preset
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.solvers import SOLVERS
+
+SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
+QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # one batch size: the tests share compiled programs
+HALF_LEVEL = 0.5 / 127.5 + 1e-6  # an 8-bit file rounds to the nearest grey level
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """A network in a millisecond: takes what a 5 x 5 mean leaves for noise."""
+
+    def apply(self, variables, x, t):
+        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, 3))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        smooth = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=3
+        )
+        return x - smooth
+
+
+@pytest.fixture
+def quick_prior(monkeypatch):
+    """Let the name of the packaged prior stand for a network that costs nothing."""
+    prior = dd.DiffusionPrior({"taps": jnp.full((5, 5, 1, 1), 0.04)}, dd.linear_schedule(), Smoothing(), (64, 64, 3))
+    monkeypatch.setattr(restore, "load_prior", lambda name, dtype: prior)
+
+
+@pytest.fixture
+def ddiff(tmp_path, monkeypatch, capsys):
+    """Call the command line in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def sample(**changes):
+    """Open the sample photograph, turned so that several differ."""
+    return Image.open(SAMPLE).rotate(changes.get("turn", 0))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Make a folder of three good photographs and one bad one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        sample(turn=90 * i).save(folder / f"photo{i}.png")
+    (folder / "broken.png").write_text("no picture")
+    return folder
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def save_mask(path, rows=slice(10, 40), shape=(64, 64)):
+    mask = np.zeros(shape, np.uint8)
+    mask[rows] = 255
+    Image.fromarray(mask).save(path)
+
+
+def metrics(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def one_error(err):
+    """Return the one line that an error is."""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("ddiff: error: ")
+    return lines[0]
+
+
+# What it writes
+
+
+def test_without_arguments_the_sample_is_restored(ddiff):
+    code, out, err = ddiff("restore", "--steps", 3, "--no-cache")
+    assert code == 0, err
+    assert out == ""
+    assert {p.name for p in Path("restored").iterdir()} == {
+        *("measurement.png", "restored.png", "comparison.png", "metrics.json")
+    }
+    assert size("restored/measurement.png") == (16, 16)
+    assert size("restored/restored.png") == (64, 64)
+    document = metrics("restored")
+    (row,), (run,) = document["images"], document["runs"]
+    assert run["settings"]["solver"] == {
+        **{"name": "ddiff", "gamma": 18.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0, "noise_schedule": "full"},
+        **{"num_steps": 3, "dual": True, "normalise": True, "output": "state"},
+    }
+    assert run["settings"]["sigma_y"] == 0.05
+    assert run["network_evaluations"] == 3
+    assert run["prior"]["num_parameters"] == 5_167_558
+    assert all(len(digest) == 64 for digest in run["prior"]["files"].values())
+    assert set(run["versions"]) == {"ddiff_jax", "jax", "jaxlib", "flax", "numpy", "python"}
+    assert run["seconds"]["compile"] > 0
+    # The files and the numbers say the same.
+    restored, truth = io.read_picture(Path("restored/restored.png"))[0], io.read_picture(SAMPLE)[0]
+    assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
+    assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2)
+    assert row["input_sha256"] == io.sha256(SAMPLE)
+    for text in (
+        "5.17 million parameters",
+        "3 network evaluations of 3.7",
+        "compiled in",
+        "PSNR",
+        "results in restored/",
+    ):
+        assert text in err
+
+
+def test_a_folder_with_a_bad_file(ddiff, quick_prior, photos):
+    code, _, err = ddiff("restore", photos, "--output", "out", *QUICK)
+    assert code == 1
+    assert f"ddiff: error: {photos}/broken.png is not an image" in err
+    assert f"failed 1: {photos}/broken.png" in err
+    document = metrics("out")
+    assert [row["name"] for row in document["images"]] == ["photo0", "photo1", "photo2"]
+    assert list(document["runs"][0]["failed"]) == [f"{photos}/broken.png"]
+    for i in range(3):
+        for kind in ("measurement", "restored", "comparison"):
+            assert Path(f"out/photo{i}_{kind}.png").exists()
+    assert document["mean"]["psnr"] == pytest.approx(np.mean([row["psnr"] for row in document["images"]]))
+    # Company, order and padding make no difference.
+    assert ddiff("restore", photos / "photo2.png", "--output", "alone", *QUICK)[0] == 0
+    assert Path("alone/photo2_restored.png").read_bytes() == Path("out/photo2_restored.png").read_bytes()
+    assert Path("alone/photo2_measurement.png").read_bytes() == Path("out/photo2_measurement.png").read_bytes()
+
+
+def test_globs_files_and_the_seed(ddiff, quick_prior, photos):
+    assert ddiff("restore", "photos/photo[01].png", "photos/photo1.png", "--output", "out", *QUICK)[0] == 0
+    assert [row["name"] for row in metrics("out")["images"]] == ["photo0", "photo1"]
+    assert ddiff("restore", "photos/photo*.png", "--output", "other", "--seed", 1, *QUICK)[0] == 0
+    assert Path("out/photo0_measurement.png").read_bytes() != Path("other/photo0_measurement.png").read_bytes()
+
+
+def test_existing_results(ddiff, quick_prior, photos):
+    photo = photos / "photo0.png"
+    assert ddiff("restore", photo, "--output", "out", *QUICK)[0] == 0
+    before = Path("out/photo0_restored.png").read_bytes()
+    code, _, err = ddiff("restore", photo, photos / "photo1.png", "--output", "out", "--seed", 1, *QUICK)
+    assert code == 0
+    assert "skipped 1 of 2: out holds their results, made with another seed" in err
+    assert Path("out/photo0_restored.png").read_bytes() == before
+    document = metrics("out")
+    assert [row["name"] for row in document["images"]] == ["photo0", "photo1"]
+    assert [document["runs"][row["run"]]["settings"]["seed"] for row in document["images"]] == [0, 1]
+    assert document["mean"] is None  # nothing is averaged over different settings
+
+    code, _, err = ddiff("restore", photo, "--output", "out", "--existing", "error", *QUICK)
+    assert code == 2
+    assert "out/photo0_restored.png exists" in one_error(err)
+    assert ddiff("restore", photo, "--output", "out", "--seed", 1, "--existing", "overwrite", *QUICK)[0] == 0
+    assert Path("out/photo0_restored.png").read_bytes() != before
+    document = metrics("out")
+    assert [document["runs"][row["run"]]["settings"]["seed"] for row in document["images"]] == [1, 1]
+
+
+def test_measured_pictures_and_arrays(ddiff, quick_prior, tmp_path):
+    y = np.asarray(sample().resize((16, 16)))
+    Image.fromarray(y).save("picture.png")
+    np.save("array.npy", (y / 127.5 - 1).astype(np.float32))
+    code, _, err = ddiff("restore", "picture.png", "array.npy", "--measured", "--output", "out", *QUICK)
+    assert code == 0, err
+    for row in metrics("out")["images"]:
+        assert "psnr" not in row
+        assert row["misfit"] > 0
+        assert size(f"out/{row['name']}_restored.png") == (64, 64)
+        assert not Path(f"out/{row['name']}_measurement.png").exists()
+
+
+def test_what_was_measured_can_be_given_back(ddiff, quick_prior, photos):
+    photo, task = photos / "photo0.png", ("--task", "random_inpainting")
+    assert ddiff("restore", photo, *task, "--output", "out", *QUICK)[0] == 0
+    mask, _ = io.read_mask(Path("out/photo0_mask.png"))
+    assert mask.mean() == pytest.approx(0.3, abs=1e-3)  # a whole number of pixels
+    measured = ("out/photo0_measurement.png", "--measured", "--mask", "out/photo0_mask.png")
+    code, _, err = ddiff("restore", *measured, *task, "--output", "again", *QUICK)
+    assert code == 0, err
+    assert "30.0% of the pixels observed (white)" in err
+
+
+def test_masks_of_a_folder(ddiff, quick_prior, photos):
+    Path("masks").mkdir()
+    save_mask("masks/photo0.png", slice(0, 20))
+    save_mask("masks/photo1.png", slice(30, 60))
+    arguments = ("--task", "box_inpainting", "--mask", "masks", "--output", "out")
+    code, _, err = ddiff("restore", "photos/photo?.png", *arguments, *QUICK)
+    assert code == 1
+    assert "photo2.png: masks must hold one file named photo2.*; it holds 0" in err
+    for i in range(2):
+        np.testing.assert_array_equal(
+            io.read_mask(Path(f"out/photo{i}_mask.png"))[0], io.read_mask(Path(f"masks/photo{i}.png"))[0]
+        )
+
+
+@pytest.mark.parametrize("kind", ["complex", "far outside [-1, 1]"])
+def test_measurements_that_no_picture_can_hold_are_kept_as_arrays(ddiff, tmp_path, kind):
+    y = jnp.full((4, 4, 3), 1j if kind == "complex" else 9.0)
+    x = np.zeros((64, 64, 3), np.float32)
+    job, told = Job(SAMPLE, "sample", "", tmp_path), settings.resolve([])
+    item = Item(job, jax.random.key(0), dd.operators.super_resolution((64, 64, 3), factor=4), y, x, [], "")
+    score = Score(np.abs(np.asarray(y)), {"psnr": 1.0, "ssim": 0.5, "misfit": 1.0})
+    row = results.write(item, x, score, told)
+    assert row["files"]["measured_array"] == "measurement.npy"
+    np.testing.assert_array_equal(np.load("measurement.npy"), y)
+    assert ("measurement" in row["files"]) == (kind != "complex")
+    assert size("restored.png") == (64, 64)
+
+
+def test_kernel_from_a_picture(ddiff, quick_prior):
+    kernel = np.zeros((5, 5), np.uint8)
+    kernel[2, 2] = 77  # divided by its sum it changes nothing
+    Image.fromarray(kernel).save("kernel.png")
+    code, _, err = ddiff("restore", "--task", "gaussian_blur", "--kernel", "kernel.png", "--sigma", 0, *QUICK)
+    assert code == 0, err
+    measured, truth = io.read_picture(Path("restored/measurement.png"))[0], io.read_picture(SAMPLE)[0]
+    np.testing.assert_allclose(measured, truth, atol=2 * HALF_LEVEL)
+
+
+def test_resize(ddiff, quick_prior):
+    sample().resize((100, 80)).save("large.png")
+    code, _, err = ddiff("restore", "large.png", "--resize", *QUICK)
+    assert code == 0, err
+    note = "100x80 pixels cut to a centred square and resized to 64x64 pixels"
+    assert f"note: large.png: {note}" in err
+    assert metrics("restored")["images"][0]["notes"] == [note]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "1"])
+def test_other_colours_are_converted_and_said(ddiff, quick_prior, mode):
+    sample().convert(mode).save("photo.tif")
+    code, _, err = ddiff("restore", "photo.tif", *QUICK)
+    assert code == 0, err
+    assert "note: photo.tif: " in err
+
+
+def test_quiet_and_json(ddiff, quick_prior):
+    code, out, err = ddiff("restore", "--quiet", "--json", *QUICK)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == metrics("restored")
+
+
+def test_a_diverged_image_is_reported_and_not_written(ddiff, quick_prior):
+    code, _, err = ddiff("restore", "--gamma", 1e37, *QUICK)
+    assert code == 1
+    assert "sample.png: diverged to NaN or infinity" in err
+    assert not Path("restored/restored.png").exists()
+    assert metrics("restored")["images"] == []
+
+
+def test_interruption_keeps_what_is_done(ddiff, quick_prior, photos, monkeypatch):
+    def stop_in_second_batch(self, batch, *_):
+        if batch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(console.Bar, "update", stop_in_second_batch)
+    code, _, err = ddiff("restore", "photos/photo?.png", "--output", "out", *QUICK)
+    assert code == 130
+    assert "interrupted; not restored: photos/photo2.png" in err
+    assert [row["name"] for row in metrics("out")["images"]] == ["photo0", "photo1"]
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_progress_in_plain_lines(ddiff, quick_prior, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    _, _, err = ddiff("restore", *QUICK)
+    assert "step 3/3  images 0/1  misfit 0." in err
+
+
+# What it is told
+
+
+def test_print_config_shows_the_preset_and_flags_replace_it(ddiff):
+    flags = ("--gamma", 5, "--noise-schedule", "posterior", "--no-dual", "--solver-output", "x", "--factor", 2)
+    code, out, err = ddiff("restore", "--print-config", "--steps", 7, *flags)
+    assert (code, err) == (0, "")
+    values = yaml.safe_load(out)
+    assert values["operator"] == {"name": "super_resolution", "factor": 2}
+    assert values["solver"] == {
+        **{"name": "ddiff", "gamma": 5.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0},
+        **{"noise_schedule": "posterior", "num_steps": 7, "dual": False, "normalise": True, "output": "x"},
+    }
+    assert not Path("restored").exists()
+
+
+@pytest.mark.parametrize(("dataset", "task"), [(d, t) for d, tasks in presets().items() for t in tasks])
+def test_every_preset_becomes_flags(ddiff, dataset, task):
+    preset = task_preset(dataset, task)
+    for solver, values in preset.solvers.items():
+        arguments = ["--preset", dataset, "--task", task, "--solver", solver]
+        for name, (_, default) in settings._parameters(preset.operator).items():
+            if default is settings.REQUIRED and name not in preset.arguments:
+                arguments += [spelled(name), "folder"]  # weights that a preset cannot know
+        code, out, err = ddiff("restore", "--print-config", *arguments)
+        assert (code, err) == (0, "")
+        resolved = yaml.safe_load(out)
+        assert resolved["operator"].items() >= {"name": preset.operator, **preset.arguments}.items()
+        assert resolved["sigma_y"] == preset.sigma_y
+        assert {k: resolved["solver"][k] for k in values} == values
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_argument_becomes_a_flag(operator):
+    task = dataclasses.replace(task_preset("faces64", "super_resolution"), operator=operator, arguments={})
+    flags = settings._operator_flags(task, set())
+    assert flags.keys() >= settings._parameters(operator).keys()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_field_becomes_a_flag(solver):
+    flags = settings._solver_flags(solver, {}, set())
+    assert flags.keys() == set(inspect.signature(SOLVERS[solver]).parameters)
+    assert all(flag.help for flag in flags.values())
+
+
+def test_help_names_examples_and_flags(ddiff):
+    code, out, _ = ddiff("restore", "--task", "random_inpainting", "--help")
+    assert code == 0
+    for text in ("ddiff restore photos/", "--fraction", "--mask", "--gamma", "--no-dual", "--steps"):
+        assert text in out
+    code, out, _ = ddiff("--help")
+    assert code == 0
+    assert "ddiff convert" in out
+
+
+def test_info(ddiff):
+    code, out, _ = ddiff("info", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert "faces64" in facts["priors"]
+    assert facts["versions"]["ddiff_jax"] == dd.__version__
+    assert facts["presets"] == {k: list(v) for k, v in presets().items()}
+    code, out, _ = ddiff("info")
+    assert code == 0
+    assert "solvers\n  ddiff" in out
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "ddiff_jax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(dd.__path__[0]).parent)
+    assert done.stdout == f"ddiff_jax {dd.__version__}\n"
+
+
+# Bad input: one line, exit code 2, nothing lost
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    sample().save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(whole[:2000])
+    (tmp_path / "text.png").write_text("no picture")
+    sample().resize((80, 60)).save(tmp_path / "large.png")
+    sample().save(tmp_path / "good.webp", lossless=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    y = np.zeros((16, 16, 3), np.float32)
+    np.save(tmp_path / "zero.npy", y)
+    y[0, 0, 0] = np.nan
+    np.save(tmp_path / "nan.npy", y)
+    save_mask(tmp_path / "mask.png")
+    save_mask(tmp_path / "narrow.png", shape=(64, 32))
+    save_mask(tmp_path / "black.png", slice(0, 0))
+    save_mask(tmp_path / "white.png", slice(0, 64))
+    Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / "even.png")
+
+
+INPAINT = ("good.png", "--task", "random_inpainting")
+BAD = {
+    "not an image": (("text.png",), "text.png is not an image"),
+    "truncated": (("truncated.png",), "truncated.png is truncated or damaged"),
+    "missing": (("missing.png",), "missing.png cannot be read: No such file"),
+    "all bad": (("empty",), "folder empty holds no image"),
+    "no match": (("*.jpg",), "no file matches '*.jpg'"),
+    "wrong size": (("large.png",), "large.png is 80x60 pixels, the prior is for 64x64 pixels; add --resize"),
+    "colliding": (("good.png", "good.webp"), "would both become good_restored.png"),
+    "own output": (("good.png", "--output", "."), "good.png lies in the output folder itself"),
+    "unwritable": (("good.png", "--output", "file/out"), "cannot write to file/out"),
+    "task": (("--task", "super_resolutoin"), "did you mean 'super_resolution'?"),
+    "solver": (("--solver", "dddif"), "did you mean 'ddiff'?"),
+    "flag": (("--gama", "3"), "unknown flag --gama; did you mean --gamma?"),
+    "flag of another task": (("--fraction", "0.5"), "--fraction; it belongs to --task random_inpainting"),
+    "preset": (("--preset", "ffqh"), "did you mean 'ffhq'?"),
+    "prior": (("--prior", "faces46"), "did you mean 'faces64'?"),
+    "label": (("--label", "3"), "this prior has no classes"),
+    "choice": (("--dtype", "float64"), "'float32', 'bfloat16'"),
+    "number": (("--gamma", "much"), "--gamma: could not convert string to float: 'much'"),
+    "range": (("--gamma", "-1"), "gamma must be positive"),
+    "sigma": (("--sigma", "-0.1"), "at least 0; got -0.1"),
+    "factor": (("--factor", "5"), "factor 5 does not divide the image size 64x64"),
+    "box": (("--task", "box_inpainting", "--size", "90"), "a box of side 90 with a margin of 4 pixels does not fit"),
+    "steps": (("--steps", "2000"), "between 1 and 1000"),
+    "batch": (("--batch-size", "0"), "--batch-size must be at least 1"),
+    "measured nothing": (("--measured",), "no INPUT is given"),
+    "measured NaN": (("nan.npy", "--measured"), "NaN or infinity in 1 of 768 entries"),
+    "measured size": (("good.png", "--measured"), "makes measurements of float32[16, 16, 3]"),
+    "measured without mask": ((*INPAINT, "--measured"), "what random_inpainting drew at random; give --mask"),
+    "mask shape": ((*INPAINT, "--mask", "narrow.png"), "narrow.png: the mask must have the height and width"),
+    "mask black": ((*INPAINT, "--mask", "black.png"), "black.png: the mask hides every pixel"),
+    "mask white": ((*INPAINT, "--mask", "white.png"), "white.png: the mask hides no pixel"),
+    "mask grey": ((*INPAINT, "--mask", "good.png"), "good.png is in colour"),
+    "mask missing": ((*INPAINT, "--mask", "missing.png"), "missing.png cannot be read"),
+    "kernel": (("--task", "gaussian_blur", "--kernel", "even.png"), "even.png: a blur kernel must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(ddiff, quick_prior, bad_files, tmp_path, unchecked, case):
+    arguments, message = BAD[case]
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    code, out, err = ddiff("restore", *arguments)
+    assert (code, out) == (2, "")
+    assert message in one_error(err)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not list(tmp_path.glob("**/*restored.png"))
+
+
+@pytest.fixture
+def converted(ddiff, golden):
+    """Convert a small network for 16x16 images with the command line."""
+    code, out, err = ddiff("convert", golden("unet_ffhq_like.pt"), "--output", "prior", "--verify", "--json")
+    assert code == 0, err
+    assert "prior/ holds adm_unet, 16x16x3" in err
+    assert "verified" in err
+    assert json.loads(out) == json.loads(Path("prior/card.json").read_text()) | {"files": {}}
+    sample().resize((16, 16)).save("small.png")
+    return Path("prior")
+
+
+def test_checkpoints_that_cannot_be_used(ddiff, converted, golden):
+    use = ("restore", "small.png", "--prior", "prior", "--factor", 2)
+    code, _, err = ddiff(*use)
+    assert code == 2
+    assert "no preset is known for a prior of 16x16; give --preset" in one_error(err)
+    use = (*use, "--preset", "faces64")
+
+    card = (converted / "card.json").read_text()
+    (converted / "card.json").write_text(card.replace('"model_channels": 32', '"model_channels": 64'))
+    code, _, err = ddiff(*use)
+    assert code == 2
+    assert "prior cannot be loaded as the network on its card" in one_error(err)
+    (converted / "card.json").write_text(card)
+
+    weights = max(converted.glob("weights/**/*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    code, _, err = ddiff(*use)
+    assert code == 2
+    assert f"{weights} is damaged" in one_error(err)
+    weights.unlink()
+    code, _, err = ddiff(*use)
+    assert code == 2
+    assert f"{weights} is missing" in one_error(err)
+
+    code, _, err = ddiff("restore", "--prior", golden("unet_ffhq_like.pt"))
+    assert code == 2
+    assert "run: ddiff convert" in one_error(err)
+    code, _, err = ddiff("convert", golden("unet_ffhq_like.pt"), "--output", "prior")
+    assert code == 2
+    assert "prior exists already" in one_error(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("restor",), "unknown command 'restor'; did you mean 'restore'?"),
+        (("info", "--jsn"), "did you mean --json?"),
+        (("convert",), "--output"),
+        (("convert", SAMPLE, "--output", "prior"), "sample.png cannot be read as weights"),
+    ],
+)
+def test_bad_commands(ddiff, arguments, message):
+    code, _, err = ddiff(*arguments)
+    assert code == 2
+    assert message in one_error(err)
+
+
+def test_a_damaged_ledger_is_not_overwritten(ddiff, quick_prior):
+    Path("restored").mkdir()
+    Path("restored/metrics.json").write_text("{")
+    code, _, err = ddiff("restore", *QUICK)
+    assert code == 2
+    assert "metrics.json is damaged" in one_error(err)
+    assert Path("restored/metrics.json").read_text() == "{"
+
+
+def test_debug_shows_where_an_error_comes_from(ddiff):
+    with pytest.raises(ValueError, match="unknown task"):
+        ddiff("restore", "--task", "nothing", "--debug")
+
+
+def test_the_compilation_cache_is_kept_in_the_users_folder(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    code = "from ddiff_jax.cli.environment import *; use_compilation_cache(); jax.jit(lambda x: x + 1)(1.0)"
+    root = Path(dd.__path__[0]).parent
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=root)
+    assert list((tmp_path / "ddiff_jax" / "compiled").iterdir())
