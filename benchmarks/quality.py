@@ -75,7 +75,8 @@ def main() -> None:
         ours = psnr(np.asarray(solution.x), truth)
         seconds = time.perf_counter() - begin
         theirs = psnr(reference[f"restored_{task}"].astype(np.float32) / 127.5 - 1, truth)
-        misfit = float(jnp.mean(jax.vmap(lambda x, y: dd.Problem(operator, y, 0.05).misfit(x))(solution.x, y)))
+        fit = jax.vmap(lambda x, y, operator=operator: dd.Problem(operator, y, 0.05).misfit(x))
+        misfit = float(jnp.mean(fit(solution.x, y)))
         row = {
             "task": task,
             "ours": float(ours.mean()),

@@ -11,7 +11,16 @@ import numpy as np
 
 from convert_weights import adm_unet, kernel_wizard, mapping
 from convert_weights.torch_file import read_tensors
-from ddiff_jax.checkpoint import Card, abstract_params, build_module, file_hash, load_weights, pack, save_weights, unpack
+from ddiff_jax.checkpoint import (
+    Card,
+    abstract_params,
+    build_module,
+    file_hash,
+    load_weights,
+    pack,
+    save_weights,
+    unpack,
+)
 
 # Every source is a file with `recognises`, `infer`, `targets` and `describe`.
 KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard}

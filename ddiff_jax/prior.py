@@ -1,7 +1,9 @@
 """Diffusion priors: predicted noise and denoised image at a noise level."""
 
+import functools
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -48,6 +50,13 @@ def tweedie(schedule: NoiseSchedule, x_t: Image, eps: Image, t: Timestep, *, cli
     return jnp.clip(x0_hat, -1, 1) if clip else x0_hat
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def _apply(module: Denoising, params: Params, x: Array, t: Array, **labels: Array) -> Array:
+    # Compiled into whatever calls it. A program traces its steps several times; this remembers the network's trace,
+    # which takes a second.
+    return module.apply({"params": params}, x, t, **labels)
+
+
 @pytree_dataclass
 class DiffusionPrior:
     """A pretrained network with its weights and its noise schedule.
@@ -73,7 +82,7 @@ class DiffusionPrior:
         """Predict the noise in x_t."""
         # The network sees a batch of one; under vmap XLA merges the two batch axes into one batched convolution.
         labels = {} if self.label is None else {"y": self.label[None]}
-        out = self.module.apply({"params": self.params}, x_t[None], jnp.asarray(t)[None], **labels)
+        out = _apply(self.module, self.params, x_t[None], jnp.asarray(t)[None], **labels)
         return out[0, ..., : x_t.shape[-1]]
 
     def denoise(self, x_t: Image, t: Timestep) -> Image:

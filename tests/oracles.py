@@ -1,5 +1,7 @@
 """Independent float64 versions, in NumPy, of what the package computes; and the published test functions."""
 
+import itertools
+
 import numpy as np
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -60,7 +62,7 @@ def ddiff(
     """Walk DDiff's published loop on flat vectors with a dense operator matrix; return states, x and u."""
     u = np.zeros_like(x_t)
     states, x = [], None
-    for k, (t, s) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
+    for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
         ab, ab_s = ALPHA_BAR[t], ALPHA_BAR[s]
         z = denoise(x_t, t)
         v = z - u
@@ -83,7 +85,7 @@ def ddiff(
 def ddiff_memoryless(matrix, y, x_t, timesteps, tape, *, gamma, t0, denoise, a=3.3, b=0.1, t_gamma=90):
     """Walk the form without dual variable: the gradient is taken at a look-back point (full noise only)."""
     back = np.zeros_like(x_t)
-    for k, (t, s) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
+    for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
         z = denoise(x_t, t)
         g = matrix.T @ (matrix @ (z + back) - y)
         step = gamma * (a if t > t_gamma else b) * g / np.linalg.norm(g)

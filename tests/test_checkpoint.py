@@ -90,7 +90,7 @@ def test_absent_weights_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="half written"):
         dd.load_prior(tmp_path)
     (tmp_path / "card.json").write_text("{")
-    with pytest.raises(ValueError, match="card.json is damaged"):
+    with pytest.raises(ValueError, match=r"card\.json is damaged"):
         dd.load_prior(tmp_path)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         dd.load_prior("faces64", dtype="float64")

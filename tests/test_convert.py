@@ -69,7 +69,13 @@ def test_a_malicious_pickle_is_refused_and_executes_nothing(tmp_path, write):
 @both_formats
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("builtins", "eval"), ("torch", "load"), ("torch.serialization", "load"), ("numpy", "load"), ("collections", "deque")],
+    [
+        ("builtins", "eval"),
+        ("torch", "load"),
+        ("torch.serialization", "load"),
+        ("numpy", "load"),
+        ("collections", "deque"),
+    ],
 )
 def test_every_other_name_is_refused(tmp_path, write, module, name):
     write(tmp_path / "bad.pt", {"x": Global(module, name)}, {})

@@ -163,9 +163,7 @@ def test_output_convention():
     problem = dd.Problem(operator, y, 0.05)
     state = DDiff(gamma=5.0, t0=100, num_steps=20, dual=False)
     x = dataclasses.replace(state, output="x")
-    at_zero, last_x = (
-        dd.solve_one(solver, prior, problem, jax.random.key(0), tape, x_init).x for solver in (state, x)
-    )
+    at_zero, last_x = (dd.solve_one(solver, prior, problem, jax.random.key(0), tape, x_init).x for solver in (state, x))
     # Without dual variable and noise the full-noise state at t = 0 is sqrt(0.9999) x.
     np.testing.assert_allclose(at_zero, math.sqrt(0.9999) * np.asarray(last_x), atol=1e-6)
 

@@ -29,7 +29,7 @@ def test_static_fields_are_structure_and_others_are_leaves():
     sample = Sample(jnp.ones(2))
     assert len(jax.tree.leaves(sample)) == 1
     assert jax.tree.structure(sample) != jax.tree.structure(Sample(jnp.ones(2), 4))
-    (path, _), = jax.tree_util.tree_flatten_with_path(sample)[0]
+    ((path, _),) = jax.tree_util.tree_flatten_with_path(sample)[0]
     assert jax.tree_util.keystr(path) == ".value"
 
 

@@ -113,7 +113,6 @@ def test_replayed_noise_and_start_are_used(batch):
 
 
 def test_one_trace_serves_all_values(batch):
-    masks, y, keys = batch
     jitted = jax.jit(chex.assert_max_traces(dd.solve_one, n=1))
     prior = gaussian_prior(SHAPE)
     for i, gamma in enumerate((20.0, 3.0, np.float32(7))):
@@ -127,7 +126,7 @@ def test_one_compiled_program_serves_all_values_of_solve(batch):
     run(batch)
     program = module._chunk_program("cpu")
     before = program._cache_size()
-    masks, y, keys = batch
+    masks, y, _ = batch
     run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(gamma=1.0, num_steps=12), 0.2)
     run(take(batch, [4, 3, 2, 1, 0]), num_chunks=3)
     assert program._cache_size() == before
@@ -210,7 +209,11 @@ def test_a_users_operator_needs_nothing_but_forward(batch):
 BAD = {
     "raw keys": (lambda b: run((b[0], b[1], jnp.zeros((5, 2), jnp.uint32))), TypeError, "typed JAX keys"),
     "one key": (lambda b: run((b[0], b[1], b[2][0])), TypeError, "one per image"),
-    "rbg keys": (lambda b: run((b[0], b[1], jax.random.split(jax.random.key(0, impl="rbg"), 5))), TypeError, "threefry"),
+    "rbg keys": (
+        lambda b: run((b[0], b[1], jax.random.split(jax.random.key(0, impl="rbg"), 5))),
+        TypeError,
+        "threefry",
+    ),
     "fewer measurements": (lambda b: run((b[0], b[1][:3], b[2])), ValueError, "y must have a leading axis of 5"),
     "sigma count": (lambda b: run(b, sigma_y=jnp.ones(4)), ValueError, "sigma_y must have a leading axis"),
     "negative sigma": (lambda b: run(b, sigma_y=-0.1), ValueError, "at least 0"),

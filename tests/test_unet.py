@@ -53,9 +53,7 @@ def test_the_packaged_prior_is_the_published_network(golden):
     np.testing.assert_allclose(eps, got[..., :3], atol=PARITY)
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("ffhq_10m", 362), ("imagenet_256x256_diffusion_uncond", 566)]
-)
+@pytest.mark.parametrize(("name", "count"), [("ffhq_10m", 362), ("imagenet_256x256_diffusion_uncond", 566)])
 def test_every_published_key_has_its_parameter(golden, name, count):
     shapes = json.loads(golden(f"manifest_{name}.json").read_text())
     made = plan({key: tuple(shape) for key, shape in shapes.items()})  # raises unless it is one to one

@@ -28,7 +28,7 @@ from ddiff_jax.cli.settings import Settings, resolve
 from ddiff_jax.prior import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
 
-CHUNKS = 100  # how often per batch the host regains control, for the bar and for Ctrl-C
+CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 CPU_BATCH, ACCELERATOR_BATCH = 8, 16
 LISTED = 20  # rows of the closing list
 
