@@ -8,6 +8,7 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
+from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
 
@@ -25,7 +26,7 @@ def _mask(shape):
 def _nonlinear_blur(shape):
     from ddiff_jax.models.kernel_wizard import KernelWizard
 
-    shapes = KernelWizard(2, 16, 0, 0).shapes()
+    shapes = abstract_params(KernelWizard(2, 16, 0, 0))
     leaves, structure = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(3), len(leaves))
     values = [0.2 * jax.random.normal(k, leaf.shape, jnp.float32) for k, leaf in zip(keys, leaves, strict=True)]
