@@ -189,17 +189,15 @@ def describe(fields: Mapping[str, Any], *, image_size: int | None = None) -> dic
     """
     levels = len(fields["channel_mult"])
     notes = []
+    size = 8 * 2 ** (levels - 1) if image_size is None else image_size
     if image_size is None:
-        image_size = 8 * 2 ** (levels - 1)
-        notes.append(f"image size {image_size} assumed from the {levels} levels")
-    if image_size < 1 or image_size % 2 ** (levels - 1):
-        raise ValueError(
-            f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {image_size}"
-        )
+        notes.append(f"image size {size} assumed from the {levels} levels")
+    if size < 1 or size % 2 ** (levels - 1):
+        raise ValueError(f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {size}")
     if fields["num_heads"] is None and fields["head_width"] == 64:
         notes.append("attention heads are 64 channels wide, as in the published models; shapes cannot tell")
     return {
-        "image_shape": (image_size, image_size, fields["in_channels"]),
+        "image_shape": (size, size, fields["in_channels"]),
         "schedule": {"num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
         "notes": notes,
     }

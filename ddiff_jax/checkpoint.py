@@ -223,7 +223,7 @@ def find_weights(name_or_path: str | Path) -> Path:
         raise FileNotFoundError(f"{path} is a file, not converted weights; run: ddiff convert {path} --output FOLDER")
     if not path.is_dir():
         raise FileNotFoundError(
-            f"no weights at {path}, and no packaged prior of this name; {nearest(str(path), known)}"
+            f"no weights at {path}, and no packaged prior of this name; {nearest(str(name_or_path), known)}"
         )
     return path
 

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,14 +191,15 @@ def test_conversion_refuses_what_it_cannot_do(tmp_path, state_dict):
     poisoned = {**state_dict, "out.2.bias": np.full(6, np.nan, np.float32)}
     write_state_dict(tmp_path / "nan.pt", poisoned)
     (tmp_path / "there").mkdir()
-    for source, options, error, message in (
+    cases: list[tuple[str, dict[str, Any], Any, str]] = [
         ("w.pt", {"head_width": 48}, ValueError, "--head-width"),
         ("w.pt", {"head_width": 16, "image_size": 33}, ValueError, "multiple of 2"),
         ("w.pt", {"head_width": 16, "attention_order": "old"}, ValueError, "legacy or new"),
         ("w.pt", {"head_width": 16, "dtype": "int8"}, ValueError, "float32 or int16"),
         ("other.pt", {}, ValueError, "no known network"),
         ("nan.pt", {"head_width": 16}, ValueError, "NaN"),
-    ):
+    ]
+    for source, options, error, message in cases:
         with pytest.raises(error, match=message):
             convert_weights.convert(tmp_path / source, tmp_path / "out", **options)
     with pytest.raises(FileExistsError, match="exists already"):

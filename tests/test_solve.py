@@ -148,11 +148,11 @@ def test_works_under_the_users_own_transformations(batch):
 
     first = take(batch, 0)
     eager = restore(first[0], first[1], first[2], 20.0)
-    np.testing.assert_allclose(jax.jit(restore)(*first, 20.0), eager, atol=PROGRAMS)
+    np.testing.assert_allclose(jax.jit(restore)(first[0], first[1], first[2], 20.0), eager, atol=PROGRAMS)
     mapped = jax.vmap(restore, (0, 0, 0, None))(masks, y, keys, 20.0)
     np.testing.assert_allclose(mapped[0], eager, atol=PROGRAMS)
     # A sweep over a hyper-parameter is a vmap over a leaf.
-    swept = jax.vmap(restore, (None, None, None, 0))(*first, jnp.asarray([5.0, 20.0]))
+    swept = jax.vmap(restore, (None, None, None, 0))(first[0], first[1], first[2], jnp.asarray([5.0, 20.0]))
     np.testing.assert_allclose(swept[1], eager, atol=PROGRAMS)
 
 

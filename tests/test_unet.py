@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def test_every_configuration_against_an_oracle(golden, name):
     np.testing.assert_allclose(got, want, atol=ORACLE, rtol=0)
 
 
-def small(**fields):
+def small(**fields) -> Any:
     module = UNet(model_channels=32, channel_mult=(1, 2), attention_levels=(1,), head_width=16, **fields)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
     leaves, structure = jax.tree.flatten(shapes)

@@ -44,7 +44,10 @@ class Tensor:
         self.strides = tuple(s // array.itemsize for s in array.strides) if strides is None else strides
 
 
-class _Pickler(pickle._Pickler):  # pyright: ignore - the C pickler cannot write names of absent modules
+_PurePickler: Any = getattr(pickle, "_Pickler")  # noqa: B009 - the C pickler cannot write names of absent modules
+
+
+class _Pickler(_PurePickler):
     def persistent_id(self, obj: Any):
         if isinstance(obj, tuple) and obj and obj[0] == "storage":
             return obj
