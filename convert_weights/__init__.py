@@ -1,6 +1,7 @@
 """Convert published PyTorch weights, without PyTorch."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from ddiff_jax.checkpoint import (
     file_hash,
     load_weights,
     pack,
+    packs,
     save_weights,
     unpack,
 )
@@ -67,6 +69,10 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     source = KINDS[kind]
     skipped = tuple(key for key in shapes if key.startswith(getattr(source, "SKIPPED", ())))
     kept = {key: tuple(shape) for key, shape in shapes.items() if key not in skipped}
+    known = inspect.signature(source.infer).parameters
+    foreign = [name for name in options if name not in known]
+    if foreign:
+        raise ValueError(f"the {kind} that these tensors belong to has no {' and no '.join(foreign)}; leave it out")
     architecture = source.infer(kept, **options)
     module, targets = build_module(kind, architecture), source.targets(architecture)
     wanted = {path: leaf.shape for path, leaf in mapping.flatten(abstract_params(module)).items()}
@@ -118,8 +124,10 @@ def convert(
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
     tensors = read_tensors(source)
     shapes = {key: value.shape for key, value in tensors.items()}
+    given = {"head_width": head_width, "num_heads": num_heads}
+    given["attention_order"] = None if attention_order == "legacy" else attention_order
     try:
-        made = plan(shapes, attention_order=attention_order, head_width=head_width, num_heads=num_heads)
+        made = plan(shapes, **{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     params = mapping.convert(tensors, made.targets)
@@ -149,6 +157,6 @@ def _verify(output: Path, kind: str, params: Any, dtype: str) -> None:
     _, again, _ = load_weights(output, kind)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     for (path, wrote), read in zip(leaves, jax.tree.leaves(again), strict=True):
-        expected = unpack(*pack(wrote)) if dtype == "int16" and wrote.ndim > 1 else wrote
+        expected = unpack(*pack(wrote)) if dtype == "int16" and packs(wrote) else wrote
         if not np.array_equal(expected, np.asarray(read)):
             raise ValueError(f"{output}: {jax.tree_util.keystr(path)} read back differs from the source")

@@ -32,26 +32,12 @@ def recognises(shapes: Mapping[str, Shape]) -> bool:
     return FIRST in shapes and DEEPEST_UP in shapes
 
 
-def infer(
-    shapes: Mapping[str, Shape],
-    *,
-    attention_order: str = "legacy",
-    head_width: int | None = None,
-    num_heads: int | None = None,
-) -> dict[str, Any]:
+def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Infer the fields of `ddiff_jax.models.kernel_wizard.KernelWizard` from the names and shapes of the tensors.
 
-    Args:
-        shapes: key to shape.
-        attention_order: as for a UNet; must be left alone here, as the next two, since there is no attention.
-        head_width: see attention_order.
-        num_heads: see attention_order.
-
     Raises:
-        ValueError: the tensors are not those of a KernelWizard, or attention is described.
+        ValueError: the tensors are not those of a KernelWizard.
     """
-    if (attention_order, head_width, num_heads) != ("legacy", None, None):
-        raise ValueError("attention order, head width and number of heads are for UNets; a KernelWizard has none")
     missing = [key for key in (FIRST, DEEPEST_DOWN, DEEPEST_UP) if key not in shapes]
     if missing:
         raise ValueError(

@@ -149,6 +149,11 @@ def _named(params: Params) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def packs(array: Any) -> bool:
+    """Tell whether int16 storage rounds an array; norms and biases are few, and every output depends on them."""
+    return array.ndim > 1
+
+
 def pack(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round an array to 16 bits: integers, and a scale for every column (along the second last axis).
 
@@ -169,10 +174,10 @@ def _save_packed(path: Path, params: Params) -> None:
 
     stored = {}
     for name, leaf in _named(params).items():
-        if leaf.ndim < 2:  # norms and biases: few, and every output depends on them
-            stored[name] = leaf
-        else:
+        if packs(leaf):
             stored[name], stored[SCALE + name] = pack(np.asarray(leaf))
+        else:
+            stored[name] = leaf
     save_file(stored, path)
     path.chmod(0o644)  # safetensors makes it private
 

@@ -1,7 +1,6 @@
 """Pictures, masks, kernels and arrays on disk: read by fixed value maps that say what they changed, written whole."""
 
 import contextlib
-import hashlib
 import os
 import struct
 import zipfile
@@ -238,12 +237,6 @@ def crop_and_resize(x: Picture, side: int) -> Float[np.ndarray, "{side} {side} C
 def to_uint8(x: Picture) -> Shaped[np.ndarray, "H W C"]:
     """Map [-1, 1] to 0..255 with clipping and rounding: the inverse of the map of `read_picture`."""
     return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

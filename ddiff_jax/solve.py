@@ -268,11 +268,13 @@ def solve(
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 1)
 
+    def preview() -> np.ndarray:
+        return np.asarray(_finish_batch(solver, carry).x)
+
     def report(step: int) -> bool:
         if on_chunk is None:
             return False
         misfit = np.asarray(carry[1].misfit[:, max(step - 1, 0)])
-        preview = lambda: np.asarray(_finish_batch(solver, carry).x)  # noqa: E731
         return bool(on_chunk(Progress(step, num_steps, misfit, preview)))
 
     run_chunk = _chunk_program(jax.default_backend())

@@ -18,6 +18,7 @@ from PIL import Image
 
 import ddiff_jax as dd
 from ddiff_jax import cli, io
+from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli import console, restore, results, settings
 from ddiff_jax.cli.batches import Item, Score
 from ddiff_jax.cli.flags import spelled
@@ -131,7 +132,7 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     restored, truth = io.read_picture(Path("restored/restored.png"))[0], io.read_picture(SAMPLE)[0]
     assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
     assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2)
-    assert row["input_sha256"] == io.sha256(SAMPLE)
+    assert row["input_sha256"] == file_hash(SAMPLE)
     for text in (
         "5.17 million parameters",
         "3 network evaluations of 3.7",

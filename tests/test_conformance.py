@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import gaussian_prior
+from weights import normal_like
 
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
@@ -26,11 +27,7 @@ def _mask(shape):
 def _nonlinear_blur(shape):
     from ddiff_jax.models.kernel_wizard import KernelWizard
 
-    shapes = abstract_params(KernelWizard(2, 16, 0, 0))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    values = [0.2 * jax.random.normal(k, leaf.shape, jnp.float32) for k, leaf in zip(keys, leaves, strict=True)]
-    return operators.nonlinear_blur(shape, params=jax.tree.unflatten(structure, values))
+    return operators.nonlinear_blur(shape, params=normal_like(abstract_params(KernelWizard(2, 16, 0, 0)), 0.2))
 
 
 # One builder per name in OPERATORS, for any of SHAPES.

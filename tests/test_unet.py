@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights import synthetic
+from weights import normal_like, synthetic
 
 import ddiff_jax as dd
 from convert_weights import adm_unet, mapping, plan
@@ -81,10 +81,7 @@ def test_every_configuration_against_an_oracle(golden, name):
 def small(**fields) -> Any:
     module = UNet(model_channels=32, channel_mult=(1, 2), attention_levels=(1,), head_width=16, **fields)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    values = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return module, jax.tree.unflatten(structure, values)
+    return module, normal_like(shapes, 0.1)
 
 
 def test_vmap_over_images_equals_a_batch():

@@ -8,6 +8,8 @@ import struct
 import zipfile
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -26,6 +28,12 @@ def synthetic(shapes):
             values = np.sin(0.7 * q + n) / math.sqrt(math.prod(shape[1:]))
         tensors[key] = values.reshape(shape).astype(np.float32)
     return tensors
+
+
+def normal_like(shapes, std, seed=0):
+    """Draw normal weights for a tree of shapes; in NumPy, since JAX would compile a program for every shape."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(std * generator.standard_normal(s.shape), jnp.float32), shapes)
 
 
 class Global:

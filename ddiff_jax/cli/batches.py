@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ddiff_jax import io
+from ddiff_jax import io, metrics
+from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli.jobs import Job
 from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
 from ddiff_jax.noise import Stream, image_keys, stream_key
@@ -21,7 +21,6 @@ from ddiff_jax.problem import simulate
 from ddiff_jax.types import PRNGKey
 
 READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[str]]]] = {"mask": io.read_mask, "kernel": io.read_kernel}
-SSIM_WINDOW = 11  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Reader:
         else:
             truth = self._clean(job.path, array, notes)
             y = _simulate(operator, truth, np.float32(settings.sigma_y), stream_key(key, Stream.MEASUREMENT))
-        return Item(job, key, operator, y, truth, notes, io.sha256(job.path))
+        return Item(job, key, operator, y, truth, notes, file_hash(job.path))
 
     def _clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
         shape = self._settings.shape
@@ -203,15 +202,11 @@ def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable
 
 
 @functools.partial(jax.jit, static_argnames="operator_axis")
-def _score(operator: Operator, x: Any, y: Any, truth: Any, operator_axis: int | None) -> tuple[Any, Any, Any]:
-    residual = jax.vmap(lambda a, v, w: jnp.abs(a.forward(v) - w), (operator_axis, 0, 0))(operator, x, y)
-    misfit = jnp.mean(residual.reshape(len(y), -1) ** 2, axis=1)
-    if truth is None or min(truth.shape[1:3]) < SSIM_WINDOW:
-        return residual, misfit, None
-    # Whatever promotion our caller allows, this library relies on JAX's own.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        ssim = dm_pix.ssim((jnp.clip(x, -1, 1) + 1) / 2, (truth + 1) / 2, filter_size=SSIM_WINDOW)
-    return residual, misfit, ssim
+def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Any:
+    def one(operator: Operator, x: Any, y: Any) -> Any:
+        return metrics.observed(operator, y) * jnp.abs(operator.forward(x) - y)
+
+    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +214,9 @@ class Score:
     """How good one restoration is.
 
     Args:
-        residual: |A(x) - y|, in the shape of the measurement.
-        metrics: misfit (mean squared residual), its excess over sigma_y^2, and with a truth PSNR (dB, range [-1, 1],
-            of the clipped image) and SSIM.
+        residual: |A(x) - y| where observed, in the shape of the measurement.
+        metrics: misfit (mean squared residual where observed), its excess over the noise's power, and with a truth
+            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
     """
 
     residual: np.ndarray
@@ -232,15 +227,12 @@ def score(batch: Batch, x: jax.Array, sigma_y: float) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
     known = [item.truth for item in batch.items if item.truth is not None]
     truths = np.stack(known + known[-1:] * (len(x) - len(known))) if known else None
-    residual, misfit, ssim = jax.device_get(_score(batch.operator, x, batch.y, truths, batch.operator_axis))
-    scores = []
-    for i in range(len(batch.items)):
-        metrics: dict[str, float | None] = {}
-        if truths is not None:
-            error = np.clip(np.asarray(x[i], np.float64), -1, 1) - truths[i]
-            metrics["psnr"] = float(10 * np.log10(4 / max(np.mean(error**2), 1e-20)))
-            metrics["ssim"] = None if ssim is None else float(ssim[i])
-        metrics["misfit"] = float(misfit[i])
-        metrics["misfit_excess"] = float(misfit[i]) - sigma_y**2
-        scores.append(Score(residual[i], metrics))
-    return scores
+    found = metrics.measure(batch.operator, x, batch.y, sigma_y, truths, operator_axis=batch.operator_axis)
+    residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
+    names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
+    if truths is not None:
+        names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}
+    return [
+        Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
+        for i in range(len(batch.items))
+    ]

@@ -31,7 +31,7 @@ class Options:
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head; by default 64.
         num_heads: Attention heads, instead of their width.
-        dtype: Type of the stored numbers; float16 halves the size and loses digits.
+        dtype: Type of the stored numbers; int16 (with a scale per column) halves the size and loses digits.
         licence: Terms of the weights, for the card.
         verify: Read back what was written and compare it with the source.
         json: Print the card to standard output.
@@ -43,7 +43,7 @@ class Options:
     attention_order: Literal["legacy", "new"] = "legacy"
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "int16"] = "float32"
     licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
     json: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddiff_jax import io
+from ddiff_jax.checkpoint import file_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Ledger:
             return []
         earlier, settings = self._runs[row["run"]]["settings"], json.loads(json.dumps(settings))
         different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-        same_input = not job.path.is_file() or row["input_sha256"] == io.sha256(job.path)
+        same_input = not job.path.is_file() or row["input_sha256"] == file_hash(job.path)
         return different if same_input else [*different, "input"]
 
     def save(self, rows: Iterable[dict[str, Any]], run: dict[str, Any]) -> None:

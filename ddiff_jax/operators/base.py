@@ -4,6 +4,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
@@ -114,3 +116,28 @@ def check_shape(shape: ImageShape) -> ImageShape:
         raise ValueError(f"the image shape must be three positive integers (H, W, C); got {shape}")
     height, width, channels = map(int, shape)
     return height, width, channels
+
+
+def check_mask(mask: ArrayLike, shape: ImageShape, what: str) -> np.ndarray:
+    """Return a mask over the pixels of an image as [H, W, 1] of 0 and 1 in float32.
+
+    Args:
+        mask: [H, W] or [H, W, 1], boolean or numbers 0 and 1; true or 1 where something is measured.
+        shape: (H, W, C) of the image.
+        what: the mask's name in messages.
+
+    Raises:
+        ValueError: it has another shape, other values, or is 0 everywhere.
+    """
+    values, size = np.asarray(mask), shape[:2]
+    if values.shape not in (size, (*size, 1)):
+        raise ValueError(
+            f"the {what} must have the height and width of the image, {size}, and one channel; got shape {values.shape}"
+        )
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"the {what} must hold only 0 (hidden) and 1 (observed); threshold it first")
+    if not values.any():
+        raise ValueError(
+            f"the {what} hides every pixel: nothing is measured; 1 (white) means observed and 0 (black) hidden"
+        )
+    return values.reshape(*size, 1).astype(np.float32)

@@ -11,7 +11,7 @@ from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement
 
 
-def _fast_length(n: int) -> int:
+def fast_length(n: int) -> int:
     """Find the smallest length >= n without prime factors above 5, for which FFTs are quick."""
     while True:
         rest = n
@@ -43,7 +43,7 @@ class Blur(LinearOperator):
         padded = jnp.pad(x, ((pads[0], pads[0]), (pads[1], pads[1]), (0, 0)), mode="reflect")
         # The linear correlation at the H x W places that matter only needs a circular one of the padded size:
         # what wraps around lands outside of them. A direct 61x61 convolution would cost a hundred times more.
-        size = (_fast_length(padded.shape[0]), _fast_length(padded.shape[1]))
+        size = (fast_length(padded.shape[0]), fast_length(padded.shape[1]))
         image_spectrum = jnp.fft.rfft2(padded, size, axes=(0, 1))
         kernel_spectrum = jnp.fft.rfft2(self.kernel.astype(x.dtype), size)
         product = image_spectrum * jnp.conj(kernel_spectrum)[..., None]

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
+from ddiff_jax.operators.base import ImageShape, LinearOperator, check_mask, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey
 
@@ -47,18 +47,9 @@ def fourier(shape: ImageShape, mask: ArrayLike) -> Fourier:
 
     Source: the convention of fastMRI (Zbontar et al. 2018), `fft2c`.
     """
-    height, width, _ = shape = check_shape(shape)
-    values = np.asarray(mask)
-    if values.shape not in ((height, width), (height, width, 1)):
-        raise ValueError(
-            f"the sampling mask must have the height and width of the image, {(height, width)}, and one channel; "
-            f"got shape {values.shape}"
-        )
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError("the sampling mask must hold only 0 (left out) and 1 (sampled); threshold it first")
-    if not values.any():
-        raise ValueError("the sampling mask is 0 everywhere: nothing is measured; 1 means sampled")
-    return Fourier(jnp.asarray(values.reshape(height, width, 1), jnp.float32), shape)
+    shape = check_shape(shape)
+    values = check_mask(mask, shape, "sampling mask")
+    return Fourier(jnp.asarray(values), shape)
 
 
 def undersampled_fourier(

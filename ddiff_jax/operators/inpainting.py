@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
+from ddiff_jax.operators.base import ImageShape, LinearOperator, check_mask, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
@@ -47,19 +47,13 @@ def inpainting(shape: ImageShape, mask: ArrayLike) -> Inpainting:
     Raises:
         ValueError: the mask has another shape, other values than 0 and 1, or is all 0 or all 1.
     """
-    height, width, _ = shape = check_shape(shape)
-    values = np.asarray(mask)
-    if values.shape not in ((height, width), (height, width, 1)):
+    shape = check_shape(shape)
+    values = check_mask(mask, shape, "mask")
+    if values.all():
         raise ValueError(
-            f"the mask must have the height and width of the image, {(height, width)}, and one channel; "
-            f"got shape {values.shape}"
+            "the mask hides no pixel: nothing to inpaint; in a mask 1 (white) means observed and 0 (black) hidden"
         )
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError("the mask must hold only 0 (hidden) and 1 (observed); threshold it first")
-    if np.all(values == values.flat[0]):
-        what = "hides no pixel: nothing to inpaint" if values.flat[0] else "hides every pixel: nothing is measured"
-        raise ValueError(f"the mask {what}; in a mask 1 (white) means observed and 0 (black) means hidden")
-    return Inpainting(jnp.asarray(values.reshape(height, width, 1), jnp.float32), shape)
+    return Inpainting(jnp.asarray(values), shape)
 
 
 def box_inpainting(shape: ImageShape, key: PRNGKey, *, size: int, margin: int) -> Inpainting:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, Int
 from numpy.typing import ArrayLike
 
 from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
-from ddiff_jax.operators.blur import _fast_length
+from ddiff_jax.operators.blur import fast_length
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement
 
@@ -138,7 +138,7 @@ def _rays(num_rows: int, num_cols: int, cos: np.ndarray, sin: np.ndarray, s: np.
     num_coarse = -(-num_rows // num_fine)
     # The rows slide by up to half the height to either side; with room for that nothing wraps around.
     half_support = (num_rows + num_cols) / 2 + 1
-    length = 2 * _fast_length(math.ceil(half_support) + 1)
+    length = 2 * fast_length(math.ceil(half_support) + 1)
     frequency = np.arange(length // 2 + 1)[:, None, None] / length
     turns = frequency * (sin / cos)[:, None]
     fine = np.exp(-2j * np.pi * turns * np.arange(num_fine))
