@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert_weights import adm_unet, kernel_wizard, mapping
+from convert_weights import adm_unet, kernel_wizard, lpips, mapping
 from convert_weights.torch_file import read_tensors
 from ddiff_jax.checkpoint import (
     Card,
@@ -25,7 +25,7 @@ from ddiff_jax.checkpoint import (
 )
 
 # Every source is a file with `recognises`, `infer`, `targets` and `describe`.
-KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard}
+KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
 
 Shapes = Mapping[str, mapping.Shape]
 
@@ -85,6 +85,7 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
+    linear: str | Path | None = None,
     image_size: int | None = None,
     attention_order: str = "legacy",
     head_width: int | None = None,
@@ -98,6 +99,7 @@ def convert(
     Args:
         source: `.pt`, `.pth` or `.safetensors`.
         output: folder to write; must not exist.
+        linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone.
         image_size: side of the training images; None means 8 * 2^(levels - 1), which holds for all published models.
         attention_order: "legacy" (the published FFHQ and 256x256 ImageNet models) or "new".
         head_width: channels per attention head; None means 64.
@@ -123,6 +125,14 @@ def convert(
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
     tensors = read_tensors(source)
+    files = {"file": source.name, "sha256": file_hash(source)}
+    if linear is not None:
+        more = read_tensors(Path(linear))
+        twice = sorted(tensors.keys() & more.keys())
+        if twice:
+            raise ValueError(f"{source} and {linear} both hold {twice[0]}; --linear is the second file of LPIPS")
+        tensors = {**tensors, **more}
+        files |= {"linear_file": Path(linear).name, "linear_sha256": file_hash(Path(linear))}
     shapes = {key: value.shape for key, value in tensors.items()}
     given = {"head_width": head_width, "num_heads": num_heads}
     given["attention_order"] = None if attention_order == "legacy" else attention_order
@@ -139,7 +149,7 @@ def convert(
         architecture=made.architecture,
         dtype=dtype,
         num_parameters=sum(leaf.size for leaf in leaves),
-        source={"file": source.name, "sha256": file_hash(source)},
+        source=files,
         licence=licence,
         **KINDS[made.kind].describe(made.architecture, image_size=image_size),
     )

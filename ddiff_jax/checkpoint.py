@@ -28,7 +28,11 @@ PACKED = "weights.safetensors"
 SCALE = "scale of "  # prefix of the names of packed arrays' scales
 
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
-MODULES = {"adm_unet": ("unet", "UNet"), "kernel_wizard": ("kernel_wizard", "KernelWizard")}
+MODULES = {
+    "adm_unet": ("unet", "UNet"),
+    "kernel_wizard": ("kernel_wizard", "KernelWizard"),
+    "lpips": ("lpips", "LPIPS"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,3 +116,39 @@ def write_state_dict(path, tensors, *, write=write_zip):
         (key, Tensor(str(i), array)) for i, (key, array) in enumerate(zip(tensors, storages.values(), strict=True))
     )
     write(path, tree, storages)
+
+
+def lpips_tensors(backbone):
+    """Make random weights of LPIPS, of the backbone and of the linear layers; features and distances are of order 1.
+
+    NumPy promises that the numbers of this old generator never change.
+    """
+    random = np.random.RandomState(0)
+    widths = {
+        "alex": {0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3)},
+        "vgg": {},
+    }
+    last = 3
+    for places, width in (((0, 2), 64), ((5, 7), 128), ((10, 12, 14), 256), ((17, 19, 21, 24, 26, 28), 512)):
+        for place in places:
+            widths["vgg"][place] = (last, width, 3)
+            last = width
+    features, channels = {}, {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}[backbone]
+    for place, (inputs, outputs, side) in widths[backbone].items():
+        spread = math.sqrt(2 / (inputs * side**2))
+        weight = spread * random.standard_normal((outputs, inputs, side, side))
+        features[f"features.{place}.weight"] = weight.astype(np.float32)
+        features[f"features.{place}.bias"] = (0.1 * random.standard_normal(outputs)).astype(np.float32)
+    linear = {
+        f"lin{tap}.model.1.weight": 4 * np.abs(random.standard_normal((1, count, 1, 1))).astype(np.float32)
+        for tap, count in enumerate(channels)
+    }
+    return features, linear
+
+
+def lpips_images():
+    """Make two pairs of images, 64 by 80 pixels: smooth ones and what noise makes of them, [2, 64, 80, 3] each."""
+    i, j, c = np.meshgrid(np.arange(64), np.arange(80), np.arange(3), indexing="ij")
+    truth = 0.9 * np.stack([np.sin(0.1 * i + 0.21 * j + c), np.cos(0.3 * i - 0.05 * j - 2 * c)])
+    noise = np.random.RandomState(1).standard_normal(truth.shape)
+    return (truth + 0.3 * noise).astype(np.float32), truth.astype(np.float32)

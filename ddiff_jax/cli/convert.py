@@ -12,10 +12,12 @@ from ddiff_jax.checkpoint import Card
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.flags import parse
 
-DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .safetensors) of guided-diffusion's UNet.
+DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .safetensors) of guided-diffusion's UNet,
+of BKSE's KernelWizard, or the two files of LPIPS.
 
-example:
+examples:
   ddiff convert ffhq_10m.pt --output ffhq --verify
+  ddiff convert alexnet-owt-7be5be79.pth --linear lpips/weights/v0.1/alex.pth --output lpips_alex
 
 The architecture is read off the tensors; the flags say what tensors cannot tell."""
 
@@ -27,6 +29,7 @@ class Options:
     Args:
         source: The checkpoint file.
         output: Folder to write; must not exist yet.
+        linear: For LPIPS, the file of its linear layers; SOURCE is then torchvision's AlexNet or VGG16.
         image_size: Side of the images that the network was trained on; by default what its levels suggest.
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head; by default 64.
@@ -39,6 +42,7 @@ class Options:
 
     source: tyro.conf.Positional[Path]
     output: Path
+    linear: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     image_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     attention_order: Literal["legacy", "new"] = "legacy"
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None

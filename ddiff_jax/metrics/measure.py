@@ -33,7 +33,8 @@ def _one(operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Ma
             if min(truth.shape[:2]) >= WINDOW[protocol]:
                 scores[f"ssim_{protocol}"] = ssim(x, truth, protocol=protocol)
         for backbone, distance in lpips.items():
-            scores[f"lpips_{backbone}"] = distance(x, truth)
+            if min(truth.shape[:2]) >= distance.module.min_side:
+                scores[f"lpips_{backbone}"] = distance(x, truth)
     scores["misfit"] = misfit(operator, x, y)
     scores["misfit_excess"] = scores["misfit"] - noise_power(y, sigma_y)
     return scores
@@ -69,8 +70,8 @@ def measure(
         operator_axis: as in `solve`.
 
     Returns:
-        Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM of images smaller than
-        its window, LPIPS without weights, everything but the misfit without a truth.
+        Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of images
+        smaller than their windows, LPIPS without weights, everything but the misfit without a truth.
 
     Raises:
         ValueError: the shapes do not fit, or an unknown backbone.

@@ -1,0 +1,109 @@
+"""LPIPS: the network against the lpips package, and the converter of its two files."""
+
+import functools
+import hashlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from weights import lpips_images, lpips_tensors, write_legacy, write_state_dict
+
+import convert_weights
+from convert_weights import lpips as source
+from convert_weights import mapping
+from ddiff_jax import checkpoint, cli, metrics, operators
+from ddiff_jax.models.lpips import LPIPS, MIN_SIDE
+
+PARITY = 1e-4  # absolute, on distances of order 1: the bar; float32 in both
+
+
+@functools.cache
+def build(backbone):
+    features, linear = lpips_tensors(backbone)
+    params = mapping.convert({**features, **linear}, source.targets({"backbone": backbone}))
+    return metrics.Perceptual(params, LPIPS(backbone))
+
+
+@pytest.mark.parametrize("backbone", metrics.BACKBONES)
+def test_the_network_agrees_with_the_lpips_package(golden, backbone):
+    with np.load(golden("lpips.npz")) as data:
+        recorded = dict(data)
+    x, truth = map(jnp.asarray, lpips_images())
+    distance = build(backbone)
+    terms = distance.module.apply({"params": distance.params}, x, truth, per_tap=True)
+    expected = recorded[f"{backbone}_per_tap"]
+    assert expected.min() > 100 * PARITY  # every term is large enough to be tested
+    np.testing.assert_allclose(terms, expected, atol=PARITY, rtol=0)
+    np.testing.assert_allclose(distance(x[1], truth[1]), recorded[backbone][1], atol=PARITY, rtol=0)
+    assert distance(x[0], x[0]) == 0
+
+
+def test_measure_reports_the_networks_it_is_given():
+    x, truth = (v[:1, :, :64] for v in lpips_images())
+    operator = operators.gaussian_blur((64, 64, 3), size=3, std=1.0)
+    distance = build("alex")
+    found = metrics.measure(operator, x, truth, 0.1, truth, lpips={"alex": distance})
+    assert found["lpips_alex"][0] == pytest.approx(float(distance(jnp.asarray(x[0]), jnp.asarray(truth[0]))), rel=1e-5)
+    assert "lpips_vgg" not in found
+    small = operators.gaussian_blur((30, 30, 3), size=3, std=1.0)
+    x, truth = x[:, :30, :30], truth[:, :30, :30]
+    assert "lpips_alex" not in metrics.measure(small, x, truth, 0.1, truth, lpips={"alex": distance})
+
+
+@pytest.mark.parametrize("backbone", metrics.BACKBONES)
+def test_images_of_the_smallest_side_are_compared_and_smaller_ones_refused(unchecked, backbone):
+    distance, side = build(backbone), MIN_SIDE[backbone]
+    image = jnp.ones((side, side, 3))
+    assert np.isfinite(distance(image, -image))
+    with pytest.raises(ValueError, match=f"at least {side} pixels a side"):
+        distance(image[1:], image[1:])
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_two_files_become_one_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    features, linear = lpips_tensors("alex")
+    classifier = {"classifier.1.weight": np.ones((4, 5), np.float32), "classifier.1.bias": np.ones(4, np.float32)}
+    write_state_dict("backbone.pth", {**features, **classifier}, write=write_legacy)
+    write_state_dict("alex.pth", linear)
+    assert cli.main(["convert", "backbone.pth", "--linear", "alex.pth", "--output", "lpips_alex", "--verify"]) == 0
+    assert "lpips" in capsys.readouterr().err
+    card = checkpoint.read_card("lpips_alex")
+    assert card.kind == "lpips"
+    assert card.architecture == {"backbone": "alex"}
+    assert card.source == {
+        **{"file": "backbone.pth", "sha256": sha256(tmp_path / "backbone.pth")},
+        **{"linear_file": "alex.pth", "linear_sha256": sha256(tmp_path / "alex.pth")},
+    }
+    x, truth = (jnp.asarray(v[0]) for v in lpips_images())
+    np.testing.assert_array_equal(metrics.load_lpips("lpips_alex")(x, truth), build("alex")(x, truth))
+    with pytest.raises(ValueError, match="on the backbone alex, wanted vgg"):
+        metrics.load_lpips("lpips_alex", "vgg")
+    with pytest.raises(ValueError, match="kind adm_unet, wanted lpips"):
+        metrics.load_lpips("faces64")
+
+
+def test_half_of_it_or_another_network_is_refused(tmp_path):
+    features, linear = lpips_tensors("alex")
+    other = {**features, "features.0.weight": np.ones((64, 3, 7, 7), np.float32)}
+    _, wide = lpips_tensors("vgg")
+    for name, tensors in {"backbone": features, "alex": linear, "other": other, "vgg": wide}.items():
+        write_state_dict(tmp_path / f"{name}.pth", tensors)
+    cases = {
+        ("backbone", None): "--linear alex.pth or vgg.pth",
+        ("alex", None): "give torchvision's backbone",
+        ("other", "alex"): r"kernel of \(7, 7\)",
+        ("backbone", "vgg"): "lin1.model.1.weight: has",
+        ("backbone", "backbone"): "both hold features",
+    }
+    for (first, second), message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            convert_weights.convert(
+                tmp_path / f"{first}.pth",
+                tmp_path / "out",
+                linear=None if second is None else tmp_path / f"{second}.pth",
+            )
+        assert not (tmp_path / "out").exists()
