@@ -14,6 +14,8 @@ ITERATED = 2e-4  # relative; conjugate gradients stop at a residual of 1e-6, the
 OPERATORS = {
     "separable": (lambda: operators.super_resolution(SHAPE, factor=4), EXACT),
     "diagonal": (lambda: operators.random_inpainting(SHAPE, jax.random.key(0), fraction=0.5), EXACT),
+    "per pixel": (lambda: operators.Colourisation(jnp.asarray([0.3, 0.8]), SHAPE), EXACT),
+    "fourier": (lambda: operators.fourier(SHAPE, np.random.RandomState(0).rand(*SHAPE[:2]) < 0.6), EXACT),
     "iterated": (lambda: operators.blur(SHAPE, kernel=[[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]]), ITERATED),
 }
 
@@ -24,10 +26,17 @@ def case(request):
     operator = build()
     size = int(np.prod(SHAPE))
     images = jnp.eye(size, dtype=jnp.float32).reshape(size, *SHAPE)
-    matrix = np.asarray(jax.vmap(operator.forward)(images), np.float64).reshape(size, -1).T
+    matrix = real(jax.vmap(operator.forward)(images)).reshape(size, -1).T
     y = operator.forward(jax.random.normal(jax.random.key(1), SHAPE))
-    y = y + 0.1 * jax.random.normal(jax.random.key(2), y.shape)
+    y = y + 0.1 * jax.random.normal(jax.random.key(2), y.shape, y.dtype)
     return operator, matrix, y, tolerance
+
+
+def real(y):
+    """Lay the imaginary parts of a measurement beside the real ones: A is a real matrix then."""
+    y = np.asarray(y)
+    parts = [y.real, y.imag] if np.iscomplexobj(y) else [y]
+    return np.stack(parts, axis=-1).astype(np.float64)
 
 
 def relative(a, b):
@@ -39,13 +48,13 @@ def test_prox_is_the_minimiser(case, rho):
     operator, matrix, y, tolerance = case
     z = jax.random.normal(jax.random.key(3), SHAPE)
     left = matrix.T @ matrix + rho * np.eye(matrix.shape[1])
-    right = matrix.T @ np.asarray(y, np.float64).ravel() + rho * np.asarray(z, np.float64).ravel()
+    right = matrix.T @ real(y).ravel() + rho * np.asarray(z, np.float64).ravel()
     assert relative(jax.jit(operator.prox)(z, y, rho), np.linalg.solve(left, right)) < tolerance
 
 
 def test_pseudo_inverse_is_the_dense_one(case):
     operator, matrix, y, tolerance = case
-    want = np.linalg.pinv(matrix, rcond=3.5e-4) @ np.asarray(y, np.float64).ravel()
+    want = np.linalg.pinv(matrix, rcond=3.5e-4) @ real(y).ravel()
     assert relative(jax.jit(operator.pseudo_inverse)(y), want) < tolerance
 
 
@@ -77,3 +86,24 @@ def test_pseudo_inverse_does_not_amplify_what_the_blur_removed():
     x = operator.pseudo_inverse(y)
     np.testing.assert_allclose(operator.forward(x), y, atol=1e-3)
     assert np.linalg.norm(np.asarray(x)) <= 32  # of all images that fit, none is smaller, the ones included
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (5, 6, 3)])
+@pytest.mark.parametrize("kind", ["separable", "diagonal", "per pixel", "fourier"])
+def test_singular_value_decomposition(kind, shape):
+    build = {
+        "separable": lambda: operators.gaussian_blur(shape, size=5, std=1.0),
+        "diagonal": lambda: operators.random_inpainting(shape, jax.random.key(0), fraction=0.5),
+        "per pixel": lambda: operators.Colourisation(jnp.asarray([0.3, 0.8, 0.5][: shape[2]]), shape),
+        "fourier": lambda: operators.fourier(shape, np.random.RandomState(0).rand(*shape[:2]) < 0.6),
+    }[kind]
+    operator, key = build(), jax.random.key(1)
+    parts = operator.svd()
+    x = jax.random.normal(key, shape)
+    c = parts.from_image(x)
+    y = operator.forward(jax.random.normal(jax.random.key(2), shape))
+    y = y + jax.random.normal(jax.random.key(3), y.shape, y.dtype)
+    # V is orthogonal, A = U diag(s) V^T maps to the measurement and A^H = V diag(s) U^T back.
+    np.testing.assert_allclose(parts.from_image(parts.to_image(c)), c, atol=2e-6)
+    np.testing.assert_allclose(parts.from_measurement(operator.forward(x)), parts.s * c, atol=2e-6)
+    np.testing.assert_allclose(operator.adjoint(y), parts.to_image(parts.s * parts.from_measurement(y)), atol=5e-6)

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from ddiff_jax.operators.base import LinearOperator, Operator, dot_test, spectral_norm
+from ddiff_jax.operators.base import (
+    DecomposableOperator,
+    Decomposition,
+    LinearOperator,
+    Operator,
+    dot_test,
+    spectral_norm,
+)
 from ddiff_jax.operators.blur import Blur, blur
 from ddiff_jax.operators.camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators.colourisation import Colourisation, colourisation
@@ -48,6 +55,8 @@ __all__ = [
     "CameraBlur",
     "Colourisation",
     "Composition",
+    "DecomposableOperator",
+    "Decomposition",
     "Fourier",
     "HighDynamicRange",
     "Inpainting",

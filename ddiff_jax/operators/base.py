@@ -1,5 +1,7 @@
 """What an operator is, and what linear ones add."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -66,6 +68,50 @@ class LinearOperator:
             lambda x: self.adjoint(self.forward(x)), self.adjoint(y), tol=1e-6, maxiter=200
         )
         return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Decomposition:
+    """A = U diag(s) V^T with the two orthogonal factors as functions.
+
+    Args:
+        s: singular values, at least 0; broadcasts to the coefficients.
+        from_image: x to V^T x, the coefficients. Images may have a part that no coefficient holds: A does not see it.
+        to_image: coefficients c to V c.
+        from_measurement: y to U^T y, real.
+    """
+
+    s: jax.Array
+    from_image: Callable[[Image], jax.Array]
+    to_image: Callable[[jax.Array], Image]
+    from_measurement: Callable[[Measurement], jax.Array]
+
+
+class DecomposableOperator(LinearOperator):
+    """Base of the linear operators whose singular value decomposition is at hand: least squares are exact."""
+
+    def svd(self) -> Decomposition:
+        """Decompose the operator."""
+        raise NotImplementedError
+
+    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
+        """Minimise ||A x - y||^2 + rho ||x - z||^2 over x, exactly, for rho > 0."""
+        parts = self.svd()
+        gain = parts.s / (parts.s**2 + rho)
+        residual = parts.from_measurement(y - self.forward(z))
+        return z + parts.to_image(gain.astype(residual.dtype) * residual)
+
+    def pseudo_inverse(self, y: Measurement) -> Image:
+        """Find the image of least norm that fits y.
+
+        Singular values below 3.5e-4 of the largest count as zero: half of float32's digits, so that rounding
+        errors in y, and not more than that, stay invisible.
+        """
+        parts = self.svd()
+        coefficients = parts.from_measurement(y)
+        is_seen = parts.s > parts.s.max() * jnp.sqrt(jnp.finfo(jnp.float32).eps)
+        gain = jnp.where(is_seen, 1 / jnp.where(is_seen, parts.s, 1.0), 0.0)
+        return parts.to_image(gain.astype(coefficients.dtype) * coefficients)
 
 
 def spectral_norm(

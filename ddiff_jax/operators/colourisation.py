@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement
 
@@ -16,7 +16,7 @@ LUMA = {"rec601": (0.299, 0.587, 0.114), "rec709": (0.2126, 0.7152, 0.0722)}
 
 
 @pytree_dataclass
-class Colourisation(LinearOperator):
+class Colourisation(DecomposableOperator):
     """y = weighted sum of the channels.
 
     Args:
@@ -31,6 +31,16 @@ class Colourisation(LinearOperator):
         """Map [H, W, C] to [H, W, 1]."""
         weights = self.weights.astype(x.dtype)
         return jnp.einsum("hwc,c->hw", x, weights, precision=jax.lax.Precision.HIGHEST)[..., None]
+
+    def svd(self) -> Decomposition:
+        """Decompose: every pixel has one singular vector, the direction of the weights."""
+        s = jnp.linalg.norm(self.weights)
+        return Decomposition(
+            s=s[None, None, None],
+            from_image=lambda x: self.forward(x) / s.astype(x.dtype),
+            to_image=lambda c: c * (self.weights / s).astype(c.dtype)[None, None],
+            from_measurement=lambda y: y,
+        )
 
 
 def colourisation(shape: ImageShape, *, standard: Literal["rec601", "rec709"] = "rec601") -> Colourisation:

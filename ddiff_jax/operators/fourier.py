@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_mask, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_mask, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey
 
 
 @pytree_dataclass
-class Fourier(LinearOperator):
+class Fourier(DecomposableOperator):
     """y = mask * F x per channel, complex; F is orthonormal, with the centre of image and spectrum at [H//2, W//2].
 
     Args:
@@ -28,6 +28,36 @@ class Fourier(LinearOperator):
         axes = (0, 1)
         spectrum = jnp.fft.fftshift(jnp.fft.fft2(jnp.fft.ifftshift(x, axes), axes=axes, norm="ortho"), axes)
         return self.mask.astype(spectrum.dtype) * spectrum
+
+    def svd(self) -> Decomposition:
+        """Decompose over real images, whose singular vectors are those of the Hartley transform.
+
+        A real image has opposite frequencies conjugate: a pair that is sampled on both sides is measured twice. So
+        the squared singular values are the mean of the mask and its mirror image: 0, 1/2 or 1.
+        """
+        s = jnp.sqrt((self.mask + _opposite(self.mask)) / 2)
+        inverse = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1.0), 0.0)
+
+        def from_measurement(y: Measurement) -> Array:
+            # U^T y = V^T A^H y / s, with the division by s kept harmless: s is never small without being 0.
+            spectrum = self.mask.astype(y.dtype) * y
+            symmetric = (spectrum + jnp.conj(_opposite(spectrum))) / 2
+            return inverse.astype(symmetric.real.dtype) * (symmetric.real - symmetric.imag)
+
+        return Decomposition(s, from_image=_hartley, to_image=_hartley, from_measurement=from_measurement)
+
+
+def _opposite(spectrum: Array) -> Array:
+    """Put at every frequency what stood at the opposite one; zero frequency is at [H//2, W//2]."""
+    height, width = spectrum.shape[:2]
+    return jnp.roll(spectrum[::-1, ::-1], (1 - height % 2, 1 - width % 2), (0, 1))
+
+
+def _hartley(x: Array) -> Array:
+    """Apply the orthonormal Hartley transform, which is its own inverse, with both centres at [H//2, W//2]."""
+    axes = (0, 1)
+    spectrum = jnp.fft.fftshift(jnp.fft.fft2(jnp.fft.ifftshift(x, axes), axes=axes, norm="ortho"), axes)
+    return spectrum.real - spectrum.imag
 
 
 def fourier(shape: ImageShape, mask: ArrayLike) -> Fourier:

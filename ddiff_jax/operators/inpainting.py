@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_mask, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_mask, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
+from ddiff_jax.types import Image, Measurement, PRNGKey
 
 
 @pytree_dataclass
-class Inpainting(LinearOperator):
+class Inpainting(DecomposableOperator):
     """y = mask * x, equal over channels; hidden pixels measure 0.
 
     Args:
@@ -27,14 +27,10 @@ class Inpainting(LinearOperator):
         """Map [H, W, C] to [H, W, C]."""
         return self.mask.astype(x.dtype) * x
 
-    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
-        """Minimise ||A x - y||^2 + rho ||x - z||^2: a weighted mean where observed, z where hidden."""
-        mask, rho = self.mask.astype(z.dtype), jnp.asarray(rho, z.dtype)
-        return (mask * y + rho * z) / (mask + rho)
-
-    def pseudo_inverse(self, y: Measurement) -> Image:
-        """Keep what was observed, 0 elsewhere."""
-        return self.mask.astype(y.dtype) * y
+    def svd(self) -> Decomposition:
+        """Decompose: pixels are singular vectors, the mask holds their singular values."""
+        observe = lambda y: self.mask.astype(y.dtype) * y  # noqa: E731
+        return Decomposition(self.mask, from_image=lambda x: x, to_image=lambda c: c, from_measurement=observe)
 
 
 def inpainting(shape: ImageShape, mask: ArrayLike) -> Inpainting:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement, Scalar
+from ddiff_jax.types import Image, Measurement
 
 
 @pytree_dataclass
@@ -33,7 +33,7 @@ def _sandwich(rows: Array, x: Array, cols: Array) -> Array:
 
 
 @pytree_dataclass
-class Separable(LinearOperator):
+class Separable(DecomposableOperator):
     """A X = R X C^T in every channel, with small dense factors R and C.
 
     A is a Kronecker product: its singular vectors are products of those of R and C, its singular values all the
@@ -61,25 +61,15 @@ class Separable(LinearOperator):
         """List the singular values s_i t_j of A; every channel has the same."""
         return self.row_svd.s[:, None] * self.col_svd.s[None, :]
 
-    def _filter(self, y: Measurement, gain: Float[Array, "r q"]) -> Image:
-        """Map y to V (gain * (U^T y)): what every function of A that takes measurements to images looks like."""
-        spectrum = _sandwich(self.row_svd.u.T, y, self.col_svd.u.T)
-        return _sandwich(self.row_svd.v, gain.astype(y.dtype)[..., None] * spectrum, self.col_svd.v)
-
-    def prox(self, z: Image, y: Measurement, rho: Scalar) -> Image:
-        """Minimise ||A x - y||^2 + rho ||x - z||^2, exactly."""
-        s = self.singular_values()
-        return z + self._filter(y - self.forward(z), s / (s**2 + rho))
-
-    def pseudo_inverse(self, y: Measurement) -> Image:
-        """Find the image of least norm that fits y.
-
-        Singular values below 3.5e-4 of the largest count as zero: half of float32's digits, so that rounding
-        errors in y, and not more than that, stay invisible.
-        """
-        s = self.singular_values()
-        cutoff = s.max() * jnp.sqrt(jnp.finfo(jnp.float32).eps)
-        return self._filter(y, jnp.where(s > cutoff, 1 / jnp.where(s > cutoff, s, 1.0), 0.0))
+    def svd(self) -> Decomposition:
+        """Decompose by decomposing the factors."""
+        rows, cols = self.row_svd, self.col_svd
+        return Decomposition(
+            s=self.singular_values()[..., None],
+            from_image=lambda x: _sandwich(rows.v.T, x, cols.v.T),
+            to_image=lambda c: _sandwich(rows.v, c, cols.v),
+            from_measurement=lambda y: _sandwich(rows.u.T, y, cols.u.T),
+        )
 
 
 def _separable(rows: np.ndarray, cols: np.ndarray, shape: ImageShape) -> Separable:
