@@ -2,8 +2,10 @@
 
 from ddiff_jax import operators, solvers
 from ddiff_jax._version import __version__
+from ddiff_jax.check import check_operator
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.config import preset
+from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
 from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
 from ddiff_jax.problem import Problem, simulate
@@ -13,10 +15,13 @@ from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solv
 
 __all__ = [
     "DiffusionPrior",
+    "Gaussian",
     "GaussianPrior",
     "KeyNoise",
+    "Likelihood",
     "Noise",
     "NoiseSchedule",
+    "Poisson",
     "Prior",
     "Problem",
     "Progress",
@@ -24,6 +29,7 @@ __all__ = [
     "Stream",
     "TapeNoise",
     "__version__",
+    "check_operator",
     "image_keys",
     "linear_schedule",
     "load_prior",

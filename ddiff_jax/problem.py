@@ -1,29 +1,29 @@
 """An inverse problem: what was measured, through which operator, with how much noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
 
 
-def _sum_of_squares(r: Measurement) -> Float[Array, ""]:
-    return jnp.sum(jnp.real(r * jnp.conj(r)))
-
-
 @pytree_dataclass
 class Problem:
-    """y = A(x) + sigma_y n with n ~ N(0, I), for one image.
+    """A measurement y of A(x) for one image; by default y = A(x) + sigma_y n with n ~ N(0, I).
 
     Args:
         operator: A.
         y: the measurement.
         sigma_y: noise standard deviation in units of y; a complex y has this much in its real and in its
             imaginary part. 0 is allowed where a solver does not divide by it.
+        likelihood: the noise model, `Gaussian()` or for photon counts `Poisson(photons)`.
 
     Raises:
         ValueError: sigma_y is negative or not finite.
@@ -32,6 +32,7 @@ class Problem:
     operator: Operator
     y: Measurement
     sigma_y: Scalar
+    likelihood: Likelihood = dataclasses.field(default_factory=Gaussian)
 
     def __post_init__(self):
         if not isinstance(self.sigma_y, Tracer):
@@ -40,12 +41,12 @@ class Problem:
         object.__setattr__(self, "sigma_y", jnp.asarray(self.sigma_y, jnp.float32))
 
     def half_squared_residual(self, x: Image) -> Float[Array, ""]:
-        """Compute ||A(x) - y||^2 / 2: the data term without the noise level."""
-        return 0.5 * _sum_of_squares(self.operator.forward(x) - self.y)
+        """Compute ||A(x) - y||^2 / 2, whatever the noise model."""
+        return 0.5 * sum_of_squares(self.operator.forward(x) - self.y)
 
     def nll(self, x: Image) -> Float[Array, ""]:
-        """Compute ||A(x) - y||^2 / (2 sigma_y^2), the negative log-likelihood up to a constant."""
-        return self.half_squared_residual(x) / self.sigma_y**2
+        """Compute the negative log-likelihood up to a constant: ||A(x) - y||^2 / (2 sigma_y^2) by default."""
+        return self.likelihood.precision(self.sigma_y) * self.likelihood.data_term(self.operator.forward(x), self.y)
 
     def grad(self, x: Image) -> Image:
         """Compute the gradient of `nll`."""
@@ -53,12 +54,20 @@ class Problem:
 
     def misfit(self, x: Image) -> Float[Array, ""]:
         """Compute mean |A(x) - y|^2 over all entries of y; about sigma_y^2 at the truth."""
-        return _sum_of_squares(self.operator.forward(x) - self.y) / self.y.size
+        return sum_of_squares(self.operator.forward(x) - self.y) / self.y.size
 
     def misfit_and_gradient(self, x: Image) -> tuple[Float[Array, ""], Image]:
-        """Compute the misfit and the gradient of `half_squared_residual` with one pass through the operator."""
-        value, gradient = jax.value_and_grad(self.half_squared_residual)(x)
-        return 2 * value / self.y.size, gradient
+        """Compute the misfit and the gradient of the data term with one pass through the operator.
+
+        The data term is ||A(x) - y||^2 / 2 by default; `likelihood.precision` times it is `nll`.
+        """
+
+        def value(x: Image) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            clean = self.operator.forward(x)
+            return self.likelihood.data_term(clean, self.y), sum_of_squares(clean - self.y)
+
+        (_, squares), gradient = jax.value_and_grad(value, has_aux=True)(x)
+        return squares / self.y.size, gradient
 
 
 def check_sigma(sigma_y: object) -> None:
@@ -75,7 +84,9 @@ def check_sigma(sigma_y: object) -> None:
         )
 
 
-def simulate(operator: Operator, x: Image, sigma_y: Scalar, key: PRNGKey) -> Measurement:
+def simulate(
+    operator: Operator, x: Image, sigma_y: Scalar, key: PRNGKey, likelihood: Likelihood | None = None
+) -> Measurement:
     """Measure an image with noise: A(x) + sigma_y n.
 
     The noise is added to every entry of A(x), to those that inpainting hides as well, and nothing is clipped
@@ -88,17 +99,11 @@ def simulate(operator: Operator, x: Image, sigma_y: Scalar, key: PRNGKey) -> Mea
         sigma_y: noise standard deviation in units of the measurement. Codes that state it for images in [0, 1]
             (DiffPIR, RED-diff, DDRM) mean twice their number here.
         key: draws the noise.
+        likelihood: another noise model, such as `Poisson(photons)`; None is Gaussian.
 
     Raises:
         ValueError: sigma_y is negative or not finite.
     """
     if not isinstance(sigma_y, Tracer):
         check_sigma(sigma_y)
-    clean = operator.forward(x)
-    real = jnp.finfo(clean.dtype).dtype
-    if jnp.iscomplexobj(clean):
-        parts = jax.random.normal(key, (2, *clean.shape), real)
-        n = jax.lax.complex(parts[0], parts[1])
-    else:
-        n = jax.random.normal(key, clean.shape, real)
-    return clean + jnp.asarray(sigma_y, n.dtype) * n
+    return (likelihood or Gaussian()).sample(operator.forward(x), sigma_y, key)

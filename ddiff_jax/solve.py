@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
 from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
@@ -130,6 +131,7 @@ class _Run:
     sigma_y: Float[Array, "*N"]
     keys: Key[Array, " N"]
     tape: Float[Array, "N K draws H W C"] | None
+    likelihood: Likelihood
     shape: ImageShape = static_field()
     operator_axis: int | None = static_field()
     sigma_axis: int | None = static_field()
@@ -139,7 +141,9 @@ class _Run:
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
             noise = KeyNoise(stream_key(key, Stream.INIT))
-            return self.solver.init(self.prior, Problem(operator, y, sigma_y), self.shape, noise, x_init)
+            return self.solver.init(
+                self.prior, Problem(operator, y, sigma_y, self.likelihood), self.shape, noise, x_init
+            )
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
         return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
@@ -148,7 +152,7 @@ class _Run:
         """Make step k of every image."""
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, tape: Any, state: Any) -> Any:
-            problem = Problem(operator, y, sigma_y)
+            problem = Problem(operator, y, sigma_y, self.likelihood)
             return _advance(self.solver, self.prior, problem, state, k, point, key, tape)
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(self.tape), 0)
@@ -220,6 +224,7 @@ def solve(
     operator_axis: int | None = None,
     x_init: Float[Array, "N H W C"] | None = None,
     noise: Float[Array, "N K draws H W C"] | None = None,
+    likelihood: Likelihood | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -241,6 +246,7 @@ def solve(
             `jax.tree.map(lambda *a: jnp.stack(a), *operators)` or a vmapped factory), None if it is shared.
         x_init: starting points, see `solve_one`.
         noise: draws to replay, see `solve_one`.
+        likelihood: the noise model of all images, such as `Poisson(photons)`; None is Gaussian.
         num_chunks: how often the host regains control; the results do not depend on it.
         on_chunk: called with a `Progress` once the program is compiled and after every chunk. Return True to stop;
             the solution is then the estimate so far, and the rows of info that were not reached are NaN.
@@ -261,7 +267,8 @@ def solve(
                 f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
             )
     shape = _resolve_shape(prior, operator, x_init, batched=1)
-    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, shape, operator_axis, _axis(sigma_y.ndim or None))
+    noise_model, sigma_axis = likelihood or Gaussian(), _axis(sigma_y.ndim or None)
+    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, shape, operator_axis, sigma_axis)
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)
     grid, carry = _start(run, x_init)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
+    "check": "tell whether a measurement operator of your own is sound",
+    "evaluate": "restore a data set by several solvers and tabulate the results",
     "convert": "turn a PyTorch checkpoint into one that --prior reads",
     "info": "versions, devices, priors, presets",
 }
@@ -16,7 +18,7 @@ USAGE = f"""usage: ddiff COMMAND [...]
 
 Solve imaging inverse problems with diffusion priors.
 
-{chr(10).join(f"  {name:<9}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
 
 examples:
   ddiff restore                                             a demonstration, into ./restored

@@ -15,6 +15,7 @@ from ddiff_jax.operators.camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators.colourisation import Colourisation, colourisation
 from ddiff_jax.operators.compose import Composition, LinearComposition, compose
 from ddiff_jax.operators.fourier import Fourier, fourier, undersampled_fourier
+from ddiff_jax.operators.function import Function, LinearFunction, from_function
 from ddiff_jax.operators.high_dynamic_range import HighDynamicRange, high_dynamic_range
 from ddiff_jax.operators.inpainting import (
     Inpainting,
@@ -58,9 +59,11 @@ __all__ = [
     "DecomposableOperator",
     "Decomposition",
     "Fourier",
+    "Function",
     "HighDynamicRange",
     "Inpainting",
     "LinearComposition",
+    "LinearFunction",
     "LinearOperator",
     "NonlinearBlur",
     "Operator",
@@ -74,6 +77,7 @@ __all__ = [
     "compose",
     "dot_test",
     "fourier",
+    "from_function",
     "gaussian_blur",
     "high_dynamic_range",
     "inpainting",

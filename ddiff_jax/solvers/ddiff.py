@@ -147,7 +147,7 @@ class DDiff:
     def _data_step(self, problem: Problem, v: Image, gamma: Scalar) -> tuple[Float[Array, ""], Image]:
         misfit, g = problem.misfit_and_gradient(v)
         if not self.normalise:
-            return misfit, v - gamma * g / problem.sigma_y**2
+            return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
         length = gamma * math.sqrt(v.size / REFERENCE_PIXELS)
         return misfit, v - length * g / jnp.maximum(jnp.linalg.norm(g.ravel()), TINY)
 

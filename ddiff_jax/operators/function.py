@@ -1,0 +1,63 @@
+"""Operators made of plain functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator, check_shape
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.types import Image, Measurement
+
+
+@pytree_dataclass
+class Function:
+    """y = function(x).
+
+    Args:
+        function: maps one image to its measurement; compiled once per function object.
+        image_shape: (H, W, C) of the input.
+    """
+
+    function: Callable[[Any], Any] = static_field()
+    image_shape: ImageShape = static_field()
+
+    def forward(self, x: Image) -> Measurement:
+        """Call the function."""
+        return self.function(x)
+
+
+@pytree_dataclass
+class LinearFunction(LinearOperator):
+    """The same for a linear function, with the adjoint and least squares that JAX derives from it."""
+
+    function: Callable[[Any], Any] = static_field()
+    image_shape: ImageShape = static_field()
+
+    def forward(self, x: Image) -> Measurement:
+        """Call the function."""
+        return self.function(x)
+
+
+def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: bool = False) -> Operator:
+    """Build an operator from a function.
+
+    Arrays that the function closes over become constants of every compiled program. Where they change (a mask per
+    image, a parameter to fit), write a class with `pytree_dataclass` instead.
+
+    Args:
+        function: maps one image [H, W, C] in [-1, 1] to its measurement, an array of any shape; made of operations
+            that JAX can trace and differentiate.
+        shape: image shape (H, W, C).
+        linear: whether it is; then solvers may use its adjoint. `check_operator` tells.
+
+    Raises:
+        TypeError: it is no function of one argument that JAX can trace, or does not return one array.
+    """
+    shape = check_shape(shape)
+    if not callable(function):
+        raise TypeError(f"a function of one image is wanted; got {type(function).__name__}")
+    made = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jax.numpy.float32))
+    if not isinstance(made, jax.ShapeDtypeStruct):
+        raise TypeError(f"the function must return one array; it returns {type(made).__name__}")
+    return LinearFunction(function, shape) if linear else Function(function, shape)
