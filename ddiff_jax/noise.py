@@ -18,6 +18,7 @@ class Stream(enum.IntEnum):
     MEASUREMENT = 1
     INIT = 2
     LOOP = 3
+    RESTART = 4
 
 
 def stream_key(image_key: PRNGKey, stream: Stream) -> PRNGKey:
@@ -39,7 +40,7 @@ def image_keys(root: PRNGKey, image_ids: Int[jax.Array, " N"]) -> Key[jax.Array,
 class Noise(Protocol):
     """The normal draws of one step."""
 
-    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
+    def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
         """Return the i-th draw of this step, N(0, I) in float32."""
         ...
 
@@ -50,7 +51,7 @@ class KeyNoise:
 
     key: PRNGKey
 
-    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
+    def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
         """Return the i-th draw of this step, N(0, I) in float32."""
         return jax.random.normal(jax.random.fold_in(self.key, i), shape, jnp.float32)
 
@@ -61,13 +62,13 @@ class TapeNoise:
 
     tape: Float[jax.Array, "draws ..."]
 
-    def draw(self, i: int, shape: tuple[int, ...]) -> jax.Array:
-        """Return row i of the tape.
+    def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
+        """Return row i of the tape; a traced i is not checked, so ask for the last draw with a number.
 
         Raises:
             ValueError: the tape has no row i, or its rows have another shape.
         """
-        if i >= self.tape.shape[0] or self.tape.shape[1:] != shape:
+        if (isinstance(i, int) and i >= self.tape.shape[0]) or self.tape.shape[1:] != shape:
             raise ValueError(
                 f"this step wants draw {i} of shape {shape}, the tape holds {self.tape.shape[0]} draws of shape "
                 f"{self.tape.shape[1:]}; give noise of shape [steps, draws, *{shape}]"

@@ -80,14 +80,27 @@ class DiffusionPrior:
 
     def eps(self, x_t: Image, t: Timestep) -> Image:
         """Predict the noise in x_t."""
+        return self._output(x_t, t)[..., : x_t.shape[-1]]
+
+    def _output(self, x_t: Image, t: Timestep) -> Float[Array, "H W D"]:
         # The network sees a batch of one; under vmap XLA merges the two batch axes into one batched convolution.
         labels = {} if self.label is None else {"y": self.label[None]}
-        out = _apply(self.module, self.params, x_t[None], jnp.asarray(t)[None], **labels)
-        return out[0, ..., : x_t.shape[-1]]
+        return _apply(self.module, self.params, x_t[None], jnp.asarray(t)[None], **labels)[0]
 
     def denoise(self, x_t: Image, t: Timestep) -> Image:
         """Estimate E[x_0 | x_t] by Tweedie's formula."""
         return tweedie(self.schedule, x_t, self.eps(x_t, t), t, clip=self.clip)
+
+    def denoise_with_variance(self, x_t: Image, t: Timestep) -> tuple[Image, Image]:
+        """Estimate E[x_0 | x_t], and read off the same evaluation where the variance of a step lies.
+
+        Returns:
+            z as `denoise` does, and v: the logarithm of the step's variance lies (v + 1) / 2 of the way from the
+            posterior's to beta. 0, half the way, if the network does not predict it.
+        """
+        out, channels = self._output(x_t, t), x_t.shape[-1]
+        v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x_t)
+        return tweedie(self.schedule, x_t, out[..., :channels], t, clip=self.clip), v
 
 
 @pytree_dataclass
@@ -114,7 +127,7 @@ class GaussianPrior:
 
     def eps(self, x_t: Image, t: Timestep) -> Image:
         """Return E[eps | x_t] = sqrt(1 - ab) (x_t - sqrt(ab) mean) / (ab var + 1 - ab)."""
-        alpha_bar, noise_var = self.schedule.alpha_bar[t], self.schedule.noise_var[t]
+        alpha_bar, noise_var = self.schedule.levels(jnp.asarray(t))
         centred = x_t - jnp.sqrt(alpha_bar) * self.mean
         return jnp.sqrt(noise_var) * centred / (alpha_bar * self.var + noise_var)
 

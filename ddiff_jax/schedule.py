@@ -44,15 +44,38 @@ class NoiseSchedule:
         return self.alpha_bar.shape[0]
 
     def posterior_std(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
-        """Standard deviation s of x_{t_prev} given x_t and x_0 (the DDPM posterior), for t_prev < t.
+        """Standard deviation s of x_{t_prev} given x_t and x_0 (the DDPM posterior), for -1 <= t_prev < t.
 
         s^2 = (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev).
         """
-        ab, ab_prev = self.alpha_bar[t], self.alpha_bar[t_prev]
-        v, v_prev = self.noise_var[t], self.noise_var[t_prev]
+        (_, v), (_, v_prev) = self.levels(t), self.levels(t_prev)
+        return jnp.sqrt(v_prev / v * self.beta(t, t_prev))
+
+    def beta(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
+        """Variance 1 - ab_t / ab_prev that the step from t_prev to t > t_prev adds."""
+        (ab, v), (ab_prev, v_prev) = self.levels(t), self.levels(t_prev)
         # ab_prev - ab, from whichever of the two tables has small entries there: that difference keeps its digits.
-        difference = jnp.where(v < 0.5, v - v_prev, ab_prev - ab)
-        return jnp.sqrt(v_prev / v * difference / ab_prev)
+        return jnp.where(v < 0.5, v - v_prev, ab_prev - ab) / ab_prev
+
+    def levels(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Look up alpha_bar and 1 - alpha_bar.
+
+        Args:
+            t: integers from -1, the clean image, to T - 1; or fractions, between whose neighbours the logarithm of
+                the signal-to-noise ratio is interpolated.
+        """
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            log_ratio = jnp.interp(t, jnp.arange(self.num_timesteps, dtype=t.dtype), self._log_ratio())
+            return jax.nn.sigmoid(-log_ratio), jax.nn.sigmoid(log_ratio)
+        is_clean = t < 0
+        return jnp.where(is_clean, 1.0, self.alpha_bar[t]), jnp.where(is_clean, 0.0, self.noise_var[t])
+
+    def timestep(self, sigma_ve: jax.Array) -> jax.Array:
+        """Find the fractional timestep at which x_t / sqrt(ab) = x_0 + sigma_ve n; the inverse of `levels`."""
+        return jnp.interp(2 * jnp.log(sigma_ve), self._log_ratio(), jnp.arange(self.num_timesteps, dtype=jnp.float32))
+
+    def _log_ratio(self) -> jax.Array:
+        return jnp.log(self.noise_var) - jnp.log(self.alpha_bar)
 
 
 def linear_schedule(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:

@@ -16,7 +16,7 @@ from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Solver, StepInfo
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_operator
 from ddiff_jax.types import Image, PRNGKey, Scalar
 
 
@@ -28,11 +28,13 @@ class Solution:
         x: restored image, range about [-1, 1], not clipped.
         info: what every step reported, K rows.
         finite: whether the image holds neither NaN nor infinity.
+        cost: what the steps that were made cost per image.
     """
 
     x: Float[Array, "*N H W C"]
     info: StepInfo
     finite: Bool[Array, "*N"]
+    cost: Cost = static_field(default=Cost())
 
 
 def _advance(
@@ -87,8 +89,9 @@ def solve_one(
             state at the first timestep).
 
     Raises:
-        ValueError: the shapes of prior, operator and x_init disagree.
+        ValueError: the shapes of prior, operator and x_init disagree, or the operator lacks what the solver needs.
     """
+    check_operator(solver, problem.operator)
     shape = _resolve_shape(prior, problem.operator, x_init)
     grid = solver.grid(prior.schedule)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -100,7 +103,7 @@ def solve_one(
         return _advance(solver, prior, problem, state, k, point, key, noise)
 
     state, info = jax.lax.scan(body, state, (jnp.arange(num_steps), grid))
-    return _finish(solver, state, info)
+    return dataclasses.replace(_finish(solver, state, info), cost=solver.cost(problem.operator) * num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,10 +256,12 @@ def solve(
         mesh: spread the images over the first axis of this mesh; N must be a multiple of its size.
 
     Raises:
-        ValueError: shapes, counts or noise levels disagree with the above.
+        ValueError: shapes, counts or noise levels disagree with the above, or the operator lacks what the solver
+            needs.
         TypeError: keys are not typed threefry keys, one per image.
     """
     _check_keys(keys)
+    check_operator(solver, operator)
     y, num_images = jnp.asarray(y), keys.shape[0]
     check_sigma(sigma_y)
     sigma_y = jnp.asarray(sigma_y, jnp.float32)
@@ -287,14 +292,14 @@ def solve(
     run_chunk = _chunk_program(jax.default_backend())
     carry = run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
     jax.block_until_ready(carry)
-    stopped = report(0)
+    stopped, done = report(0), 0
     bounds = np.linspace(0, num_steps, max(1, min(num_chunks, num_steps)) + 1).astype(int)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if stopped:
             break
         carry = run_chunk(carry, start, stop, grid, run)
-        stopped = report(stop)
-    return _finish_batch(solver, carry)
+        stopped, done = report(stop), stop
+    return dataclasses.replace(_finish_batch(solver, carry), cost=solver.cost(operator) * done)
 
 
 def raise_if_not_finite(solution: Solution) -> None:

@@ -120,7 +120,7 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     (row,), (run,) = document["images"], document["runs"]
     assert run["settings"]["solver"] == {
         **{"name": "ddiff", "gamma": 18.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0, "noise_schedule": "full"},
-        **{"num_steps": 3, "dual": True, "normalise": True, "output": "state"},
+        **{"num_steps": 3, "dual": True, "accumulate": False, "normalise": True, "output": "state"},
     }
     assert run["settings"]["sigma_y"] == 0.05
     assert run["network_evaluations"] == 3
@@ -314,7 +314,8 @@ def test_print_config_shows_the_preset_and_flags_replace_it(ddiff):
     assert values["operator"] == {"name": "super_resolution", "factor": 2}
     assert values["solver"] == {
         **{"name": "ddiff", "gamma": 5.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0},
-        **{"noise_schedule": "posterior", "num_steps": 7, "dual": False, "normalise": True, "output": "x"},
+        **{"noise_schedule": "posterior", "num_steps": 7, "dual": False},
+        **{"accumulate": False, "normalise": True, "output": "x"},
     }
     assert not Path("restored").exists()
 

@@ -25,8 +25,10 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, describe, evaluation_flops, use_compilation_cache, versions
 from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings, resolve
+from ddiff_jax.operators import Operator
 from ddiff_jax.prior import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
+from ddiff_jax.solvers.base import check_operator
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 CPU_BATCH, ACCELERATOR_BATCH = 8, 16
@@ -145,19 +147,23 @@ class _Restoration:
                     prior = load_prior(self.options.prior, dtype=self.options.dtype)
                     if self.options.label is not None:
                         prior = dataclasses.replace(prior, label=jnp.int32(self.options.label))
-                    self._announce(prior, len(jobs), size)
+                    self._announce(prior, batch.operator, len(jobs), size)
                 self._save(batch, self._solve(prior, batch, bar))
 
-    def _announce(self, prior: DiffusionPrior, num_images: int, batch_size: int) -> None:
+    def _announce(self, prior: DiffusionPrior, operator: Operator, num_images: int, batch_size: int) -> None:
         """Say before compiling what is about to happen, and note it for metrics.json."""
         options, settings, device = self.options, self.settings.as_dict(), jax.devices()[0]
-        evaluations = jax.tree.leaves(jax.eval_shape(self.settings.solver.grid, prior.schedule))[0].shape[0]
+        solver = self.settings.solver
+        check_operator(solver, operator)
+        num_steps = jax.tree.leaves(jax.eval_shape(solver.grid, prior.schedule))[0].shape[0]
+        cost = solver.cost(operator) * num_steps
         gflop = evaluation_flops(prior) / 1e9
         card = self.settings.card
         self.record = {
             "settings": settings,
             "batch_size": batch_size,
-            "network_evaluations": evaluations,
+            "network_evaluations": cost.network_evaluations,
+            "cost_per_image": dataclasses.asdict(cost),
             "gigaflop_per_evaluation": gflop,
             "prior": {"name": options.prior, **dataclasses.asdict(card)},
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
@@ -168,12 +174,14 @@ class _Restoration:
         }
         shape = "x".join(map(str, prior.image_shape))
         details = ", ".join(f"{k} {v}" for k, v in settings["operator"].items() if k != "name")
-        total = num_images * evaluations * gflop / 1000
+        # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
+        total = num_images * (cost.network_evaluations + 2 * cost.network_gradients) * gflop / 1000
+        spent = [f"{n} {what.replace('_', ' ')}" for what, n in dataclasses.asdict(cost).items() if n]
         rows = {
             "device": describe(device),
             "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
             "task": f"{options.task} ({details}), sigma_y {self.settings.sigma_y:g}, preset {self.settings.dataset}",
-            "solver": f"{options.solver}, {evaluations} network evaluations of {gflop:.2f} GFLOP per image",
+            "solver": ", ".join([options.solver, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
             "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
         }
         for name, text in rows.items():

@@ -1,5 +1,9 @@
-"""What a solver is: a table of steps, a state, and one step."""
+"""What a solver is: a table of steps, a state, and one step, with what they cost and what they need."""
 
+import dataclasses
+import inspect
+import math
+import typing
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -9,7 +13,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
@@ -17,6 +22,36 @@ from ddiff_jax.schedule import NoiseSchedule
 from ddiff_jax.types import Image
 
 State = TypeVar("State")
+
+# Lengths of steps are quoted as L2 lengths for this many numbers: 256 x 256 pixels, 3 channels.
+REFERENCE_PIXELS = 256 * 256 * 3
+TINY = 1e-20  # below every gradient that means something, above the float32 underflow: 0 / TINY = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What is computed for one image: in one step as a solver declares it, in all as `Solution` reports it.
+
+    Args:
+        network_evaluations: evaluations of the network.
+        network_gradients: passes backwards through it.
+        operator_evaluations: evaluations of the operator alone, or of its derivative in one direction.
+        operator_gradients: evaluations of the operator together with a pass backwards through it.
+        operator_solves: least-squares problems with the operator: `prox`, `pseudo_inverse`, or the equivalent with
+            its singular value decomposition.
+        normal_draws: draws of the size of the image; those of the start are not counted.
+    """
+
+    network_evaluations: int = 0
+    network_gradients: int = 0
+    operator_evaluations: int = 0
+    operator_gradients: int = 0
+    operator_solves: int = 0
+    normal_draws: int = 0
+
+    def __mul__(self, times: int) -> "Cost":
+        """Add up so many steps."""
+        return Cost(**{name: times * count for name, count in dataclasses.asdict(self).items()})
 
 
 @pytree_dataclass
@@ -32,11 +67,20 @@ class StepInfo:
 
 @runtime_checkable
 class Solver(Protocol[State]):
-    """A method as a value: a frozen pytree of hyper-parameters with four pure methods.
+    """A method as a value: a frozen pytree of hyper-parameters with four pure methods, its cost and its needs.
 
     Arrays and floats are leaves, so that a new value of gamma compiles nothing; step counts, flags and names are
     static. See `ddiff_jax.solvers.ddiff` for a complete example.
     """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the methods that the operator must have besides `forward`, for example ("prox",)."""
+        ...
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what one step costs with this operator."""
+        ...
 
     def grid(self, schedule: NoiseSchedule) -> PyTree[Shaped[Array, "K ..."]]:
         """Tabulate all per-step numbers: a pytree whose leaves have K rows, one per step."""
@@ -57,10 +101,51 @@ class Solver(Protocol[State]):
         ...
 
 
+def check_operator(solver: Solver, operator: Operator) -> None:
+    """Refuse an operator that lacks what the solver needs.
+
+    Raises:
+        ValueError: it does; the message names what is missing and the operators that have it.
+    """
+    missing = [name for name in solver.needs if not hasattr(operator, name)]
+    if missing:
+        raise ValueError(
+            f"{type(solver).__name__} needs the operator's {' and '.join(missing)}, which {type(operator).__name__} "
+            f"does not have; operators that serve it: {', '.join(serving(*solver.needs))}; give your own operator "
+            f"{'these methods' if len(missing) > 1 else 'this method'} (see LinearOperator and DecomposableOperator), "
+            "or choose a solver that needs only the gradient, such as DDiff, DPS, DAPS or RED-diff"
+        )
+
+
+def serving(*needs: str) -> list[str]:
+    """List the names in `OPERATORS` whose operators have all these methods."""
+
+    def made_by(factory: Any) -> Any:
+        return typing.get_type_hints(factory)["return"]
+
+    return [
+        name
+        for name, factory in OPERATORS.items()
+        if inspect.isclass(made_by(factory)) and all(hasattr(made_by(factory), need) for need in needs)
+    ]
+
+
+def size_factor(x: Image) -> float:
+    """Scale lengths that are quoted for 256x256x3 to the size of x, so that the change per pixel is the same."""
+    return math.sqrt(x.size / REFERENCE_PIXELS)
+
+
+def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:
+    """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
+    _, change = jax.jvp(problem.operator.forward, (x,), (direction,))
+    return jnp.sum(jnp.abs(change) ** 2)
+
+
 def coerce(obj: Any, **checks: str) -> None:
     """Turn the named float fields of a frozen dataclass into float32 arrays, in place, and check concrete ones.
 
-    For `__post_init__`: a Python float in a pytree would be weakly typed and compile every program once more.
+    For `__post_init__`: a Python float in a pytree would be weakly typed and compile every program once more. None
+    is left alone.
 
     Args:
         obj: the dataclass.
@@ -76,6 +161,8 @@ def coerce(obj: Any, **checks: str) -> None:
     }
     for name, check in checks.items():
         value = getattr(obj, name)
+        if value is None:
+            continue
         if isinstance(value, jax.Array):
             value = value.astype(jnp.float32)
         else:

@@ -1,23 +1,19 @@
 """DDiff: dual ascent diffusion (CVPR 2026)."""
 
-import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape
+from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import StepInfo, check_choice, coerce
+from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, size_factor
 from ddiff_jax.types import Image, Scalar
-
-# Step lengths are quoted as L2 lengths for this many numbers: 256 x 256 pixels, 3 channels.
-REFERENCE_PIXELS = 256 * 256 * 3
-TINY = 1e-20  # below every gradient that means something, above the float32 underflow: 0 / TINY = 0
 
 
 @pytree_dataclass
@@ -25,7 +21,8 @@ class Grid:
     """The numbers of every step."""
 
     t: Int[Array, " K"]
-    gamma: Float[Array, " K"]  # step length before it is scaled to the image's size
+    gamma: Float[Array, " K"] | None  # step length before it is scaled to the image's size
+    memory: Float[Array, " K"]  # 0 in the first step, where there is no x to compare with yet, then 1
     signal: Float[Array, " K"]  # sqrt(ab_t)
     sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
     next_signal: Float[Array, " K"]  # sqrt(ab_t')
@@ -60,12 +57,19 @@ class DDiff:
     8. u <- u + x - z.
 
     Steps 4 and 8 together give u = -gamma_t g: the dual variable remembers one step and accumulates nothing. With
-    `dual=False` it stays zero (the ablation DDiff-HQS with everything else held fixed).
+    `dual=False` it stays zero (the ablation DDiff-HQS with everything else held fixed). With `accumulate=True` it
+    is updated as in ADMM, against the next z: u <- u + x - z between steps 1 and 2, with the x of the step before.
+
+    Without gamma the step chooses its own length and needs no tuning: the step s along -g (not normalised) that
+    brings the residual of the linearised operator J down to the noise, and no further, is the smaller root of
+    ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m numbers in y; where the line does not get there, the
+    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g.
 
     Args:
         gamma: gamma_0, the base step length: the L2 length of the data step for a 256x256x3 image, in units of the
             image range [-1, 1]. Other sizes scale it by sqrt(numbers in the image / 196608), so that the change
-            per pixel is the same. With `normalise=False` it multiplies the gradient and is not scaled.
+            per pixel is the same. With `normalise=False` it multiplies the gradient and is not scaled. None chooses
+            every step's length as above; a, b, t_gamma and normalise then play no part.
         t0: the last timestep without fresh noise.
         a: factor on gamma while t > t_gamma.
         b: factor on gamma from t_gamma down.
@@ -76,11 +80,12 @@ class DDiff:
             schedule has timesteps, walks all of them as published. The evaluation at t = 0, which the released
             loop makes and discards, is left out.
         dual: keep the dual variable.
+        accumulate: let the dual variable accumulate, as it does in ADMM but not in the released code.
         normalise: divide the gradient by its norm. False is the paper's form, x = v - gamma_t grad nll(v).
         output: "state" returns the state at t = 0, as released; "x" returns the last x of the data step.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range.
+        ValueError: a hyper-parameter is outside its range, or a variable that is not kept is to accumulate.
 
     Source: the authors' released code; gamma_0, t0 and the schedule of every task are in the presets.
     Differs: (paper) the paper writes the gradient without the norm, and t_gamma = 500 for box inpainting on
@@ -88,7 +93,7 @@ class DDiff:
     step instead of NaN, and the early stop, which cannot fire there, is absent.
     """
 
-    gamma: Scalar
+    gamma: Scalar | None = None
     t0: Scalar = 1.0
     a: Scalar = 3.3
     b: Scalar = 0.1
@@ -96,12 +101,24 @@ class DDiff:
     noise_schedule: Literal["full", "posterior"] = static_field(default="full")
     num_steps: int | None = static_field(default=None)
     dual: bool = static_field(default=True)
+    accumulate: bool = static_field(default=False)
     normalise: bool = static_field(default=True)
     output: Literal["state", "x"] = static_field(default="state")
 
     def __post_init__(self):
         coerce(self, gamma="positive", t0="non-negative", a="positive", b="positive", t_gamma="non-negative")
         check_choice(self, noise_schedule=("full", "posterior"), output=("state", "x"))
+        if self.accumulate and not self.dual:
+            raise ValueError(
+                "DDiff without its dual variable (dual=False) has nothing to accumulate; drop one of the two"
+            )
+
+    needs = ()
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what one step costs."""
+        extra = 1 if self.gamma is None else 0
+        return Cost(network_evaluations=1, operator_evaluations=extra, operator_gradients=1, normal_draws=1)
 
     def grid(self, schedule: NoiseSchedule) -> Grid:
         """Tabulate steps 4 to 7 over the chosen timesteps."""
@@ -116,7 +133,8 @@ class DDiff:
             w_eps = jnp.sqrt(schedule.noise_var[t_next] - w_n**2)
         return Grid(
             t=t,
-            gamma=self.gamma * jnp.where(level > self.t_gamma, self.a, self.b),
+            gamma=None if self.gamma is None else self.gamma * jnp.where(level > self.t_gamma, self.a, self.b),
+            memory=jnp.asarray(t != t[0], jnp.float32),
             signal=jnp.sqrt(schedule.alpha_bar[t]),
             sigma_t=jnp.sqrt(schedule.noise_var[t]),
             next_signal=jnp.sqrt(schedule.alpha_bar[t_next]),
@@ -135,22 +153,44 @@ class DDiff:
         """Make the update from t to t', steps 1 to 8."""
         x_t, u = state.x_t, state.u
         z = prior.denoise(x_t, point.t)
+        if self.accumulate:
+            u = u + point.memory * (state.x - z)
         v = z - u
-        misfit, x = self._data_step(problem, v, point.gamma)
+        misfit, x = data_step(problem, v, point.gamma, normalise=self.normalise)
         eps_hat = (x_t - point.signal * x) / point.sigma_t
         n = noise.draw(0, x_t.shape)
         x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
-        if self.dual:
+        if self.dual and not self.accumulate:
             u = u + x - z
         return State(x_t, u, x), StepInfo(misfit)
-
-    def _data_step(self, problem: Problem, v: Image, gamma: Scalar) -> tuple[Float[Array, ""], Image]:
-        misfit, g = problem.misfit_and_gradient(v)
-        if not self.normalise:
-            return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
-        length = gamma * math.sqrt(v.size / REFERENCE_PIXELS)
-        return misfit, v - length * g / jnp.maximum(jnp.linalg.norm(g.ravel()), TINY)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
         return state.x_t if self.output == "state" else state.x
+
+
+def data_step(
+    problem: Problem, v: Image, gamma: Scalar | None, *, normalise: bool = True
+) -> tuple[Float[Array, ""], Image]:
+    """Step from v towards the data: by a given length, or without gamma as far as the noise allows.
+
+    Returns:
+        The misfit at v, and x.
+    """
+    if gamma is None:
+        return _step_to_the_noise(problem, v)
+    misfit, g = problem.misfit_and_gradient(v)
+    if not normalise:
+        return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
+    return misfit, v - gamma * size_factor(v) * g / jnp.maximum(jnp.linalg.norm(g.ravel()), TINY)
+
+
+def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Image]:
+    half, g = jax.value_and_grad(problem.half_squared_residual)(v)
+    count = problem.y.size * (2 if jnp.iscomplexobj(problem.y) else 1)
+    excess = jnp.maximum(2 * half - count * problem.sigma_y**2, 0.0)
+    slope, curvature = jnp.sum(g**2), derivative_norm(problem, v, g)
+    # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
+    root = excess / jnp.maximum(slope + jnp.sqrt(jnp.maximum(slope**2 - curvature * excess, 0.0)), TINY)
+    closest = slope / jnp.maximum(curvature, TINY)
+    return 2 * half / problem.y.size, v - jnp.minimum(root, closest) * g
