@@ -1,0 +1,196 @@
+"""`ddiff evaluate`: tables of images, tasks, solvers and seeds."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ddiff_jax.cli.console import Console
+from ddiff_jax.cli.environment import use_compilation_cache
+from ddiff_jax.cli.flags import parse
+
+DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.
+
+examples:
+  ddiff evaluate photos/ --tasks super_resolution gaussian_blur --solvers ddiff diffpir --output table
+  ddiff evaluate photos/ --tasks phase_retrieval --runs 5 --seeds 0 1 2
+  ddiff evaluate photos/ --sigmas 0.05 0.1 0.2 --steps 50 100 --set ddiff:gamma=12
+
+Writes results.csv (one row per image), summary.json (means, intervals, paired differences, settings, hashes) and
+report.html. Killed at any moment, the same command continues. Every cell can be repeated by the `ddiff restore`
+command that summary.json gives for it.
+"""
+
+Variadic = tyro.conf.UseAppendAction
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """How to run.
+
+    Args:
+        output: Folder for tables, records and pictures; nothing in it is ever deleted.
+        prior: Name of a packaged prior, or folder of a converted checkpoint.
+        preset: Dataset whose hyper-parameters are used; by default that of the prior.
+        label: Class of the images, for a class-conditional prior.
+        dtype: Computation type of the network.
+        resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
+        subset: Use the first so many images, by name.
+        batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
+        lpips_alex: Folder of converted LPIPS weights on AlexNet.
+        lpips_vgg: Folder of converted LPIPS weights on VGG16.
+        set: Other flags of `ddiff restore` for one task or solver, as NAME:FLAG=VALUE.
+        report: Write report.html and the pictures in it.
+        cache: Keep compiled programs in the user's cache folder for the next run.
+        quiet: Print errors only.
+        json: Print the summary to standard output.
+    """
+
+    output: Path
+    prior: str
+    preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    resize: bool = False
+    subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    set: tuple[str, ...] = ()
+    report: bool = True
+    cache: bool = True
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate.
+
+    Args:
+        images: Clean image files, folders or quoted globs; without any, the packaged photograph.
+        tasks: What happens to the images; the presets name the tasks.
+        solvers: The methods.
+        seeds: Roots of all random numbers.
+        sigmas: Noise levels to sweep, instead of the preset's.
+        steps: Step counts to sweep, instead of the preset's.
+        runs: Restarts per image, of which the best by PSNR and the best by misfit are kept: a number for all tasks,
+            or TASK=NUMBER.
+        measurements: Folder of measurements that have the names of the images, instead of simulated ones.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")] = ()
+    tasks: tuple[str, ...] = ("super_resolution",)
+    solvers: tuple[str, ...] = ("ddiff",)
+    seeds: tuple[int, ...] = (0,)
+    sigmas: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+    runs: tuple[str, ...] = ()
+    measurements: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("what", Options, dataclasses.field(default_factory=Options)),
+            ("how", Common, dataclasses.field(default_factory=lambda: Common(Path("evaluation"), "faces64"))),
+        ],
+    )
+    parsed: Any = parse(command, argv, prog="ddiff evaluate", description=DESCRIPTION)
+    from ddiff_jax.evaluation import Plan
+
+    what, how = parsed.what, parsed.how
+    plan = Plan(
+        images=what.images or packaged_photograph(),
+        tasks=what.tasks,
+        solvers=what.solvers,
+        seeds=what.seeds,
+        sigmas=what.sigmas or (None,),
+        steps=what.steps or (None,),
+        runs=_runs(what.runs, what.tasks),
+        measurements=None if what.measurements is None else str(what.measurements),
+        **common(how),
+    )
+    return work(plan, how)
+
+
+def packaged_photograph() -> tuple[str, ...]:
+    """Name the photograph that comes with the package."""
+    return (str(Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"),)
+
+
+def common(how: Common) -> dict[str, Any]:
+    """Turn the general flags into arguments of `Plan`."""
+    lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
+    return {
+        **{
+            name: getattr(how, name) for name in ("prior", "preset", "dtype", "label", "resize", "subset", "batch_size")
+        },
+        "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
+        "flags": _flags(how.set),
+    }
+
+
+def _flags(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    flags: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, colon, rest = text.partition(":")
+        flag, equals, value = rest.partition("=")
+        if not (name and colon and flag and equals):
+            raise ValueError(f"--set takes NAME:FLAG=VALUE, for example ddiff:gamma=12; got {text!r}")
+        flags[name] = (*flags.get(name, ()), f"--{flag.lstrip('-')}", *shlex.split(value))
+    return flags
+
+
+def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
+    runs = {}
+    for text in texts:
+        task, _, number = text.rpartition("=")
+        if not number.isdecimal():
+            raise ValueError(f"--runs takes a number or TASK=NUMBER; got {text!r}")
+        runs |= dict.fromkeys([task] if task else tasks, int(number))
+    return runs
+
+
+def work(plan: Any, how: Common) -> int:
+    """Evaluate a plan, write its report, say how it went; returns the exit code."""
+    from ddiff_jax.evaluation import evaluate
+
+    if how.cache:
+        use_compilation_cache()
+    console = Console(quiet=how.quiet)
+    found = evaluate(plan, how.output, say=console.say)
+    for line in lines(found.summary):
+        console.say(line)
+    console.say(f"results in {how.output}/")
+    if how.json:
+        print(json.dumps(json.loads((how.output / "summary.json").read_text(encoding="utf-8")), indent=1))
+    if found.num_bad:
+        for row in found.summary["bad"]:
+            console.fail(f"{row['task']}, {row['solver']}, {row['image']}: {row['status']}: {row['message']}")
+        console.fail(f"{found.num_bad} of {len(found.rows)} rows are marked; see results.csv")
+    return 1 if found.num_bad else 0
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """Tell the means in a few words each."""
+    told = []
+    for group in summary["groups"]:
+        name = " ".join(str(group[k]) for k in ("task", "solver"))
+        name += "".join(f" {k} {group[k]}" for k in ("sigma_y", "steps") if group[k] is not None)
+        name += "" if group["pick"] == "single" else f" best by {group['pick']}"
+        found = group["metrics"]["psnr_paper"]
+        if found.get("mean") is None:
+            told.append(f"  {name}: no PSNR")
+            continue
+        width = found["interval"]
+        spread = "" if width is None else f" (95%: {width[0]:.2f} to {width[1]:.2f})"
+        told.append(f"  {name}: PSNR {found['mean']:.2f} dB{spread}, {found['n']} images")
+    return told

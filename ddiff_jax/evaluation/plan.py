@@ -1,0 +1,162 @@
+"""What an evaluation runs: cells, each with the settings that `ddiff restore` would have for it."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ddiff_jax.cli.settings import Settings, resolve
+from ddiff_jax.config import check_name
+from ddiff_jax.metrics import BACKBONES
+from ddiff_jax.solvers import SOLVERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides an evaluation.
+
+    Args:
+        images: clean image files, folders or globs.
+        tasks: names of presets, such as "super_resolution".
+        solvers: names in `SOLVERS`; the first is the one that the others are compared with.
+        seeds: roots of all random numbers.
+        sigmas: noise levels to sweep; None stands for the preset's.
+        steps: step counts to sweep; None stands for the preset's.
+        runs: task to the number of restarts per image; 1 where nothing is said.
+        prior: packaged name or folder of converted weights.
+        preset: data set whose hyper-parameters are used; None takes that of the prior.
+        dtype: computation type of the network.
+        label: class of the images, for a class-conditional prior.
+        resize: cut images to a square and resize them to the prior's size.
+        subset: use the first so many images, by name; None uses all.
+        measurements: folder of measurements with the stems of the images, instead of simulated ones.
+        lpips: backbone to folder of converted weights.
+        batch_size: images restored together.
+        flags: task or solver to flags of `ddiff restore` for its cells, such as {"ddiff": ("--gamma", "12")}.
+
+    Raises:
+        ValueError: a list is empty or names something twice, or a number is out of range.
+    """
+
+    images: tuple[str, ...]
+    tasks: tuple[str, ...] = ("super_resolution",)
+    solvers: tuple[str, ...] = ("ddiff",)
+    seeds: tuple[int, ...] = (0,)
+    sigmas: tuple[float | None, ...] = (None,)
+    steps: tuple[int | None, ...] = (None,)
+    runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    prior: str = "faces64"
+    preset: str | None = None
+    dtype: str = "float32"
+    label: int | None = None
+    resize: bool = False
+    subset: int | None = None
+    measurements: str | None = None
+    lpips: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    batch_size: int | None = None
+    flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("images", "tasks", "solvers", "seeds", "sigmas", "steps"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must name at least one thing, and nothing twice; got {list(values)}")
+        for name in self.solvers:
+            check_name("solver", name, SOLVERS)
+        for name in self.lpips:
+            check_name("backbone of LPIPS", name, BACKBONES)
+        for what in self.runs:
+            check_name("task in runs", what, self.tasks)
+        for what in self.flags:
+            check_name("task or solver that flags are set for", what, (*self.tasks, *self.solvers))
+        counts = {
+            "subset": self.subset,
+            "batch_size": self.batch_size,
+            **{f"runs of {k}": v for k, v in self.runs.items()},
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}")
+
+    def cells(self) -> list["Cell"]:
+        """List the cells, in the order in which they run: what shares a compiled program is neighbours."""
+        return [
+            Cell(task, solver, seed, sigma, steps, self.runs.get(task, 1))
+            for task in self.tasks
+            for solver in self.solvers
+            for steps in self.steps
+            for sigma in self.sigmas
+            for seed in self.seeds
+        ]
+
+    def arguments(self, cell: "Cell") -> list[str]:
+        """Spell a cell as arguments of `ddiff restore`; with the images it repeats the cell (its first run)."""
+        words = ["--task", cell.task, "--solver", cell.solver, "--prior", self.prior, "--seed", str(cell.seed)]
+        words += ["--dtype", self.dtype]
+        optional: dict[str, Any] = {
+            "--preset": self.preset,
+            "--label": self.label,
+            "--sigma": cell.sigma_y,
+            "--steps": cell.steps,
+        }
+        for flag, value in optional.items():
+            words += [] if value is None else [flag, str(value)]
+        words += ["--resize"] * self.resize + ["--measured"] * (self.measurements is not None)
+        for name in (cell.task, cell.solver):
+            words += self.flags.get(name, ())
+        return words
+
+    def settings(self, cell: "Cell") -> Settings:
+        """Resolve the settings of a cell.
+
+        Raises:
+            ValueError: they do not go together, or something has no preset.
+        """
+        return resolve(self.arguments(cell))
+
+    def command(self, cell: "Cell") -> str:
+        """Spell the command that repeats a cell."""
+        return "ddiff restore IMAGES " + shlex.join(self.arguments(cell))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Spell out the plan in plain types."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One solver on one task with one seed.
+
+    Args:
+        task: name of the preset.
+        solver: name in `SOLVERS`.
+        seed: root of the random numbers.
+        sigma_y: noise level; None is the preset's.
+        steps: step count; None is the preset's.
+        runs: restarts per image.
+    """
+
+    task: str
+    solver: str
+    seed: int
+    sigma_y: float | None = None
+    steps: int | None = None
+    runs: int = 1
+
+    @property
+    def variant(self) -> str:
+        """Name what is swept in this cell; empty where nothing is."""
+        parts = {"sigma": self.sigma_y, "steps": self.steps}
+        return "-".join(f"{name}{value:g}" for name, value in parts.items() if value is not None)
+
+    @property
+    def path(self) -> str:
+        """Name the cell as a path, where its files are kept."""
+        solver = "-".join(filter(None, (self.solver, self.variant)))
+        return f"{self.task}/{solver}/seed{self.seed}"

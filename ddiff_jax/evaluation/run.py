@@ -1,0 +1,371 @@
+"""Run an evaluation: what is recorded is taken, what is missing is computed, then the tables are made."""
+
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddiff_jax import io
+from ddiff_jax.checkpoint import file_hash, load_prior, read_card
+from ddiff_jax.cli.batches import Batch, Item, Reader, batches
+from ddiff_jax.cli.environment import versions
+from ddiff_jax.cli.jobs import Job, find_jobs, prepare
+from ddiff_jax.cli.settings import Settings
+from ddiff_jax.evaluation import tables
+from ddiff_jax.evaluation.plan import Cell, Plan
+from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
+from ddiff_jax.metrics import BACKBONES, METRICS, load_lpips, measure
+from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.solve import Progress, Solution, solve
+
+CPU_BATCH, ACCELERATOR_BATCH = 8, 16
+TRACE_POINTS = 100  # kept of what the steps report
+FRAMES = 8  # of a trajectory
+RUN_KEYS = 1 << 16  # restarts draw from here; streams of one image (0, 1, ...) stay below
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        folder: where everything is: results.csv, summary.json, records, pictures.
+        rows: the table.
+        summary: groups, paired differences, and how it was made.
+        num_bad: rows whose status is not "ok".
+    """
+
+    folder: Path
+    rows: list[tables.Row]
+    summary: dict[str, Any]
+    num_bad: int
+
+
+class _WithTruth(Reader):
+    """Reads measurements from files and puts the clean images beside them."""
+
+    def __init__(self, settings: Settings, truths: dict[str, Path]):
+        super().__init__(settings)
+        self._truths = truths
+
+    def read(self, job: Job) -> Item:
+        item, path = super().read(job), self._truths.get(job.stem)
+        if path is None:
+            return item
+        shape = self._settings.shape
+        truth, notes = io.read(path, shape[2])
+        if truth.shape != shape and self._settings.options.resize and truth.ndim == 3:
+            truth = io.crop_and_resize(truth, shape[0])
+        if truth.shape != shape:
+            raise ValueError(f"{path} has the shape {truth.shape}, the prior is for {shape}; add --resize")
+        return dataclasses.replace(item, truth=np.asarray(truth, np.float32), notes=item.notes + notes)
+
+
+def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = print) -> Evaluation:
+    """Run a plan, or what is missing of it, and write results.csv and summary.json.
+
+    Every image is one file, written whole after it is restored. A run that was killed and is started again with the
+    same plan ends with the same table, but for the seconds.
+
+    Args:
+        plan: what to run.
+        folder: for all files; nothing in it is deleted.
+        say: told what happens, line by line.
+
+    Raises:
+        ValueError: nothing of the plan can be run, or the folder cannot be used.
+        FileNotFoundError: there are no such weights.
+    """
+    return _Run(plan, Path(folder), say).run()
+
+
+class _Run:
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]):
+        self.plan, self.folder, self.say, self.store = plan, folder, say, Store(folder)
+        self.cells = plan.cells()
+        self.settings: dict[Cell, Settings] = {}
+        self.unusable: dict[Cell, str] = {}
+        for cell in self.cells:
+            try:
+                self.settings[cell] = plan.settings(cell)
+            except ValueError as error:
+                self.unusable[cell] = str(error)
+        if not self.settings:
+            raise ValueError(next(iter(self.unusable.values())))
+        self.jobs, self.truths = self._find()
+        self.hashes = {job.stem: _hash(job.path) for job in self.jobs}
+        self._truth_hashes = {stem: _hash(path) for stem, path in self.truths.items()}
+        self._decided: dict[Cell, str] = {}
+        self.rejected: dict[tuple[Cell, str], tuple[str, str]] = {}
+        self.card = read_card(plan.prior)
+        self.lpips = {name: load_lpips(where, name) for name, where in plan.lpips.items()}
+        self._weights = weights_hash(self.card.files)
+        self._lpips_weights = {name: weights_hash(read_card(where).files) for name, where in plan.lpips.items()}
+        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        # By the plan alone, not by what is missing of it: programs of other shapes round differently.
+        self.batch_size = plan.batch_size or min(limit, len(self.jobs))
+        self._prior: DiffusionPrior | None = None
+
+    def _find(self) -> tuple[list[Job], dict[str, Path]]:
+        """List the inputs, and where the inputs are measurements, the clean images by their stems."""
+        plan = self.plan
+        images = sorted(find_jobs(plan.images, self.folder), key=lambda job: job.stem)
+        if plan.measurements is None:
+            return images[: plan.subset], {}
+        truths = {job.stem: job.path for job in images}
+        return sorted(find_jobs([plan.measurements], self.folder), key=lambda job: job.stem)[: plan.subset], truths
+
+    @property
+    def prior(self) -> DiffusionPrior:
+        """The prior, read when it is first needed: a finished evaluation needs none."""
+        if self._prior is None:
+            self._prior = load_prior(self.plan.prior, dtype=self.plan.dtype)
+            if self.plan.label is not None:
+                self._prior = dataclasses.replace(self._prior, label=jnp.int32(self.plan.label))
+        return self._prior
+
+    def run(self) -> Evaluation:
+        prepare(self.folder)
+        last = None
+        for number, cell in enumerate(self.cells, start=1):
+            head = f"[{number}/{len(self.cells)}] {cell.path}"
+            if cell in self.unusable:
+                self.say(f"{head}: not run: {self.unusable[cell]}")
+                continue
+            todo = self._missing(cell)
+            if not todo:
+                self.say(f"{head}: recorded")
+                continue
+            program = dataclasses.replace(cell, seed=0, sigma_y=None)
+            if last is not None and program != last:
+                jax.clear_caches()  # compiled programs of cells that are done would pile up
+            last = program
+            stale = sum(
+                self.store.exists(cell, job.stem, run) and self._record(cell, job.stem, run) is None
+                for job in todo
+                for run in range(cell.runs)
+            )
+            note = f"; {stale} records of another evaluation are replaced" if stale else ""
+            self.say(f"{head}: {len(todo)} of {len(self.jobs)} images{note}")
+            self._restore(cell, todo)
+        return self._tables()
+
+    def _fingerprint(self, cell: Cell, stem: str, run: int) -> str:
+        if cell not in self._decided:
+            settings = self.settings[cell]
+            # A folder of weights may move; the weights count.
+            values = {name: value for name, value in settings.as_dict().items() if name != "prior"}
+            self._decided[cell] = fingerprint(FORMAT, values, _files(settings), self._weights, self._lpips_weights)
+        return fingerprint(self._decided[cell], self.hashes[stem], self._truth_hashes.get(stem), run)
+
+    def _records(self, cell: Cell, stem: str) -> list[Record]:
+        found = (self.store.load(cell, stem, run, self._fingerprint(cell, stem, run)) for run in range(cell.runs))
+        return [record for record in found if record is not None and record.status in DONE]
+
+    def _missing(self, cell: Cell) -> list[Job]:
+        return [job for job in self.jobs if len(self._records(cell, job.stem)) < cell.runs]
+
+    def _reject(self, cell: Cell, job: Job, status: str, message: str) -> None:
+        message = " ".join(message.split())
+        self.rejected[cell, job.stem] = status, message
+        self.say(f"  {job.stem}: {status}: {message}")
+
+    def _restore(self, cell: Cell, todo: Sequence[Job]) -> None:
+        settings = self.settings[cell]
+
+        def unreadable(job: Job, message: str) -> None:
+            self._reject(cell, job, "unreadable", message)
+
+        try:
+            reader = Reader(settings) if self.plan.measurements is None else _WithTruth(settings, self.truths)
+        except ValueError as error:
+            for job in todo:
+                self._reject(cell, job, "failed", str(error))
+            return
+        for batch in batches(reader, todo, self.batch_size, unreadable):
+            for run in range(cell.runs):
+                missing = [item for item in batch.items if self._record(cell, item.job.stem, run) is None]
+                if not missing:
+                    continue
+                try:
+                    self._batch(cell, batch, run)
+                except (ValueError, TypeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+                    if "RESOURCE_EXHAUSTED" in str(error):
+                        raise ValueError(f"out of memory with {len(batch.y)} images; lower --batch-size") from error
+                    for item in batch.items:
+                        self._reject(cell, item.job, "failed", f"{type(error).__name__}: {error}")
+                    break
+
+    def _record(self, cell: Cell, stem: str, run: int) -> Record | None:
+        return self.store.load(cell, stem, run, self._fingerprint(cell, stem, run))
+
+    def _batch(self, cell: Cell, batch: Batch, run: int) -> None:
+        """Restore one batch and record every image of it."""
+        settings = self.settings[cell]
+        keys = batch.keys if run == 0 else jax.vmap(jax.random.fold_in, (0, None))(batch.keys, RUN_KEYS + run)
+        wants_strip = run == 0 and batch.items[0].job.stem == self.jobs[0].stem
+        frames: list[np.ndarray] = []
+        started = time.monotonic()
+
+        def on_chunk(progress: Progress) -> None:
+            nonlocal started
+            if progress.step == 0:
+                started = time.monotonic()
+            elif wants_strip:
+                frames.append(progress.preview()[0])
+
+        solution = solve(
+            *(settings.solver, self.prior, batch.operator, batch.y, settings.sigma_y, keys),
+            operator_axis=batch.operator_axis,
+            num_chunks=FRAMES if wants_strip else 1,
+            on_chunk=on_chunk,
+        )
+        jax.block_until_ready(solution)
+        seconds = (time.monotonic() - started) / len(batch.y)
+        scores = self._measure(batch, solution, settings.sigma_y)
+        x, finite, info = jax.device_get((solution.x, solution.finite, solution.info))
+        evaluations = network_evaluations(settings.solver, self.prior, solution)
+        for i, item in enumerate(batch.items):
+            stem = item.job.stem
+            status, message = (
+                ("ok", "") if item.truth is not None else ("no truth", "there is no clean image of this name")
+            )
+            if not finite[i]:
+                status, message = "diverged", "the restored image holds NaN or infinity; lower the solver's step length"
+            record = Record(
+                fingerprint=self._fingerprint(cell, stem, run),
+                status=status,
+                message=message,
+                metrics={k: float(v[i]) for k, v in scores.items() if item.truth is not None or k.startswith("misfit")}
+                if finite[i]
+                else {},
+                network_evaluations=evaluations,
+                seconds=seconds,
+                trace=_trace(info, i),
+                environment={**versions(), "device": jax.devices()[0].device_kind},
+                notes=list(item.notes),
+            )
+            self._pictures(cell, item, x[i], run, frames if i == 0 else [])
+            self.store.save(cell, stem, run, record)
+
+    def _measure(self, batch: Batch, solution: Solution, sigma_y: float) -> dict[str, np.ndarray]:
+        truths = [item.truth for item in batch.items]
+        known = next((truth for truth in truths if truth is not None), None)
+        stacked = None
+        if known is not None:
+            full = truths + truths[-1:] * (len(batch.y) - len(truths))
+            stacked = np.stack([known if truth is None else truth for truth in full])  # a stand-in is not reported
+        return measure(
+            *(batch.operator, solution.x, batch.y, sigma_y, stacked),
+            lpips=self.lpips,
+            operator_axis=batch.operator_axis,
+        )
+
+    def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> None:
+        stem, y = item.job.stem, np.asarray(item.y)
+        drawn = {self.store.picture(cell, stem, run): np.nan_to_num(x)}
+        if item.truth is not None:
+            drawn[self.store.truth(stem)] = item.truth
+        if y.ndim == 3 and y.shape[2] in (1, 3) and y.dtype.kind == "f":
+            drawn[self.store.measurement(cell, stem)] = y
+        if frames:
+            drawn[self.store.strip(cell, stem)] = np.nan_to_num(np.concatenate(frames, axis=1))
+        for path, picture in drawn.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            io.write_png(path, picture)
+
+    def _tables(self) -> Evaluation:
+        absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.plan.lpips}
+        rows = []
+        for cell in self.cells:
+            settings = self.settings.get(cell)
+            for job in self.jobs:
+                sigma_y = cell.sigma_y if settings is None else settings.sigma_y
+                start = tables.describe(cell, sigma_y, job.stem)
+                sha256 = self.hashes[job.stem]
+                records = [] if settings is None else self._records(cell, job.stem)
+                if len(records) == cell.runs:
+                    why = {} if records[0].status != "ok" else _too_small(records[0], absent)
+                    rows += tables.rows_of(start, records, {**absent, **why}, sha256)
+                    continue
+                status, message = self.rejected.get((cell, job.stem), ("not set up", self.unusable.get(cell, "")))
+                for how in (tables.SINGLE,) if cell.runs == 1 else (tables.ORACLE, tables.RESIDUAL):
+                    rows.append({**start, "pick": how, "status": status, "message": message, "input_sha256": sha256})
+        summary = {**tables.summarise(rows), **self._origin(rows)}
+        io.write_text(self.folder / "results.csv", tables.to_csv(rows))
+        io.write_text(self.folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
+        bad = [row for row in rows if row["status"] != "ok"]
+        return Evaluation(self.folder, rows, summary, len(bad))
+
+    def _origin(self, rows: Sequence[tables.Row]) -> dict[str, Any]:
+        """Say how the numbers were made."""
+        records = [r for cell in self.settings for job in self.jobs for r in self._records(cell, job.stem)]
+        environments = [dict(e) for e in {tuple(sorted(record.environment.items())) for record in records}]
+        bad = [
+            {k: row.get(k) for k in ("task", "solver", "sigma_y", "steps", "seed", "image", "status", "message")}
+            for row in rows
+            if row["status"] != "ok"
+        ]
+        return {
+            "bad": bad,
+            "plan": self.plan.as_dict(),
+            "cells": [
+                {"cell": cell.path, "command": self.plan.command(cell), "settings": settings.as_dict()}
+                for cell, settings in self.settings.items()
+            ],
+            "prior": {"name": self.plan.prior, **dataclasses.asdict(self.card)},
+            "lpips": {k: {"folder": v, "weights": self._lpips_weights[k]} for k, v in self.plan.lpips.items()},
+            "images": self.hashes,
+            "batch_size": self.batch_size,
+            "environments": sorted(environments, key=str),
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+
+def network_evaluations(solver: Any, prior: Any, solution: Any) -> int:
+    """Count how often a run asked the prior, per image: by the steps it made."""
+    del solution
+    return jax.tree.leaves(jax.eval_shape(solver.grid, prior.schedule))[0].shape[0]
+
+
+def _hash(path: Path) -> str:
+    return file_hash(path) if path.is_file() else ""
+
+
+def _files(settings: Settings) -> dict[str, Any]:
+    """Hash what an operator reads from files."""
+    found = {}
+    for name, path in settings.files.items():
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found[name] = [_hash(p) for p in inside if p.is_file()]
+    return found
+
+
+def _too_small(record: Record, absent: dict[str, str]) -> dict[str, str]:
+    return {name: "image too small" for name in METRICS if name not in record.metrics and name not in absent}
+
+
+def _trace(info: Any, i: int) -> dict[str, list[float]]:
+    """Keep some points of every number that the steps of image i reported."""
+    columns = {f.name: np.asarray(getattr(info, f.name)) for f in dataclasses.fields(info)}
+    columns = {name: column[i] for name, column in columns.items() if column.ndim == 2}
+    length = max((len(column) for column in columns.values()), default=0)
+    rows = np.unique(np.linspace(0, length - 1, min(TRACE_POINTS, length)).astype(int))
+    kept = {name: [float(f"{v:.6g}") for v in column[rows]] for name, column in columns.items()}
+    return {"step": [float(row + 1) for row in rows], **kept}
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,340 @@
+"""Evaluations: tables, intervals, resuming after a kill, and what bad input does to them."""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+import ddiff_jax as dd
+from ddiff_jax import cli, evaluation
+from ddiff_jax.cli import restore
+from ddiff_jax.evaluation import Plan, interval, paired, tables
+from ddiff_jax.evaluation import run as runner
+
+SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
+ROUNDED = 2e-6  # relative: the table has seven digits
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """A network in a millisecond: takes what a 5 x 5 mean leaves for noise."""
+
+    def apply(self, variables, x, t):
+        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, 3))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        smooth = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=3
+        )
+        return x - smooth
+
+
+def quick(name, dtype):
+    """Stand for the packaged prior."""
+    taps = jnp.full((5, 5, 1, 1), 0.04)
+    return dd.DiffusionPrior({"taps": taps}, dd.linear_schedule(), Smoothing(), (64, 64, 3))
+
+
+@pytest.fixture(autouse=True)
+def quick_prior(monkeypatch):
+    for module in (runner, restore):
+        monkeypatch.setattr(module, "load_prior", quick)
+
+
+def save_photos(folder, count):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.open(SAMPLE).rotate(37 * i).save(folder / f"photo{i}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return save_photos(tmp_path / "photos", 3)
+
+
+def plan(photos, **changes):
+    return Plan(images=(str(photos),), **{"tasks": ("gaussian_blur",), "steps": (3,), **changes})
+
+
+def table(folder):
+    """Read the table without the seconds."""
+    with (Path(folder) / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in tables.VARYING} for row in csv.DictReader(file)]
+
+
+def timeless(value):
+    """Take times out of a summary."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "written")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def summary(folder):
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def quiet(_):
+    pass
+
+
+def test_a_row_is_what_its_restore_command_gives(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", "photos", "--tasks", "gaussian_blur", "--sigmas", "0.1", "--steps", "3", "--no-report"]
+    assert cli.main([*arguments, "--seeds", "4", "--set", "ddiff:gamma=3.5", "--output", "table", "--no-cache"]) == 0
+    assert "gaussian_blur ddiff sigma_y 0.1 steps 3: PSNR" in capsys.readouterr().err
+    (cell,) = summary("table")["cells"]
+    words = cell["command"].replace("IMAGES", "photos").split()[1:]
+    assert cli.main([*words, "--output", "again", "--no-cache", "--batch-size", "3"]) == 0
+    restored = {row["name"]: row for row in json.loads(Path("again/metrics.json").read_text())["images"]}
+    rows = table("table")
+    assert [row["image"] for row in rows] == ["photo0", "photo1", "photo2"]
+    for row in rows:
+        again = restored[row["image"]]
+        assert row["status"] == "ok"
+        assert row["input_sha256"] == again["input_sha256"]
+        assert row["network_evaluations"] == "3"
+        for ours, theirs in {"psnr_standard": "psnr", "ssim_standard": "ssim", "misfit": "misfit"}.items():
+            assert float(row[ours]) == pytest.approx(again[theirs], rel=ROUNDED)
+        picture = f"restored/{cell['cell']}/{row['image']}.run0.png"
+        assert (tmp_path / "table" / picture).read_bytes() == Path(f"again/{row['image']}_restored.png").read_bytes()
+
+
+def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):
+    found = evaluation.evaluate(plan(photos, seeds=(0, 1)), tmp_path / "out", say=quiet)
+    assert found.num_bad == 0
+    (group,) = found.summary["groups"]
+    rows = table(tmp_path / "out")
+    assert len(rows) == 6
+    per_image = [np.mean([float(r["psnr_paper"]) for r in rows if r["image"] == f"photo{i}"]) for i in range(3)]
+    expected = stats.t.interval(0.95, 2, np.mean(per_image), stats.sem(per_image))
+    assert group["metrics"]["psnr_paper"]["n"] == 3
+    assert group["metrics"]["psnr_paper"]["mean"] == pytest.approx(np.mean(per_image), rel=1e-5)
+    assert group["metrics"]["psnr_paper"]["std"] == pytest.approx(np.std(per_image, ddof=1), rel=1e-3)
+    np.testing.assert_allclose(group["metrics"]["psnr_paper"]["interval"], expected, rtol=1e-4)
+    assert group["metrics"]["lpips_alex"] == {"n": 0, "why": "no weights: --lpips-alex"}
+    assert {row["lpips_vgg"] for row in rows} == {"no weights: --lpips-vgg"}
+    assert found.summary["prior"]["files"]  # hashes of the weights
+    assert found.summary["environments"][0]["jax"] == jax.__version__
+
+
+def test_intervals_where_they_are_not_defined():
+    assert interval([2.5]) == {"n": 1, "mean": 2.5, "std": None, "interval": None}
+    assert interval([]) == {"n": 0, "mean": None, "std": None, "interval": None}
+    assert interval([1.0, np.inf])["mean"] is None
+    difference = paired({"a": 3.0, "b": 5.0, "c": 9.0}, {"a": 1.0, "b": 2.0})
+    assert difference["n"] == 2
+    assert difference["mean"] == 2.5
+    np.testing.assert_allclose(difference["interval"], stats.t.interval(0.95, 1, 2.5, stats.sem([2.0, 3.0])))
+
+
+def test_solvers_are_compared_image_by_image():
+    start = {"task": "t", "sigma_y": 0.1, "steps": None, "pick": "single", "status": "ok", "seed": 0}
+    values = {("a", "x"): 20.0, ("a", "y"): 30.0, ("b", "x"): 19.0, ("b", "y"): 28.0, ("b", "z"): 0.0}
+    rows = [{**start, "solver": s, "image": i, "psnr_paper": v} for (s, i), v in values.items()]
+    (difference,) = tables.summarise(rows)["paired"]
+    assert (difference["solver"], difference["minus"], difference["metric"]) == ("a", "b", "psnr_paper")
+    assert (difference["n"], difference["mean"]) == (2, 1.5)
+
+
+def test_of_several_runs_the_best_are_kept(photos, tmp_path):
+    found = evaluation.evaluate(plan(photos, runs={"gaussian_blur": 3}), tmp_path / "out", say=quiet)
+    records = [
+        {i: json.loads(next((tmp_path / "out/records").rglob(f"photo{p}.run{i}.json")).read_text()) for i in range(3)}
+        for p in range(3)
+    ]
+    for p, runs in enumerate(records):
+        assert len({r["metrics"]["psnr_paper"] for r in runs.values()}) == 3  # restarts differ
+        oracle, residual = (
+            next(r for r in found.rows if r["image"] == f"photo{p}" and r["pick"] == how)
+            for how in ("oracle", "residual")
+        )
+        assert oracle["psnr_paper"] == max(r["metrics"]["psnr_paper"] for r in runs.values())
+        assert residual["misfit"] == min(r["metrics"]["misfit"] for r in runs.values())
+        assert oracle["network_evaluations"] == 9
+    assert {g["pick"] for g in found.summary["groups"]} == {"oracle", "residual"}
+
+
+def test_only_what_is_missing_or_made_otherwise_is_computed(photos, tmp_path, monkeypatch):
+    first = plan(photos)
+    evaluation.evaluate(first, tmp_path / "out", say=quiet)
+    before, records = table(tmp_path / "out"), sorted((tmp_path / "out/records").rglob("*.json"))
+    times = {path: path.stat().st_mtime_ns for path in records}
+    records[0].unlink()
+    records[1].write_text('{"fingerprint"')  # half a file
+    said = []
+    evaluation.evaluate(first, tmp_path / "out", say=said.append)
+    assert table(tmp_path / "out") == before
+    assert [path for path in records if path.stat().st_mtime_ns == times[path]] == records[2:]
+    assert any("2 of 3 images" in line for line in said)
+
+    monkeypatch.setattr(runner, "load_prior", None)  # what is complete needs no network
+    evaluation.evaluate(first, tmp_path / "out", say=quiet)
+    assert table(tmp_path / "out") == before
+    monkeypatch.setattr(runner, "load_prior", quick)
+    Image.open(SAMPLE).rotate(180).save(photos / "photo1.png")
+    evaluation.evaluate(first, tmp_path / "out", say=said.append)
+    assert any("1 records of another evaluation are replaced" in line for line in said)
+    changed = [new["image"] for new, old in zip(table(tmp_path / "out"), before, strict=True) if new != old]
+    assert changed == ["photo1"]
+
+
+def test_bad_images_are_marked_counted_and_told_by_the_exit_code(photos, tmp_path, capsys):
+    (photos / "broken.png").write_text("no picture")
+    Image.open(SAMPLE).resize((48, 48)).save(photos / "small.png")
+    np.save(photos / "wild.npy", np.full((64, 64, 3), 3e38, np.float32))
+    out = tmp_path / "out"
+    command = ["evaluate", str(photos), "--tasks", "gaussian_blur", "--steps", "3", "--output", str(out), "--no-report"]
+    assert cli.main([*command, "--no-cache"]) == 1
+    rows = {row["image"]: row for row in table(out)}
+    statuses = {name: row["status"] for name, row in rows.items()}
+    good = dict.fromkeys(("photo0", "photo1", "photo2"), "ok")
+    assert statuses == {**good, "broken": "unreadable", "small": "unreadable", "wild": "diverged"}
+    assert "48x48" in rows["small"]["message"]
+    assert rows["wild"]["psnr_paper"] == ""
+    (group,) = summary(out)["groups"]
+    assert group["statuses"] == {"ok": 3, "unreadable": 2, "diverged": 1}
+    assert group["metrics"]["psnr_paper"]["n"] == 3
+    assert {row["image"] for row in summary(out)["bad"]} == {"broken", "small", "wild"}
+    assert "3 of 6 rows are marked" in capsys.readouterr().err
+
+
+def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
+    (tmp_path / "y").mkdir()
+    for i in (0, 1, 7):
+        Image.open(SAMPLE).rotate(37 * i).save(tmp_path / "y" / f"photo{i}.png")
+    found = evaluation.evaluate(plan(photos, measurements=str(tmp_path / "y")), tmp_path / "out", say=quiet)
+    rows = {row["image"]: row for row in found.rows}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        **{"photo0": "ok", "photo1": "ok", "photo7": "no truth"}
+    }
+    assert rows["photo7"]["psnr_paper"] is None
+    assert rows["photo7"]["misfit"] > 0
+    assert rows["photo0"]["psnr_paper"] > 0
+    assert found.num_bad == 1
+
+
+def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path):
+    found = evaluation.evaluate(plan(photos, tasks=("gaussian_blur", "inpainting")), tmp_path / "out", say=quiet)
+    assert {(row["task"], row["status"]) for row in found.rows} == {
+        *(("gaussian_blur", "ok"), ("inpainting", "not set up"))
+    }
+    assert "mask" in next(row["message"] for row in found.rows if row["status"] == "not set up")
+    assert found.num_bad == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--solvers", "dif"), "unknown solver 'dif'; did you mean"),
+        (("--tasks", "blurr"), "unknown task for faces64 'blurr'; did you mean 'blur'"),
+        (("--runs", "many"), "--runs takes a number or TASK=NUMBER; got 'many'"),
+        (("--runs", "gaussian_blur=2"), "unknown task in runs 'gaussian_blur'"),
+        (("--set", "gamma=2"), "--set takes NAME:FLAG=VALUE"),
+        (("--set", "ddiff:gama=2"), "unknown flag --gama; did you mean --gamma"),
+        (("--subset", "0"), "subset must be at least 1"),
+        (("--seeds", "1", "1"), "nothing twice"),
+        (("nowhere/*.png",), "no file matches"),
+    ],
+)
+def test_wrong_commands_say_what_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("evaluation").exists()
+
+
+# Killing
+
+
+def killing_plan(photos):
+    return plan(photos, tasks=("gaussian_blur",), runs={"gaussian_blur": 2}, batch_size=1)
+
+
+def worker(photos, folder):
+    """Evaluate in a process of its own; what is killed."""
+    runner.load_prior = quick
+    evaluation.evaluate(killing_plan(photos), folder)
+
+
+def start(photos, folder, cache):
+    code = f"import test_evaluation as t; t.worker({str(photos)!r}, {str(folder)!r})"
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+def num_records(folder):
+    return len(list(folder.rglob("*.run*.json")))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Evaluate without a kill: the photographs, the table and the summary."""
+    base = tmp_path_factory.mktemp("uninterrupted")
+    photos = save_photos(base / "photos", 6)
+    process = start(photos, base / "out", base / "cache")
+    assert process.wait(timeout=120) == 0
+    return base, table(base / "out"), timeless(summary(base / "out"))
+
+
+def check_the_end(uninterrupted, out):
+    base, rows, told = uninterrupted
+    process = start(base / "photos", out, base / "cache")
+    assert process.wait(timeout=120) == 0
+    assert len(rows) == 6 * 2
+    assert table(out) == rows
+    assert timeless(summary(out)) == told
+
+
+def test_two_kills_and_a_restart_give_the_same_table(uninterrupted, tmp_path):
+    base, draw, out = uninterrupted[0], random.Random(0), tmp_path / "out"
+    for wanted in (draw.randint(1, 4), draw.randint(5, 10)):
+        process = start(base / "photos", out, base / "cache")
+        while num_records(out) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL  # it was still at work
+        assert not (out / "results.csv").exists()
+    check_the_end(uninterrupted, out)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_and_a_restart_give_the_same_table(uninterrupted, tmp_path):
+    base, draw, out = uninterrupted[0], random.Random(1), tmp_path / "out"
+    (tmp_path / "whole").mkdir()
+    began = time.monotonic()
+    assert start(base / "photos", tmp_path / "whole" / "out", base / "cache").wait(timeout=120) == 0
+    duration = time.monotonic() - began
+    kills = 0
+    while kills < 20:
+        process = start(base / "photos", out, base / "cache")
+        time.sleep(draw.uniform(0.3, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+        else:  # it was done: begin again, and spread the remaining kills over the new one
+            assert table(out) == uninterrupted[1]
+            out = tmp_path / f"out{kills}"
+    check_the_end(uninterrupted, out)
