@@ -10,6 +10,7 @@ COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
     "check": "tell whether a measurement operator of your own is sound",
     "evaluate": "restore a data set by several solvers and tabulate the results",
+    "reproduce": "run a table or figure of the paper, beside the published numbers",
     "convert": "turn a PyTorch checkpoint into one that --prior reads",
     "info": "versions, devices, priors, presets",
 }
@@ -18,7 +19,7 @@ USAGE = f"""usage: ddiff COMMAND [...]
 
 Solve imaging inverse problems with diffusion priors.
 
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<11}{text}" for name, text in COMMANDS.items())}
 
 examples:
   ddiff restore                                             a demonstration, into ./restored

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,8 +25,6 @@ Writes results.csv (one row per image), summary.json (means, intervals, paired d
 report.html. Killed at any moment, the same command continues. Every cell can be repeated by the `ddiff restore`
 command that summary.json gives for it.
 """
-
-Variadic = tyro.conf.UseAppendAction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +157,21 @@ def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
     return runs
 
 
-def work(plan: Any, how: Common) -> int:
-    """Evaluate a plan, write its report, say how it went; returns the exit code."""
+def work(plan: Any, how: Common, finish: Callable[[dict[str, Any]], list[str]] = lambda summary: []) -> int:
+    """Evaluate a plan, write its report, say how it went; returns the exit code.
+
+    Args:
+        plan: what to evaluate.
+        how: general flags.
+        finish: given the summary before the report is written; says what it did, line by line.
+    """
     from ddiff_jax.evaluation import evaluate
 
     if how.cache:
         use_compilation_cache()
     console = Console(quiet=how.quiet)
     found = evaluate(plan, how.output, say=console.say)
-    for line in lines(found.summary):
+    for line in [*lines(found.summary), *finish(found.summary)]:
         console.say(line)
     console.say(f"results in {how.output}/")
     if how.json:

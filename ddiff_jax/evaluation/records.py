@@ -29,7 +29,8 @@ class Record:
         status: "ok", "diverged" (NaN or infinity) or "no truth" (restored, but there is nothing to compare with).
         message: what went wrong, for people.
         metrics: name in `METRICS` to value.
-        network_evaluations: of the prior, per image.
+        network_evaluations: per image.
+        network_gradients: passes backwards through the network, per image.
         seconds: time of the batch divided by its images; compilation left out.
         trace: name of what the steps reported to every few values, and "step" to their numbers.
         environment: versions and device.
@@ -41,6 +42,7 @@ class Record:
     message: str
     metrics: dict[str, float]
     network_evaluations: int
+    network_gradients: int
     seconds: float
     trace: dict[str, list[float]]
     environment: dict[str, str]

@@ -231,7 +231,6 @@ class _Run:
         seconds = (time.monotonic() - started) / len(batch.y)
         scores = self._measure(batch, solution, settings.sigma_y)
         x, finite, info = jax.device_get((solution.x, solution.finite, solution.info))
-        evaluations = network_evaluations(settings.solver, self.prior, solution)
         for i, item in enumerate(batch.items):
             stem = item.job.stem
             status, message = (
@@ -246,7 +245,8 @@ class _Run:
                 metrics={k: float(v[i]) for k, v in scores.items() if item.truth is not None or k.startswith("misfit")}
                 if finite[i]
                 else {},
-                network_evaluations=evaluations,
+                network_evaluations=solution.cost.network_evaluations,
+                network_gradients=solution.cost.network_gradients,
                 seconds=seconds,
                 trace=_trace(info, i),
                 environment={**versions(), "device": jax.devices()[0].device_kind},
@@ -327,12 +327,6 @@ class _Run:
             "environments": sorted(environments, key=str),
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-
-
-def network_evaluations(solver: Any, prior: Any, solution: Any) -> int:
-    """Count how often a run asked the prior, per image: by the steps it made."""
-    del solution
-    return jax.tree.leaves(jax.eval_shape(solver.grid, prior.schedule))[0].shape[0]
 
 
 def _hash(path: Path) -> str:

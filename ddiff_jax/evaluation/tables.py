@@ -22,7 +22,7 @@ GROUP = ("task", "sigma_y", "steps", "solver", "pick")
 COLUMNS = (
     *("task", "solver", "sigma_y", "steps", "seed", "image", "pick", "run", "status"),
     *METRICS,
-    *("network_evaluations", "seconds", "input_sha256", "message"),
+    *("network_evaluations", "network_gradients", "seconds", "input_sha256", "message"),
 )
 VARYING = ("seconds",)
 """Columns that differ between two runs of one evaluation; all others are the same."""
@@ -70,6 +70,7 @@ def rows_of(start: Row, records: Sequence[Record], absent: dict[str, str], sha25
                 **{**start, "pick": how, "run": run, "status": record.status, **metrics},
                 # All runs are paid for, whichever is kept.
                 "network_evaluations": sum(r.network_evaluations for r in records),
+                "network_gradients": sum(r.network_gradients for r in records),
                 "seconds": sum(r.seconds for r in records),
                 "input_sha256": sha256,
                 "message": record.message,
@@ -129,6 +130,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
                     for name, values in metrics.items()
                 },
                 "network_evaluations": _mean(good[key], "network_evaluations"),
+                "network_gradients": _mean(good[key], "network_gradients"),
                 "seconds": _mean(good[key], "seconds"),
             }
         )

@@ -1,0 +1,322 @@
+"""The paper's tables and figures as evaluations, and the ledger that sets our numbers beside the published ones."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ddiff_jax import io
+from ddiff_jax.config import check_keys, check_name, config_folder, presets
+from ddiff_jax.evaluation import Plan
+from ddiff_jax.metrics import METRICS
+from ddiff_jax.solvers import SOLVERS
+
+DATASETS = ("ffhq", "imagenet", "faces64")
+
+TASKS = (
+    *("super_resolution", "box_inpainting", "random_inpainting", "gaussian_blur", "motion_blur"),
+    *("phase_retrieval", "nonlinear_blur", "high_dynamic_range"),
+)
+# The network of the nonlinear blur wants 256x256 images; at 64x64 an analytic nonlinear blur takes its place.
+STAND_INS = {"faces64": {"nonlinear_blur": "camera_blur"}}
+RUNS = {"phase_retrieval": 5}  # restarts, of which the paper keeps the best by PSNR against the truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One table or figure of the paper.
+
+    Args:
+        title: what it shows.
+        tasks: its rows.
+        solvers: its columns; the first is the paper's method.
+        sigmas: noise levels; empty for that of the presets, 0.05.
+        steps: step counts; empty for the published ones.
+        metrics: what it reports.
+    """
+
+    title: str
+    tasks: tuple[str, ...]
+    solvers: tuple[str, ...]
+    sigmas: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ("psnr_paper", "ssim_paper", "lpips_alex", "misfit")
+
+
+# Which tasks and solvers the figures of the sweeps show is not known here; these are our choice.
+STUDIES = {
+    "table1": Study("all tasks and methods", TASKS, ("ddiff", "daps", "dps", "diffpir", "red_diff", "ddiff_hqs")),
+    "table2": Study(
+        "ablation of the noise and of the dual variable",
+        TASKS,
+        ("ddiff", "ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs"),
+    ),
+    "noise": Study(
+        "quality against the noise level",
+        ("super_resolution", "gaussian_blur"),
+        ("ddiff", "daps", "dps", "diffpir"),
+        sigmas=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+    ),
+    "steps": Study(
+        "quality against the cost",
+        ("super_resolution", "gaussian_blur"),
+        ("ddiff", "ddiff_hqs", "diffpir", "dps"),
+        steps=(20, 50, 100, 250, 1000),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One number of the paper; see configs/published.yaml."""
+
+    table: str
+    dataset: str
+    task: str
+    solver: str
+    metric: str
+    value: float
+    comparable: bool
+    note: str = ""
+    sigma_y: float | None = None
+    steps: int | None = None
+
+
+def published() -> tuple[str, list[Published]]:
+    """Read what the paper prints: the source and the numbers.
+
+    Raises:
+        ValueError: the file names something unknown.
+    """
+    path = config_folder() / "published.yaml"
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = [field.name for field in dataclasses.fields(Published)]
+    entries = []
+    for values in document["entries"]:
+        check_keys(str(path), values, known)
+        entry = Published(**values)
+        for what, name, names in (
+            ("table", entry.table, STUDIES),
+            ("dataset", entry.dataset, DATASETS),
+            ("task", entry.task, TASKS),
+            ("metric", entry.metric, METRICS),
+        ):
+            check_name(f"{what} in {path}:", name, names)
+        entries.append(entry)
+    return document["source"], entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """A study made ready to run.
+
+    Args:
+        study: key of `STUDIES`.
+        dataset: of the images.
+        plan: what to evaluate.
+        differences: what differs from the paper, in words.
+        same_protocol: whether the differences leave single numbers comparable, as fewer images do.
+    """
+
+    study: str
+    dataset: str
+    plan: Plan
+    differences: tuple[str, ...]
+    same_protocol: bool
+
+
+def plan_study(
+    name: str,
+    dataset: str,
+    images: Sequence[str],
+    folder: Path,
+    *,
+    tasks: Sequence[str] = (),
+    solvers: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    **options: Any,
+) -> Reproduction:
+    """Plan one table or figure.
+
+    Args:
+        name: key of `STUDIES`.
+        dataset: one of `DATASETS`: says the presets.
+        images: clean images.
+        folder: for masks that the paper fixes.
+        tasks: only these.
+        solvers: only these.
+        steps: instead of the published step counts.
+        options: of `Plan`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    check_name("study", name, STUDIES)
+    check_name("dataset", dataset, DATASETS)
+    study = STUDIES[name]
+    stand_ins = STAND_INS.get(dataset, {})
+    wanted = tuple(tasks) or tuple(stand_ins.get(task, task) for task in study.tasks)
+    for task in wanted:
+        check_name(f"task for {dataset}", task, presets()[dataset])
+    for solver in solvers:
+        check_name("solver", solver, SOLVERS)
+    chosen = tuple(solvers) or tuple(solver for solver in study.solvers if solver in SOLVERS)
+    differences = []
+    absent = [solver for solver in study.solvers if solver not in SOLVERS]
+    if absent and not solvers:
+        differences.append(f"this version has no {', '.join(absent)}")
+    if dataset == "faces64":
+        differences.append("another data set and another prior than the paper's, 64x64")
+        differences += [f"{ours} stands for {theirs}" for theirs, ours in stand_ins.items() if ours in wanted]
+    if steps:
+        differences.append(f"{', '.join(map(str, steps))} steps instead of the published number")
+    if options.get("subset") is not None:
+        differences.append(f"the first {options['subset']} of the images only")
+    flags = dict(options.pop("flags", {}))
+    for task, path in _fixed_masks(dataset, wanted, folder).items():
+        flags[task] = ("--mask", str(path), *flags.get(task, ()))
+    plan = Plan(
+        images=tuple(images),
+        tasks=wanted,
+        solvers=chosen,
+        sigmas=study.sigmas or (None,),
+        steps=tuple(steps) or study.steps or (None,),
+        runs={task: count for task, count in RUNS.items() if task in wanted},
+        preset=dataset,
+        flags=flags,
+        **options,
+    )
+    return Reproduction(name, dataset, plan, tuple(differences), dataset != "faces64" and not steps)
+
+
+def _fixed_masks(dataset: str, tasks: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Write the masks that the released code uses for every image, where the images are of its size."""
+    if dataset == "faces64":
+        return {}
+    from ddiff_jax.operators import released_box_mask, released_random_mask
+
+    masks = {"box_inpainting": released_box_mask, "random_inpainting": released_random_mask}
+    paths = {}
+    for task, make in masks.items():
+        if task in tasks:
+            paths[task] = folder / "masks" / f"{task}.npy"
+            paths[task].parent.mkdir(parents=True, exist_ok=True)
+            io.write_array(paths[task], np.asarray(make()))
+    return paths
+
+
+def ledger(made: Reproduction, summary: dict[str, Any]) -> dict[str, Any]:
+    """Set our numbers beside the published ones.
+
+    Args:
+        made: what was run.
+        summary: of the evaluation.
+
+    Returns:
+        "rows", one per number, and what to know about them.
+    """
+    name, dataset = made.study, made.dataset
+    source, entries = published()
+    theirs = {(e.table, e.dataset, e.task, e.solver, e.metric, e.sigma_y, e.steps): e for e in entries}
+    study = STUDIES[name]
+    rows = []
+    for group in summary["groups"]:
+        place = (name, dataset, group["task"], group["solver"])
+        for metric in study.metrics:
+            found = group["metrics"][metric]
+            # The paper picks the best of several runs by the truth.
+            counterpart = None
+            if group["pick"] != "residual":
+                sweep = (group["sigma_y"] if study.sigmas else None, group["steps"] if study.steps else None)
+                counterpart = theirs.get((*place, metric, *sweep))
+            rows.append(
+                {
+                    **{k: group[k] for k in ("task", "solver", "sigma_y", "steps", "pick")},
+                    "metric": metric,
+                    "published": None if counterpart is None else counterpart.value,
+                    "ours": found.get("mean"),
+                    "interval": found.get("interval"),
+                    "images": found["n"],
+                    "difference": _difference(found, counterpart),
+                    "verdict": _verdict(found, counterpart, metric, made.same_protocol),
+                    "note": "" if counterpart is None else counterpart.note,
+                }
+            )
+    known = sum(row["published"] is not None for row in rows)
+    return {
+        "study": name,
+        "title": study.title,
+        "dataset": dataset,
+        "source": source,
+        "differences": list(made.differences),
+        "published_known": known,
+        "rows": rows,
+    }
+
+
+def _difference(found: dict[str, Any], entry: Published | None) -> float | None:
+    return None if entry is None or found.get("mean") is None else found["mean"] - entry.value
+
+
+def _verdict(found: dict[str, Any], entry: Published | None, metric: str, same_protocol: bool) -> str:
+    """Judge in words: whether the published value lies in our 95% interval, and on which side if not."""
+    if found.get("mean") is None:
+        return f"not measured: {found.get('why', 'not finite')}"
+    if entry is None:
+        return "published value not known"
+    if not (entry.comparable and same_protocol):
+        return "not comparable" if same_protocol else "not comparable: another protocol"
+    if found["interval"] is None:
+        return "one image: no verdict"
+    low, high = found["interval"]
+    if low <= entry.value <= high:
+        return "agrees"
+    side = "higher" if low > entry.value else "lower"
+    better = METRICS[metric]
+    judged = "" if better is None else " (better)" if (side == "higher") == better else " (worse)"
+    return f"{side}{judged}"
+
+
+def write_ledger(folder: Path, book: dict[str, Any]) -> Path:
+    """Write ledger.json and ledger.md; returns the latter."""
+    io.write_text(folder / "ledger.json", json.dumps(book, indent=1) + "\n")
+    io.write_text(folder / "ledger.md", as_markdown(book))
+    return folder / "ledger.md"
+
+
+HEADINGS = (
+    *("task", "solver", "noise", "steps", "pick", "metric", "published", "ours", "95% interval", "images"),
+    *("difference", "verdict"),
+)
+
+
+def as_markdown(book: dict[str, Any]) -> str:
+    """Write the ledger as a table for people."""
+    head = [
+        f"# {book['study']} on {book['dataset']}: {book['title']}",
+        "",
+        f"Published: {book['source']}. Known here: {book['published_known']} of {len(book['rows'])} numbers.",
+        "Intervals: 95%, Student's t over images. Verdict: whether the published value lies in ours.",
+        *(f"Differs from the paper: {difference}." for difference in book["differences"]),
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
+    ]
+    lines = []
+    for row in book["rows"]:
+        span = "" if row["interval"] is None else f"{row['interval'][0]:.4g} to {row['interval'][1]:.4g}"
+        cells = [
+            *(row["task"], row["solver"], _short(row["sigma_y"]), _short(row["steps"]), row["pick"], row["metric"]),
+            *(_short(row["published"], "not known"), _short(row["ours"]), span, str(row["images"])),
+            *(_short(row["difference"]), "; ".join(filter(None, (row["verdict"], row["note"])))),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def _short(value: float | int | None, otherwise: str = "") -> str:
+    return otherwise if value is None else f"{value:.4g}"
