@@ -22,6 +22,7 @@ class Task:
         operator: name in `OPERATORS`.
         arguments: keyword arguments of its factory.
         sigma_y: noise standard deviation in units of the measurement.
+        photons: expected count at white for Poisson noise, None for Gaussian noise.
         solvers: name in `SOLVERS` to the hyper-parameters that differ from the solver's defaults.
     """
 
@@ -29,6 +30,7 @@ class Task:
     arguments: dict[str, Any]
     sigma_y: float
     solvers: dict[str, dict[str, Any]]
+    photons: float | None = None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -86,7 +88,7 @@ def parse_task(text: str, where: str) -> Task:
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold the keys {', '.join(fields)}; got {type(values).__name__}")
     check_keys(where, values, fields)
-    missing = set(fields) - set(values)
+    missing = set(fields) - set(values) - {"photons"}
     if missing:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
     check_name(f"operator in {where}:", values["operator"], OPERATORS)

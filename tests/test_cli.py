@@ -233,7 +233,7 @@ def test_measurements_that_no_picture_can_hold_are_kept_as_arrays(ddiff, tmp_pat
     y = jnp.full((4, 4, 3), 1j if kind == "complex" else 9.0)
     x = np.zeros((64, 64, 3), np.float32)
     job, told = Job(SAMPLE, "sample", "", tmp_path), settings.resolve([])
-    item = Item(job, jax.random.key(0), dd.operators.super_resolution((64, 64, 3), factor=4), y, x, [], "")
+    item = Item(job, jax.random.key(0), dd.operators.super_resolution((64, 64, 3), factor=4), y, 0.05, x, [], "")
     score = Score(np.abs(np.asarray(y)), {"psnr": 1.0, "ssim": 0.5, "misfit": 1.0})
     row = results.write(item, x, score, told)
     assert row["files"]["measured_array"] == "measurement.npy"
@@ -250,6 +250,33 @@ def test_kernel_from_a_picture(ddiff, quick_prior):
     assert code == 0, err
     measured, truth = io.read_picture(Path("restored/measurement.png"))[0], io.read_picture(SAMPLE)[0]
     np.testing.assert_allclose(measured, truth, atol=2 * HALF_LEVEL)
+
+
+def test_the_noise_level_is_estimated_from_a_measurement(ddiff, quick_prior):
+    truth, _ = io.read_picture(SAMPLE)
+    blurred = jax.jit(dd.operators.gaussian_blur((64, 64, 3), size=31, std=1.5).forward)(truth)
+    for name, sigma in {"quiet": 0.03, "loud": 0.2}.items():
+        noise = np.random.default_rng(0).normal(0, sigma, truth.shape)
+        np.save(f"{name}.npy", (np.asarray(blurred) + noise).astype(np.float32))
+    arguments = ("quiet.npy", "loud.npy", "--measured", "--task", "gaussian_blur", "--sigma", "auto", *QUICK)
+    code, _, err = ddiff("restore", *arguments)
+    assert code == 0, err
+    loud, quiet = metrics("restored")["images"]
+    # 12000 coefficients, each of which overlaps its neighbours: a few percent; the photograph adds little.
+    np.testing.assert_allclose([quiet["sigma_y"], loud["sigma_y"]], [0.03, 0.2], rtol=0.08)
+    assert loud["notes"] == [f"noise level estimated as {loud['sigma_y']:.4f}"]
+    np.testing.assert_allclose(loud["misfit_excess"], loud["misfit"] - loud["sigma_y"] ** 2, rtol=1e-4)
+    assert metrics("restored")["runs"][0]["settings"]["sigma_y"] == "auto"
+
+
+def test_few_photons(ddiff, quick_prior):
+    code, _, err = ddiff("restore", "--photons", 1, *QUICK, "--sigma", 0.05)
+    assert code == 0, err
+    y = np.asarray(Image.open("restored/measurement.png"))
+    assert set(np.unique(y)) <= {0, 255}  # -1 is no photon, 1 is one, 3 is two: clipped in the picture
+    settings_used = metrics("restored")["runs"][0]["settings"]
+    assert settings_used["noise"] == {"name": "poisson", "photons": 1.0}
+    np.testing.assert_allclose(settings_used["sigma_y"], np.sqrt(2))
 
 
 def test_resize(ddiff, quick_prior):
@@ -421,9 +448,16 @@ BAD = {
     "prior": (("--prior", "faces46"), "did you mean 'faces64'?"),
     "label": (("--label", "3"), "this prior has no classes"),
     "choice": (("--dtype", "float64"), "'float32', 'bfloat16'"),
-    "number": (("--gamma", "much"), "--gamma: could not convert string to float: 'much'"),
+    "number": (("--gamma", "much"), "Error parsing --gamma"),
     "range": (("--gamma", "-1"), "gamma must be positive"),
     "sigma": (("--sigma", "-0.1"), "at least 0; got -0.1"),
+    "sigma auto": (("--sigma", "auto"), "estimates the noise of a measurement: give --measured"),
+    "sigma auto of no picture": (
+        ("zero.npy", "--measured", "--task", "phase_retrieval", "--sigma", "auto"),
+        "--sigma auto needs a measurement that is a picture",
+    ),
+    "sigma and photons": (("--sigma", "0.1", "--photons", "9"), "--sigma for Gaussian noise or --photons for Poisson"),
+    "photons": (("--photons", "-3"), "photons, the expected count at white, must be positive"),
     "factor": (("--factor", "5"), "factor 5 does not divide the image size 64x64"),
     "box": (("--task", "box_inpainting", "--size", "90"), "a box of side 90 with a margin of 4 pixels does not fit"),
     "steps": (("--steps", "2000"), "between 1 and 1000"),

@@ -13,7 +13,7 @@ SHAPE = (8, 8, 3)
 
 def nll(clean, y, photons):
     mean, count = (photons * (v.astype(np.float64) + 1) / 2 for v in (clean, y))
-    return np.sum(mean - count * np.log(mean))
+    return np.sum(mean - (count + 5) * np.log(mean + 5))
 
 
 def test_poisson_counts_have_their_mean_and_variance():
@@ -44,16 +44,22 @@ def test_poisson_likelihood_is_its_formula_where_photons_are_expected():
     np.testing.assert_allclose(gradient, problem.grad(x), rtol=1e-5, atol=1e-5)
 
 
-def test_poisson_likelihood_continues_smoothly_below_few_photons(x64):
-    # One pixel with one photon: value, slope and curvature are continuous, and darkness below zero costs more and more.
-    term = lambda v: dd.Poisson(10.0).data_term(jnp.asarray([v]), jnp.asarray([-0.8], jnp.float64))  # noqa: E731
-    edge = 2 * 0.1 / 10 - 1
+def test_poisson_likelihood_continues_smoothly_below_black(x64):
+    # One pixel with two photons of ten: value, slope and curvature are continuous at black, the least value is where
+    # two photons are expected, and darkness below zero costs more and more.
+    term = lambda v: dd.Poisson(10.0).data_term(jnp.asarray([v]), jnp.asarray([-0.6], jnp.float64))  # noqa: E731
     for derivative in (term, jax.grad(term), jax.grad(jax.grad(term))):
-        below, above = (float(derivative(jnp.float64(edge + h))) for h in (-1e-7, 1e-7))
-        np.testing.assert_allclose(below, above, rtol=1e-3)
-    values = [float(term(jnp.float64(v))) for v in (-0.99, -1.0, -1.5, -3.0)]
+        below, above = (float(derivative(jnp.float64(-1 + h))) for h in (-1e-7, 1e-7))
+        np.testing.assert_allclose(below, above, rtol=1e-4, atol=1e-5)
+    assert abs(float(jax.grad(term)(jnp.float64(-0.6)))) < 1e-6
+    values = [float(term(jnp.float64(v))) for v in (-0.6, -0.99, -1.0, -1.5, -3.0)]
     assert np.all(np.diff(values) > 0)
-    assert float(jax.grad(term)(jnp.float64(-3.0))) < 0
+
+
+def test_a_small_offset_is_the_exact_likelihood(x64):
+    y, clean = jnp.asarray([-0.8, 0.3, 0.7], jnp.float64), jnp.asarray([-0.5, 0.2, 0.9], jnp.float64)
+    gradient = jax.grad(dd.Poisson(10.0, offset=1e-6).data_term)(clean, y)
+    np.testing.assert_allclose(gradient, 5 * (1 - (np.asarray(y) + 1) / (np.asarray(clean) + 1)), rtol=1e-4)
 
 
 def test_the_truth_is_the_likeliest():
@@ -82,6 +88,8 @@ def test_solve_takes_the_noise_model_and_equals_solve_one():
 def test_bad_counts_are_refused(photons):
     with pytest.raises(ValueError, match="photons, the expected count at white, must be positive"):
         dd.Poisson(photons)
+    with pytest.raises(ValueError, match="offset, the counts added to it, must be positive"):
+        dd.Poisson(30.0, offset=photons)
 
 
 def test_complex_measurements_have_no_photons():

@@ -15,7 +15,9 @@ from ddiff_jax import io, metrics
 from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli.jobs import Job
 from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
+from ddiff_jax.likelihood import Likelihood
 from ddiff_jax.noise import Stream, image_keys, stream_key
+from ddiff_jax.noise_level import estimate_sigma
 from ddiff_jax.operators import OPERATORS, Operator
 from ddiff_jax.problem import simulate
 from ddiff_jax.types import PRNGKey
@@ -32,6 +34,7 @@ class Item:
         key: its key.
         operator: its operator; the same object for all images unless it differs between them.
         y: its measurement.
+        sigma_y: its noise level.
         truth: the clean image, unless INPUT was the measurement.
         notes: conversions made while reading.
         sha256: hash of the input file.
@@ -41,6 +44,7 @@ class Item:
     key: PRNGKey
     operator: Operator
     y: jax.Array
+    sigma_y: float
     truth: Float[np.ndarray, "H W C"] | None
     notes: list[str]
     sha256: str
@@ -89,7 +93,7 @@ class Reader:
         settings = self._settings
         array, notes = io.read(job.path, settings.shape[2])
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
-        operator = self._operator
+        operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
             arrays = {}
             for name, folder in settings.files.items():
@@ -103,10 +107,14 @@ class Reader:
             # Hidden pixels measure nothing, whatever the file shows there: as 0 they cannot enter the misfit.
             mask = getattr(operator, "mask", None)
             y = jnp.asarray(array if mask is None else np.where(np.asarray(mask) > 0, array, 0))
+            if settings.estimated:
+                sigma_y = estimate_sigma(array, mask if mask is None else np.asarray(mask))
+                notes.append(f"noise level estimated as {sigma_y:.4f}")
         else:
             truth = self._clean(job.path, array, notes)
-            y = _simulate(operator, truth, np.float32(settings.sigma_y), stream_key(key, Stream.MEASUREMENT))
-        return Item(job, key, operator, y, truth, notes, file_hash(job.path))
+            noise_key = stream_key(key, Stream.MEASUREMENT)
+            y = _simulate(operator, truth, np.float32(sigma_y), noise_key, settings.likelihood)
+        return Item(job, key, operator, y, sigma_y, truth, notes, file_hash(job.path))
 
     def _clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
         shape = self._settings.shape
@@ -150,8 +158,8 @@ def _same_stem(folder: Path, stem: str) -> Path:
 
 
 @jax.jit
-def _simulate(operator: Operator, x: Any, sigma_y: Any, key: PRNGKey) -> jax.Array:
-    return simulate(operator, x, sigma_y, key)
+def _simulate(operator: Operator, x: Any, sigma_y: Any, key: PRNGKey, likelihood: Likelihood) -> jax.Array:
+    return simulate(operator, x, sigma_y, key, likelihood)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +173,7 @@ class Batch:
         operator: one operator, or a stack.
         operator_axis: as in `solve`.
         y: measurements.
+        sigma_y: noise levels.
         keys: keys.
     """
 
@@ -174,6 +183,7 @@ class Batch:
     operator: Operator
     operator_axis: int | None
     y: jax.Array
+    sigma_y: jax.Array
     keys: jax.Array
 
 
@@ -184,7 +194,8 @@ def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_ima
     if per_image:
         operator = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(item.operator for item in full))
     y, keys = jnp.stack([item.y for item in full]), jnp.stack([item.key for item in full])
-    return Batch(index, num_before, items, operator, 0 if per_image else None, y, keys)
+    sigma_y = jnp.asarray([item.sigma_y for item in full], jnp.float32)
+    return Batch(index, num_before, items, operator, 0 if per_image else None, y, sigma_y, keys)
 
 
 def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable[[Job, str], None]) -> Iterator[Batch]:
@@ -223,11 +234,11 @@ class Score:
     metrics: dict[str, float | None]
 
 
-def score(batch: Batch, x: jax.Array, sigma_y: float) -> list[Score]:
+def score(batch: Batch, x: jax.Array) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
     known = [item.truth for item in batch.items if item.truth is not None]
     truths = np.stack(known + known[-1:] * (len(x) - len(known))) if known else None
-    found = metrics.measure(batch.operator, x, batch.y, sigma_y, truths, operator_axis=batch.operator_axis)
+    found = metrics.measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
     residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
     names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
     if truths is not None:

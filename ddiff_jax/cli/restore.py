@@ -208,8 +208,9 @@ class _Restoration:
                 prior,
                 batch.operator,
                 batch.y,
-                self.settings.sigma_y,
+                batch.sigma_y,
                 batch.keys,
+                likelihood=self.settings.likelihood,
                 operator_axis=batch.operator_axis,
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
@@ -224,7 +225,7 @@ class _Restoration:
 
     def _save(self, batch: Batch, solution: Solution) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
-        scores = score(batch, solution.x, self.settings.sigma_y)
+        scores = score(batch, solution.x)
         x, finite = jax.device_get((solution.x, solution.finite))
         for i, item in enumerate(batch.items):
             if finite[i]:

@@ -20,7 +20,7 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         if _is_picture(y):
             files["measurement"] = job.result("measurement")
             io.write_png(files["measurement"], y)
-        if not _is_picture(y) or np.max(np.abs(y)) > 1 + 5 * settings.sigma_y:  # more than noise is clipped in a PNG
+        if not _is_picture(y) or np.max(np.abs(y)) > 1 + 5 * item.sigma_y:  # more than noise is clipped in a PNG
             files["measured_array"] = job.result("measurement", ".npy")
             io.write_array(files["measured_array"], y)
         mask = getattr(item.operator, "mask", None)
@@ -33,6 +33,7 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         "name": job.stem,
         "input": str(job.path),
         "input_sha256": item.sha256,
+        "sigma_y": item.sigma_y,
         **score.metrics,
         "files": {kind: path.name for kind, path in sorted(files.items())},
         "notes": item.notes,
@@ -48,7 +49,7 @@ def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings
     y, metrics = np.asarray(item.y), score.metrics
     panels = []
     if _is_picture(y):
-        panels.append(Panel(picture(y), "measurement", f"{_size(y)}, noise {settings.sigma_y:g}"))
+        panels.append(Panel(picture(y), "measurement", f"{_size(y)}, noise {item.sigma_y:.3g}"))
     name = f"restored by {type(settings.solver).__name__}"
     if item.truth is None:
         panels.append(Panel(picture(x), name, f"{_size(x)}, mean squared misfit {metrics['misfit']:.4f}"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 from ddiff_jax.checkpoint import Card, available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, scalar_type, section, spelled
 from ddiff_jax.config import Task, build_solver, check_name, presets, task_preset
+from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.solvers import SOLVERS, Solver
@@ -90,6 +92,8 @@ class Settings:
         arguments: numbers for its factory.
         files: files or folders for its factory's arrays.
         sigma_y: noise standard deviation in units of the measurement.
+        estimated: whether every measurement's own estimate takes the place of sigma_y.
+        likelihood: the noise model.
         solver: the method with its hyper-parameters.
         notes: what was assumed, for the user.
     """
@@ -101,6 +105,8 @@ class Settings:
     arguments: dict[str, Any]
     files: dict[str, Path]
     sigma_y: float
+    estimated: bool
+    likelihood: Likelihood
     solver: Solver
     notes: tuple[str, ...]
 
@@ -114,11 +120,14 @@ class Settings:
         files = {name: str(path) for name, path in self.files.items()}
         hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType]
         options = self.options
+        photons = getattr(self.likelihood, "photons", None)
+        noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
         return {
             "task": options.task,
             "preset": self.dataset,
             "operator": {"name": self.operator, **self.arguments, **files},
-            "sigma_y": self.sigma_y,
+            "sigma_y": "auto" if self.estimated else self.sigma_y,
+            "noise": noise,
             "solver": {"name": options.solver, **hyper},
             "prior": options.prior,
             "label": options.label,
@@ -167,8 +176,7 @@ def resolve(argv: Sequence[str]) -> Settings:
     solver_values = _values(parsed.solver, solver_flags)
 
     _check_label(parsed.run.label, card.architecture.get("num_classes"))
-    sigma_y = operator_values.pop("sigma")
-    check_sigma(sigma_y)
+    asked, photons = operator_values.pop("sigma"), operator_values.pop("photons", None)
     operator, arguments, files = _operator(task, operator_values)
     missing = [f.name for n, f in solver_flags.items() if n not in solver_values and _is_required(SOLVERS[name], n)]
     if missing:
@@ -177,7 +185,38 @@ def resolve(argv: Sequence[str]) -> Settings:
             f"give {' '.join(map(spelled, missing))}"
         )
     solver = build_solver(name, solver_values)
-    return Settings(parsed.run, card, dataset, operator, arguments, files, sigma_y, solver, notes)
+    sigma_y, likelihood = _noise(task, asked, photons)
+    estimated = asked == "auto"
+    if estimated:
+        _check_estimable(parsed.run.measured, operator, photons)
+    return Settings(
+        parsed.run, card, dataset, operator, arguments, files, sigma_y, estimated, likelihood, solver, notes
+    )
+
+
+def _noise(task: Task, asked: float | str, photons: float | None) -> tuple[float, Likelihood]:
+    """Read the noise level and the noise model; what counts photons scatters in mid-grey by sqrt(2 / photons)."""
+    if photons is None:
+        sigma_y = task.sigma_y if isinstance(asked, str) else asked
+        check_sigma(sigma_y)
+        return sigma_y, Gaussian()
+    if asked != task.sigma_y:
+        raise ValueError("give --sigma for Gaussian noise or --photons for Poisson noise, not both")
+    likelihood = Poisson(photons)
+    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), likelihood
+
+
+def _check_estimable(measured: bool, operator: str, photons: float | None) -> None:
+    """Refuse --sigma auto where there is nothing to estimate from."""
+    if not measured:
+        raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
+    made = typing.get_type_hints(OPERATORS[operator])["return"]
+    if photons is not None or not getattr(made, "measures_picture", False):
+        able = [n for n, f in OPERATORS.items() if getattr(typing.get_type_hints(f)["return"], "measures_picture", 0)]
+        raise ValueError(
+            f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
+            "give --sigma a number"
+        )
 
 
 def _check_label(label: int | None, num_classes: int | None) -> None:
@@ -267,8 +306,13 @@ def fixing_flags(operator: str) -> list[str]:
 
 def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
     """Make a flag of every argument: numbers as they are, arrays as files."""
-    flags = {"sigma": Flag("sigma", float, task.sigma_y, "noise standard deviation of the measurement, range [-1, 1]")}
-    taken.add("sigma")
+    level = "noise standard deviation of the measurement, range [-1, 1]; auto estimates it from a measured picture"
+    count = "photons expected at white: Poisson noise instead of Gaussian"
+    flags = {
+        "sigma": Flag("sigma", float | Literal["auto"], task.sigma_y, level),
+        "photons": Flag("photons", float, task.photons, count),
+    }
+    taken |= flags.keys()
     given = _given_form(task.operator)
     for operator in (task.operator, given) if given else (task.operator,):
         texts = argument_help(OPERATORS[operator])

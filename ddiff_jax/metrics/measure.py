@@ -44,7 +44,7 @@ def _one(operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Ma
 def _measure(
     operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Any, operator_axis: int | None
 ) -> Scores:
-    axes = (operator_axis, 0, 0, None, None if truth is None else 0, None)
+    axes = (operator_axis, 0, 0, 0 if sigma_y.ndim else None, None if truth is None else 0, None)
     return jax.vmap(_one, axes)(operator, x, y, sigma_y, truth, lpips)
 
 
@@ -52,7 +52,7 @@ def measure(
     operator: Operator,
     x: Shaped[Array, "N H W C"] | Shaped[np.ndarray, "N H W C"],
     y: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."],
-    sigma_y: float,
+    sigma_y: float | Shaped[Array, " N"] | Shaped[np.ndarray, " N"],
     truth: Shaped[Array, "N H W C"] | Shaped[np.ndarray, "N H W C"] | None = None,
     *,
     lpips: Mapping[str, Perceptual] | None = None,
@@ -64,7 +64,7 @@ def measure(
         operator: one for all images, or a stack of them (`operator_axis=0`).
         x: restored images as the solver returned them, not clipped.
         y: measurements.
-        sigma_y: noise standard deviation.
+        sigma_y: noise standard deviation, one for all or one each.
         truth: clean images; without them only the misfit can be measured.
         lpips: distances by the name of their backbone, "alex" or "vgg".
         operator_axis: as in `solve`.
@@ -84,5 +84,6 @@ def measure(
         raise ValueError(f"restored and clean images must have one shape; got {np.shape(x)} and {np.shape(truth)}")
     if np.shape(y)[:1] != np.shape(x)[:1]:
         raise ValueError(f"there must be one measurement per image; got {np.shape(y)[:1]} and {np.shape(x)[:1]}")
-    scores = _measure(operator, jnp.asarray(x), jnp.asarray(y), jnp.float32(sigma_y), truth, lpips, operator_axis)
+    sigma_y = jnp.asarray(sigma_y, jnp.float32)
+    scores = _measure(operator, jnp.asarray(x), jnp.asarray(y), sigma_y, truth, lpips, operator_axis)
     return jax.device_get(scores)

@@ -1,5 +1,7 @@
 """Blur with any kernel, through the fast Fourier transform."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -34,6 +36,7 @@ class Blur(LinearOperator):
 
     kernel: Float[Array, "kh kw"]
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C]."""

@@ -1,5 +1,7 @@
 """Nonlinear blur without weights: motion mixes light, the picture is light behind a camera's response curve."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from ddiff_jax.operators.base import ImageShape, LinearOperator
@@ -29,6 +31,7 @@ class CameraBlur:
     """
 
     blur: LinearOperator
+    measures_picture: ClassVar[bool] = True
 
     @property
     def image_shape(self) -> ImageShape:

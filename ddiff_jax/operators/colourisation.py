@@ -1,6 +1,6 @@
 """Colourisation: only the brightness of a colour image is measured."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class Colourisation(DecomposableOperator):
 
     weights: Float[Array, " C"]
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, 1]."""

@@ -1,5 +1,7 @@
 """High dynamic range: the sensor saturates."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -19,6 +21,7 @@ class HighDynamicRange:
 
     scale: Float[Array, ""]
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C] in [-1, 1]."""

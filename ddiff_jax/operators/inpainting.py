@@ -1,5 +1,7 @@
 """Inpainting: some pixels are not observed."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ class Inpainting(DecomposableOperator):
 
     mask: Float[Array, "H W 1"]
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C]."""

@@ -1,7 +1,7 @@
 """Nonlinear blur: a trained network (BKSE) blurs as a kernel code tells it to."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class NonlinearBlur:
     kernel_code: Float[Array, "h w K"]
     module: Blurring = static_field()
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, 3] to [H, W, 3] in [-1, 1]."""

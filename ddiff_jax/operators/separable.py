@@ -1,5 +1,7 @@
 """Operators that act on rows and columns one after the other: super-resolution and Gaussian blur."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,7 @@ class Separable(DecomposableOperator):
     row_svd: Svd
     col_svd: Svd
     image_shape: ImageShape = static_field()
+    measures_picture: ClassVar[bool] = True
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [h, w, C]."""
