@@ -157,13 +157,19 @@ def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
     return runs
 
 
-def work(plan: Any, how: Common, finish: Callable[[dict[str, Any]], list[str]] = lambda summary: []) -> int:
+def work(
+    plan: Any,
+    how: Common,
+    finish: Callable[[dict[str, Any]], list[str]] = lambda summary: [],
+    title: str = "Evaluation",
+) -> int:
     """Evaluate a plan, write its report, say how it went; returns the exit code.
 
     Args:
         plan: what to evaluate.
         how: general flags.
         finish: given the summary before the report is written; says what it did, line by line.
+        title: of the report.
     """
     from ddiff_jax.evaluation import evaluate
 
@@ -173,12 +179,17 @@ def work(plan: Any, how: Common, finish: Callable[[dict[str, Any]], list[str]] =
     found = evaluate(plan, how.output, say=console.say)
     for line in [*lines(found.summary), *finish(found.summary)]:
         console.say(line)
+    if how.report:
+        from ddiff_jax.report import write_report
+
+        console.say(f"report: {write_report(found, title)}")
     console.say(f"results in {how.output}/")
     if how.json:
         print(json.dumps(json.loads((how.output / "summary.json").read_text(encoding="utf-8")), indent=1))
     if found.num_bad:
-        for row in found.summary["bad"]:
-            console.fail(f"{row['task']}, {row['solver']}, {row['image']}: {row['status']}: {row['message']}")
+        told = dict.fromkeys((r["image"], r["status"], r["message"]) for r in found.summary["bad"])
+        for image, status, message in told:
+            console.fail(f"{image}: {status}: {message}")
         console.fail(f"{found.num_bad} of {len(found.rows)} rows are marked; see results.csv")
     return 1 if found.num_bad else 0
 

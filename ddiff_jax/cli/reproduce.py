@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=lambda: default))]
     )
     parsed: Any = parse(command, argv, prog="ddiff reproduce", description=DESCRIPTION)
-    from ddiff_jax.reproduction import ledger, plan_study, write_ledger
+    from ddiff_jax.reproduction import STUDIES, ledger, plan_study, write_ledger
 
     what, how = parsed.what, parsed.how
     if how.preset is not None:
@@ -76,4 +76,4 @@ def run(argv: Sequence[str]) -> int:
         known = f"{book['published_known']} of {len(book['rows'])} published numbers are known"
         return [*(f"differs from the paper: {d}" for d in made.differences), f"{path}: {known}"]
 
-    return work(made.plan, how, finish)
+    return work(made.plan, how, finish, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}")

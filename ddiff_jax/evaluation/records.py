@@ -62,6 +62,10 @@ class Store:
         """Name the restored picture."""
         return self._path("restored", cell, stem, run, ".png")
 
+    def record(self, cell: Cell, stem: str, run: int) -> Path:
+        """Name the record."""
+        return self._path("records", cell, stem, run, ".json")
+
     def strip(self, cell: Cell, stem: str) -> Path:
         """Name the picture of a trajectory."""
         return self._path("trajectories", cell, stem, 0, ".png")
@@ -77,7 +81,7 @@ class Store:
 
     def load(self, cell: Cell, stem: str, run: int, wanted: str) -> Record | None:
         """Read a record if it is there, whole, and was made with what the fingerprint says."""
-        path = self._path("records", cell, stem, run, ".json")
+        path = self.record(cell, stem, run)
         try:
             record = Record(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):  # absent, or not ours: it is made again
@@ -86,11 +90,11 @@ class Store:
 
     def exists(self, cell: Cell, stem: str, run: int) -> bool:
         """Tell whether there is a record, whatever made it."""
-        return self._path("records", cell, stem, run, ".json").exists()
+        return self.record(cell, stem, run).exists()
 
     def save(self, cell: Cell, stem: str, run: int, record: Record) -> None:
         """Write a record; its pictures must be there already."""
-        path = self._path("records", cell, stem, run, ".json")
+        path = self.record(cell, stem, run)
         path.parent.mkdir(parents=True, exist_ok=True)
         io.write_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 

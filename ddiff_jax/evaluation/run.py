@@ -210,7 +210,9 @@ class _Run:
         """Restore one batch and record every image of it."""
         settings = self.settings[cell]
         keys = batch.keys if run == 0 else jax.vmap(jax.random.fold_in, (0, None))(batch.keys, RUN_KEYS + run)
-        wants_strip = run == 0 and batch.items[0].job.stem == self.jobs[0].stem
+        # One trajectory per cell: that of the first image that could be read.
+        strip = self.store.strip(cell, batch.items[0].job.stem)
+        wants_strip = run == 0 and not set(strip.parent.glob("*.png")) - {strip}
         frames: list[np.ndarray] = []
         started = time.monotonic()
 

@@ -1,0 +1,139 @@
+"""Curves: quality against noise and against cost, and what the steps reported. Needs matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddiff_jax.metrics import METRICS
+from ddiff_jax.report.gallery import Gallery, Scene
+
+# Colours that stay apart for colour-blind readers too; a solver keeps its own in all figures of a report.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d5d5d", "#8c510a", "#7b3294", "#1b1b1b")
+MARKERS = "osD^vP*Xph"
+DPI = 180
+NAMES = {
+    "psnr_paper": "PSNR (paper), dB",
+    "ssim_paper": "SSIM (paper)",
+    "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_vgg": "LPIPS (VGG16)",
+    "misfit": "mean squared misfit",
+}
+
+
+def _figure(num_axes: int, title: str) -> tuple[Any, list[Any]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("curves need matplotlib; install it with: pip install 'ddiff-jax[report]'") from error
+    columns = min(num_axes, 3 if num_axes == 3 else 2)
+    rows = -(-num_axes // columns)
+    figure = Figure(figsize=(4.2 * columns, 0.3 + 3.0 * rows), layout="constrained", dpi=DPI)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[num_axes:]:
+        axis.remove()
+    axes = axes[:num_axes]
+    for axis in axes:
+        axis.grid(color="#e3e5ea", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, list(axes)
+
+
+def _style(gallery: Gallery, solver: str) -> dict[str, Any]:
+    i = gallery.solvers.index(solver)
+    return {"color": COLOURS[i % len(COLOURS)], "label": solver, "linewidth": 1.6, "markersize": 4.5}
+
+
+def _measured(gallery: Gallery, task: str) -> list[str]:
+    groups = [g for g in gallery.found.summary["groups"] if g["task"] == task]
+    return [name for name in NAMES if any(g["metrics"][name].get("mean") is not None for g in groups)]
+
+
+def against(gallery: Gallery, task: str, x: str) -> Any:
+    """Draw every metric against the noise level ("sigma_y") or the cost ("network_evaluations"), with 95% intervals.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    names = _measured(gallery, task)
+    label = {"sigma_y": "noise level", "network_evaluations": "network evaluations per image"}[x]
+    figure, axes = _figure(len(names), f"{task.replace('_', ' ')}: quality against the {label}")
+    groups = [g for g in gallery.found.summary["groups"] if g["task"] == task and g["pick"] != "residual"]
+    for axis, name in zip(axes, names, strict=True):
+        for i, solver in enumerate(gallery.solvers):
+            points = [g for g in groups if g["solver"] == solver and g["metrics"][name].get("mean") is not None]
+            points = sorted((p for p in points if p[x] is not None), key=lambda p: p[x])
+            if not points:
+                continue
+            where = [p[x] for p in points]
+            style = _style(gallery, solver)
+            axis.plot(where, [p["metrics"][name]["mean"] for p in points], marker=MARKERS[i % len(MARKERS)], **style)
+            spans = [p["metrics"][name]["interval"] or [np.nan, np.nan] for p in points]
+            low, high = zip(*spans, strict=True)
+            if len(points) > 1:
+                axis.fill_between(where, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            else:
+                axis.vlines(where, low, high, color=style["color"], alpha=0.5)
+        better = METRICS[name]
+        arrow = "" if better is None else " (higher is better)" if better else " (lower is better)"
+        axis.set_xlabel(label, fontsize=9)
+        axis.set_ylabel(f"{NAMES[name]}{arrow}", fontsize=9)
+        if x == "network_evaluations":
+            axis.set_xscale("log")
+        if name == "misfit":
+            axis.set_yscale("log")
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def traces(gallery: Gallery, scene: Scene) -> Any | None:
+    """Draw what the steps reported against the network evaluations spent, the mean over images; None if nothing.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    found = gallery.traces(scene)
+    names = [name for name in dict.fromkeys(k for t in found.values() for k in t) if name not in ("step", "cost")]
+    if not names:
+        return None
+    figure, axes = _figure(len(names), f"{scene.title}: convergence")
+    for axis, name in zip(axes, names, strict=True):
+        for solver in (s for s in gallery.solvers if name in found.get(s, {})):
+            axis.plot(found[solver]["cost"], found[solver][name], **_style(gallery, solver))
+        if name == "misfit":
+            axis.axhline(scene.sigma_y**2, color="#5d5d5d", linewidth=1, linestyle=(0, (4, 3)))
+            axis.annotate(
+                *("noise power", (1, scene.sigma_y**2)),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                xytext=(-2, 3),
+                ha="right",
+                fontsize=8,
+                color="#5d5d5d",
+            )
+        axis.set_yscale("log")
+        axis.set_xlabel("network evaluations", fontsize=9)
+        axis.set_ylabel("mean squared misfit" if name == "misfit" else name.replace("_", " "), fontsize=9)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    from ddiff_jax import io
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with io.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def swept(gallery: Gallery) -> Sequence[str]:
+    """Tell against what something can be drawn: where at least two points exist."""
+    plan = gallery.found.summary["plan"]
+    found = ["sigma_y"] * (len(plan["sigmas"]) > 1) + ["network_evaluations"] * (len(plan["steps"]) > 1)
+    # Without a sweep the solvers themselves are points of quality against cost.
+    return found or ["network_evaluations"] * (len(gallery.solvers) > 1)

@@ -1,0 +1,109 @@
+"""What a report can show: which pictures there are, and which numbers belong to them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+from ddiff_jax.evaluation.plan import Cell
+from ddiff_jax.evaluation.records import Store
+from ddiff_jax.evaluation.run import Evaluation
+from ddiff_jax.evaluation.tables import ORACLE, SINGLE, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One task at one noise level and step count: what stands side by side.
+
+    Args:
+        task: name of the preset.
+        sigma_y: noise level.
+        steps: step count; None is that of every solver's preset.
+        rows: solver to image to row; of several seeds the first, of several runs the best by the truth if known.
+    """
+
+    task: str
+    sigma_y: float
+    steps: int | None
+    rows: dict[str, dict[str, Row]]
+
+    @property
+    def title(self) -> str:
+        """Name it for people."""
+        parts = [self.task.replace("_", " "), f"noise {self.sigma_y:g}"]
+        return ", ".join(parts + ([] if self.steps is None else [f"{self.steps} steps"]))
+
+
+class Gallery:
+    """The pictures and traces of an evaluation."""
+
+    def __init__(self, found: Evaluation):
+        plan = found.summary["plan"]
+        self.found, self._store, self._swept = found, Store(found.folder), plan["sigmas"] != [None]
+        self._seed = plan["seeds"][0]
+        self.solvers: list[str] = list(plan["solvers"])
+        self.images = sorted({row["image"] for row in found.rows if row["status"] in ("ok", "no truth")})
+        self.scenes = self._scenes()
+
+    def _scenes(self) -> list[Scene]:
+        scenes: dict[Any, Scene] = {}
+        for row in self.found.rows:
+            if row["seed"] != self._seed or row["status"] not in ("ok", "no truth"):
+                continue
+            key = row["task"], row["sigma_y"], row["steps"]
+            rows = scenes.setdefault(key, Scene(*key, {})).rows.setdefault(row["solver"], {})
+            if row["pick"] in (SINGLE, ORACLE) or row["image"] not in rows:
+                rows[row["image"]] = row
+        return list(scenes.values())
+
+    def _cell(self, scene: Scene, solver: str) -> Cell:
+        sigma = scene.sigma_y if self._swept else None
+        return Cell(scene.task, solver, self._seed, sigma, scene.steps)
+
+    def restored(self, scene: Scene, solver: str, image: str) -> Path:
+        """Find what a solver made of an image."""
+        return self._store.picture(self._cell(scene, solver), image, scene.rows[solver][image]["run"])
+
+    def measurement(self, scene: Scene, image: str) -> Path | None:
+        """Find the picture of what was measured; None where a measurement is no picture."""
+        path = self._store.measurement(self._cell(scene, ""), image)
+        return path if path.is_file() else None
+
+    def truth(self, image: str) -> Path | None:
+        """Find the clean image."""
+        path = self._store.truth(image)
+        return path if path.is_file() else None
+
+    def strips(self, scene: Scene) -> dict[str, Path]:
+        """Find the trajectories: solver to picture."""
+        found = {}
+        for solver in scene.rows:
+            paths = sorted(self._store.strip(self._cell(scene, solver), "x").parent.glob("*.png"))
+            if paths:
+                found[solver] = paths[0]
+        return found
+
+    def traces(self, scene: Scene) -> dict[str, dict[str, np.ndarray]]:
+        """Average over images what the steps reported: solver to name to [points]; "cost" in network evaluations."""
+        found = {}
+        for solver, rows in scene.rows.items():
+            columns: dict[str, list[list[float]]] = {}
+            evaluations = 0
+            for image, row in rows.items():
+                record = json.loads(self._store.record(self._cell(scene, solver), image, row["run"]).read_text())
+                evaluations = record["network_evaluations"]
+                for name, values in record["trace"].items():
+                    columns.setdefault(name, []).append(values)
+            means = {name: np.mean(np.asarray(values, float), axis=0) for name, values in columns.items()}
+            if "step" in means and len(means["step"]):
+                found[solver] = {**means, "cost": means["step"] * evaluations / means["step"][-1]}
+        return found
+
+
+def open_picture(path: Path) -> Pillow.Image:
+    """Open a picture in colour."""
+    with Pillow.open(path) as picture:
+        return picture.convert("RGB")

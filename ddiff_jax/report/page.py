@@ -1,0 +1,281 @@
+"""One HTML page for an evaluation: tables, pictures, curves and settings, with nothing outside the file."""
+
+import base64
+import html
+import json
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ddiff_jax import io
+from ddiff_jax.evaluation.run import Evaluation
+from ddiff_jax.metrics import METRICS
+from ddiff_jax.report import curves
+from ddiff_jax.report.gallery import Gallery, Scene, open_picture
+from ddiff_jax.report.pictures import GRID_IMAGES, caption, grid, strips
+
+PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the grids show more
+VIEWER_IMAGES = 8
+CURVE_SCALE = 100 / curves.DPI  # curves have finer pixels than a page
+COARSE_SIDE = 200  # pixels; smaller pictures are shown with visible pixels
+
+COLUMNS = {
+    "psnr_paper": ("PSNR, paper", "{:.2f}"),
+    "ssim_paper": ("SSIM, paper", "{:.3f}"),
+    "psnr_standard": ("PSNR, standard", "{:.2f}"),
+    "ssim_standard": ("SSIM, standard", "{:.3f}"),
+    "lpips_alex": ("LPIPS, AlexNet", "{:.3f}"),
+    "lpips_vgg": ("LPIPS, VGG16", "{:.3f}"),
+    "misfit": ("misfit", "{:.5f}"),
+}
+
+
+def write_report(found: Evaluation, title: str = "Evaluation") -> Path:
+    """Write report.html, and its pictures and curves as files in `figures/`.
+
+    Args:
+        found: the evaluation.
+        title: head of the page.
+
+    Returns:
+        The page. Curves are left out, and the page says so, where matplotlib is missing.
+    """
+    gallery = Gallery(found)
+    folder = found.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    summary = found.summary
+    statuses = [row["status"] for row in found.rows]
+    bad = {status: statuses.count(status) for status in dict.fromkeys(statuses) if status != "ok"}
+    text = Template(resources.files("ddiff_jax.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        subtitle=html.escape(_subtitle(summary)),
+        facts=_facts(found),
+        warning=_warning(found, bad),
+        viewer=_viewer(gallery),
+        tables="".join(_table(summary, *place) for place in _places(summary)),
+        differences=_differences(summary),
+        differences_open=" open" if len(summary["paired"]) <= 40 else "",
+        figures=_figures(gallery, folder),
+        settings=html.escape(_settings(summary)),
+        commands=html.escape("\n".join(cell["command"] for cell in summary["cells"])),
+        pictures=_pictures(gallery),
+    )
+    path = found.folder / "report.html"
+    io.write_text(path, text)
+    return path
+
+
+def _subtitle(summary: dict[str, Any]) -> str:
+    plan = summary["plan"]
+    counts = {"task": plan["tasks"], "solver": plan["solvers"], "seed": plan["seeds"]}
+    parts = [f"{len(v)} {k}{'s' * (len(v) > 1)}" for k, v in counts.items()]
+    return f"prior {plan['prior']}, {len(summary['images'])} images, {', '.join(parts)}; written {summary['written']}"
+
+
+def _facts(found: Evaluation) -> str:
+    environments = found.summary["environments"]
+    devices = sorted({e["device"] for e in environments})
+    versions = environments[0] if environments else {}
+    facts = {
+        "rows": len(found.rows),
+        "good": len(found.rows) - found.num_bad,
+        "marked": found.num_bad,
+        "device": ", ".join(devices) or "none",
+        "ddiff_jax": versions.get("ddiff_jax", ""),
+        "jax": versions.get("jax", ""),
+    }
+    mixed = "<li><b>mixed environments</b>: see settings</li>" if len(environments) > 1 else ""
+    return "".join(f"<li><b>{k}</b> {html.escape(str(v))}</li>" for k, v in facts.items()) + mixed
+
+
+def _warning(found: Evaluation, bad: dict[str, int]) -> str:
+    if not bad:
+        return ""
+    counted = ", ".join(f"{count} {status}" for status, count in bad.items())
+    names = ("task", "solver", "image", "status", "message")
+    rows = "".join(
+        f"<tr>{''.join(f'<td class=long>{html.escape(str(row[n]))}</td>' for n in names)}</tr>"
+        for row in found.summary["bad"]
+    )
+    head = "".join(f'<th class="text">{name}</th>' for name in names)
+    return (
+        f'<div class="warning"><b>{found.num_bad} of {len(found.rows)} rows are marked:</b> {html.escape(counted)}.'
+        f"<details><summary>Which</summary><table><tr>{head}</tr>{rows}</table></details></div>"
+    )
+
+
+def _places(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """List the tables: one per task, and one more for another way to choose among restarts."""
+    return dict.fromkeys((group["task"], group["pick"]) for group in summary["groups"])
+
+
+def _table(summary: dict[str, Any], task: str, pick: str) -> str:
+    groups = [g for g in summary["groups"] if (g["task"], g["pick"]) == (task, pick)]
+    plan = summary["plan"]
+    sweeps = {"sigma_y": ("noise", plan["sigmas"]), "steps": ("steps", plan["steps"])}
+    swept = {name: label for name, (label, values) in sweeps.items() if len(values) > 1}
+    shown = [name for name in COLUMNS if name in METRICS]
+    best = {name: _best(groups, name) for name in shown}
+    head = ["solver", *swept.values(), *(COLUMNS[name][0] for name in shown)]
+    head += ["evaluations", "gradients", "seconds", "images"]
+    rows = []
+    for i, group in enumerate(groups):
+        cells = [f"<td>{html.escape(group['solver'])}</td>"]
+        cells += [f"<td>{group[name] if group[name] is not None else 'preset'}</td>" for name in swept]
+        for name in shown:
+            cells.append(_number(group["metrics"][name], COLUMNS[name][1], bold=i in best[name]))
+        for name, form in {"network_evaluations": "{:.0f}", "network_gradients": "{:.0f}", "seconds": "{:.3g}"}.items():
+            value = group[name]
+            cells.append("<td></td>" if value is None else f"<td>{form.format(value)}</td>")
+        good = group["statuses"].get("ok", 0)
+        total = sum(group["statuses"].values())
+        cells.append(f"<td>{group['images'] if good == total else f'{good} of {total} rows'}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    chosen = {"oracle": ", best of the restarts by PSNR against the truth", "residual": ", best by the misfit alone"}
+    power = {g["sigma_y"] for g in groups}
+    noise = f"noise {next(iter(power)):g}" if len(power) == 1 and None not in power else "several noise levels"
+    return (
+        f"<h3>{html.escape(task.replace('_', ' '))}{chosen.get(pick, '')} "
+        f'<span class="faint">({noise})</span></h3><div class="scroll"><table><tr>'
+        f"{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _best(groups: Sequence[dict[str, Any]], name: str) -> set[int]:
+    better = METRICS[name]
+    means = {i: g["metrics"][name].get("mean") for i, g in enumerate(groups)}
+    known = {i: mean for i, mean in means.items() if mean is not None}
+    if better is None or len(known) < 2:
+        return set()
+    top = max(known.values()) if better else min(known.values())
+    return {i for i, mean in known.items() if mean == top}
+
+
+def _number(found: dict[str, Any], form: str, *, bold: bool) -> str:
+    if found.get("mean") is None:
+        why = html.escape(found.get("why", "not finite")).replace("-", "&#8209;")  # flags stay in one piece
+        return f'<td class="none">{why}</td>'
+    span = found["interval"]
+    small = "" if span is None else f"<small>{form.format(span[0])} to {form.format(span[1])}</small>"
+    return f"<td{' class=best' * bold}>{form.format(found['mean'])}{small}</td>"
+
+
+def _differences(summary: dict[str, Any]) -> str:
+    if not summary["paired"]:
+        return '<p class="faint">There is one solver only.</p>'
+    wanted = ("psnr_paper", "ssim_paper", "lpips_alex", "lpips_vgg", "misfit")
+    head = ("task", "noise", "steps", "first", "minus", "metric", "mean difference", "95% interval", "images", "")
+    rows = []
+    for d in summary["paired"]:
+        if d["metric"] not in wanted or d["mean"] is None:
+            continue
+        span, form = d["interval"], COLUMNS[d["metric"]][1]
+        told = "" if span is None else "not told apart" if span[0] <= 0 <= span[1] else "different"
+        cells = [
+            *(d["task"] + (f" ({d['pick']})" if d["pick"] != "single" else ""), d["sigma_y"], d["steps"] or "preset"),
+            *(d["solver"], d["minus"], COLUMNS[d["metric"]][0], f"{d['mean']:+.4g}"),
+            *("one image" if span is None else f"{form.format(span[0])} to {form.format(span[1])}", d["n"], told),
+        ]
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(str(c))}</td>' for c in cells)}</tr>")
+    return f'<div class="scroll"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{"".join(rows)}</table></div>'
+
+
+def _embed(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _figures(gallery: Gallery, folder: Path) -> str:
+    parts = []
+    for task in dict.fromkeys(scene.task for scene in gallery.scenes):
+        scenes = [scene for scene in gallery.scenes if scene.task == task]
+        images = gallery.images[: GRID_IMAGES if len(scenes) == 1 else 1]
+        parts.append(f"<h2>{html.escape(task.replace('_', ' '))}</h2>")
+        path = folder / f"{task}_grid.png"
+        io.save_png(path, grid(gallery, scenes, images))
+        parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
+        strip = strips(gallery, scenes[0])
+        if strip is not None:
+            io.save_png(folder / f"{task}_trajectories.png", strip)
+            parts.append("<h3>Estimates on the way</h3>")
+            parts.append(_picture(folder / f"{task}_trajectories.png", "estimates at eight moments of a run"))
+        parts += _curves(gallery, scenes, folder)
+    return "".join(parts)
+
+
+def _curves(gallery: Gallery, scenes: Sequence[Scene], folder: Path) -> list[str]:
+    """Draw what can be drawn of a task, or say why nothing is."""
+    task = scenes[0].task
+    drawn: dict[str, Callable[[], Any]] = {
+        x: lambda x=x: curves.against(gallery, task, x) for x in curves.swept(gallery)
+    }
+    drawn["traces"] = lambda: curves.traces(gallery, scenes[0])
+    titles = {
+        "sigma_y": "Quality against noise",
+        "network_evaluations": "Quality against cost",
+        "traces": "Convergence",
+    }
+    parts = []
+    for name, draw in drawn.items():
+        try:
+            figure = draw()
+        except ImportError as error:
+            return [f'<p class="faint">No curves: {html.escape(str(error))}.</p>']
+        if figure is None:
+            continue
+        path = folder / f"{task}_{name}.png"
+        curves.save(figure, path)
+        parts += [f"<h3>{titles[name]}</h3>", _picture(path, titles[name], CURVE_SCALE)]
+    return parts
+
+
+def _picture(path: Path, text: str, scale: float = 1.0) -> str:
+    width = round(open_picture(path).width * scale)
+    return f'<img class="figure" width="{width}" alt="{html.escape(text)}" src="{_embed(path)}">'
+
+
+def _viewer(gallery: Gallery) -> str:
+    if not gallery.scenes:
+        return "<p>No image was restored.</p>"
+    fields = {"scene": "task", "image": "image", "left": "left", "right": "right"}
+    selects = "".join(f'<label for="{k}">{v}</label><select id="{k}"></select>' for k, v in fields.items())
+    return (
+        '<div class="viewer"><div><div class="stage" id="stage"><img id="picture-right" alt="right picture">'
+        '<img id="picture-left" class="over" alt="left picture"><div class="rule"></div>'
+        '<span class="tag left" id="tag-left"></span><span class="tag right" id="tag-right"></span></div>'
+        '<input id="cut" type="range" min="0" max="100" value="50" aria-label="where the pictures meet"></div>'
+        f'<div class="fields">{selects}</div></div>'
+    )
+
+
+def _pictures(gallery: Gallery) -> str:
+    """Embed single pictures for the viewer, of as many images as the budget holds."""
+    chosen, truths, scenes, spent = [], {}, [{"title": s.title, "pictures": {}} for s in gallery.scenes], 0.0
+    for image in gallery.images[:VIEWER_IMAGES]:
+        if chosen and spent > PICTURE_BUDGET:
+            break
+        chosen.append(image)
+        truth = gallery.truth(image)
+        if truth is not None:
+            truths[image] = _embed(truth)
+        for scene, entry in zip(gallery.scenes, scenes, strict=True):
+            found = {}
+            measured = gallery.measurement(scene, image)
+            if measured is not None:
+                found["measurement"] = {"source": _embed(measured), "text": ""}
+            for solver, rows in scene.rows.items():
+                if image in rows:
+                    source = _embed(gallery.restored(scene, solver, image))
+                    found[solver] = {"source": source, "text": caption(rows[image])}
+            if found:
+                entry["pictures"][image] = found
+            spent += sum(len(value["source"]) for value in found.values())
+    side = gallery.found.summary["prior"]["image_shape"][0]
+    document = {"scenes": [s for s in scenes if s["pictures"]], "truths": truths, "coarse": side < COARSE_SIDE}
+    return json.dumps(document).replace("</", "<\\/")
+
+
+def _settings(summary: dict[str, Any]) -> str:
+    names = ("plan", "prior", "lpips", "batch_size", "environments", "images")
+    return json.dumps({name: summary[name] for name in names}, indent=1, default=str)
