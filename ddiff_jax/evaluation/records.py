@@ -29,6 +29,7 @@ class Record:
         status: "ok", "diverged" (NaN or infinity) or "no truth" (restored, but there is nothing to compare with).
         message: what went wrong, for people.
         metrics: name in `METRICS` to value.
+        sigma_y: noise level of the measurement, as given or estimated.
         network_evaluations: per image.
         network_gradients: passes backwards through the network, per image.
         seconds: time of the batch divided by its images; compilation left out.
@@ -41,6 +42,7 @@ class Record:
     status: str
     message: str
     metrics: dict[str, float]
+    sigma_y: float
     network_evaluations: int
     network_gradients: int
     seconds: float

@@ -224,14 +224,15 @@ class _Run:
                 frames.append(progress.preview()[0])
 
         solution = solve(
-            *(settings.solver, self.prior, batch.operator, batch.y, settings.sigma_y, keys),
+            *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
+            likelihood=settings.likelihood,
             operator_axis=batch.operator_axis,
             num_chunks=FRAMES if wants_strip else 1,
             on_chunk=on_chunk,
         )
         jax.block_until_ready(solution)
         seconds = (time.monotonic() - started) / len(batch.y)
-        scores = self._measure(batch, solution, settings.sigma_y)
+        scores = self._measure(batch, solution)
         x, finite, info = jax.device_get((solution.x, solution.finite, solution.info))
         for i, item in enumerate(batch.items):
             stem = item.job.stem
@@ -247,6 +248,7 @@ class _Run:
                 metrics={k: float(v[i]) for k, v in scores.items() if item.truth is not None or k.startswith("misfit")}
                 if finite[i]
                 else {},
+                sigma_y=item.sigma_y,
                 network_evaluations=solution.cost.network_evaluations,
                 network_gradients=solution.cost.network_gradients,
                 seconds=seconds,
@@ -257,7 +259,7 @@ class _Run:
             self._pictures(cell, item, x[i], run, frames if i == 0 else [])
             self.store.save(cell, stem, run, record)
 
-    def _measure(self, batch: Batch, solution: Solution, sigma_y: float) -> dict[str, np.ndarray]:
+    def _measure(self, batch: Batch, solution: Solution) -> dict[str, np.ndarray]:
         truths = [item.truth for item in batch.items]
         known = next((truth for truth in truths if truth is not None), None)
         stacked = None
@@ -265,7 +267,7 @@ class _Run:
             full = truths + truths[-1:] * (len(batch.y) - len(truths))
             stacked = np.stack([known if truth is None else truth for truth in full])  # a stand-in is not reported
         return measure(
-            *(batch.operator, solution.x, batch.y, sigma_y, stacked),
+            *(batch.operator, solution.x, batch.y, batch.sigma_y, stacked),
             lpips=self.lpips,
             operator_axis=batch.operator_axis,
         )
