@@ -352,7 +352,7 @@ def test_every_preset_becomes_flags(ddiff, dataset, task):
     preset = task_preset(dataset, task)
     for solver, values in preset.solvers.items():
         arguments = ["--preset", dataset, "--task", task, "--solver", solver]
-        for name, (_, default) in settings._parameters(preset.operator).items():
+        for name, (_, default) in settings.operator_parameters(preset.operator).items():
             if default is settings.REQUIRED and name not in preset.arguments:
                 arguments += [spelled(name), "folder"]  # weights that a preset cannot know
         code, out, err = ddiff("restore", "--print-config", *arguments)
@@ -367,7 +367,7 @@ def test_every_preset_becomes_flags(ddiff, dataset, task):
 def test_every_operator_argument_becomes_a_flag(operator):
     task = dataclasses.replace(task_preset("faces64", "super_resolution"), operator=operator, arguments={})
     flags = settings._operator_flags(task, set())
-    assert flags.keys() >= settings._parameters(operator).keys()
+    assert flags.keys() >= settings.operator_parameters(operator).keys()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

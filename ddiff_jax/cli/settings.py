@@ -268,7 +268,7 @@ def _is_required(solver: Any, name: str) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _parameters(operator: str) -> dict[str, tuple[Any, Any]]:
+def operator_parameters(operator: str) -> dict[str, tuple[Any, Any]]:
     """List the type (None for an array) and the default (or `REQUIRED`) of a factory's arguments.
 
     Left out are the shape, and a key that must be a JAX key. One that may be an integer fixes a published draw for
@@ -300,8 +300,8 @@ def _given_form(operator: str) -> str | None:
 def fixing_flags(operator: str) -> list[str]:
     """Spell the flags that say what a random operator did."""
     given = _given_form(operator)
-    files = [name for name, (kind, _) in _parameters(given).items() if kind is None] if given else []
-    return [spelled(name) for name in files + [name for name in ("key",) if name in _parameters(operator)]]
+    files = [name for name, (kind, _) in operator_parameters(given).items() if kind is None] if given else []
+    return [spelled(name) for name in files + [name for name in ("key",) if name in operator_parameters(operator)]]
 
 
 def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
@@ -316,7 +316,7 @@ def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
     given = _given_form(task.operator)
     for operator in (task.operator, given) if given else (task.operator,):
         texts = argument_help(OPERATORS[operator])
-        for name, (kind, default) in _parameters(operator).items():
+        for name, (kind, default) in operator_parameters(operator).items():
             text = texts.get(name, "")
             if kind is None:
                 kind, text = Path, f"picture or array, or a folder with one per image under the same stem: {text}"
@@ -336,8 +336,8 @@ def _operator(task: Task, values: dict[str, Any]) -> tuple[str, dict[str, Any], 
     """Choose the operator: the task's own, or the one that a given file calls for."""
     files = {name: value for name, value in values.items() if isinstance(value, Path)}
     given = _given_form(task.operator)
-    operator = given if given is not None and files.keys() & _parameters(given).keys() else task.operator
-    wanted = _parameters(operator)
+    operator = given if given is not None and files.keys() & operator_parameters(given).keys() else task.operator
+    wanted = operator_parameters(operator)
     missing = [spelled(name) for name, (_, default) in wanted.items() if default is REQUIRED and name not in values]
     if missing:
         raise ValueError(f"the operator {operator} needs {' and '.join(missing)}")

@@ -1,0 +1,100 @@
+"""Time the value and gradient of every operator at 256x256 against one evaluation of the FFHQ network.
+
+    python benchmarks/operators.py [--repeats 20] [--json operators.json]
+
+The network has random weights: its cost does not depend on them. Every repetition times each operator and the network
+once, in turn, so that they meet the same machine; the ratio is that of the medians.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddiff_jax as dd
+from ddiff_jax import operators
+from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.models import UNet
+from ddiff_jax.models.kernel_wizard import KernelWizard
+from ddiff_jax.solve import CPU_OPTIONS
+
+SHAPE = (256, 256, 3)
+
+
+def random_params(module: Any) -> Any:
+    """Draw weights of the right shapes, small enough that nothing overflows."""
+    generator = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.02 * generator.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, abstract_params(module))
+
+
+def build() -> dict[str, Any]:
+    """Build every operator at the size and with the arguments of its published task, or of its preset."""
+    key = jax.random.key(0)
+    return {
+        "super_resolution": operators.super_resolution(SHAPE, factor=4),
+        "box_inpainting": operators.box_inpainting(SHAPE, key, size=128, margin=16),
+        "random_inpainting": operators.random_inpainting(SHAPE, key, fraction=0.7),
+        "gaussian_blur": operators.gaussian_blur(SHAPE, size=61, std=3.0),
+        "motion_blur": operators.motion_blur(SHAPE, 0, size=61),
+        "phase_retrieval": operators.phase_retrieval(SHAPE),
+        "high_dynamic_range": operators.high_dynamic_range(SHAPE),
+        "camera_blur": operators.camera_blur(SHAPE, 0, size=61),
+        "colourisation": operators.colourisation(SHAPE),
+        "undersampled_fourier": operators.undersampled_fourier(SHAPE, key),
+        "sparse_tomography": operators.sparse_tomography(SHAPE, num_angles=30),
+        "nonlinear_blur": operators.nonlinear_blur(SHAPE, params=random_params(KernelWizard())),
+    }
+
+
+def timer(function: Any, *arguments: Any) -> Callable[[], float]:
+    """Compile a function, and return what times one call of it."""
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    compiled = jax.jit(function).lower(*arguments).compile(options)
+    jax.block_until_ready(compiled(*arguments))
+
+    def run() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        return time.perf_counter() - begin
+
+    return run
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    arguments = parser.parse_args()
+    x = jax.random.uniform(jax.random.key(1), SHAPE, minval=-1, maxval=1)
+    network = UNet()
+    t = jnp.asarray([500])
+    runs = {"network": timer(lambda p, x: network.apply({"params": p}, x[None], t), random_params(network), x)}
+    for name, operator in build().items():
+        problem = dd.Problem(operator, jax.jit(operator.forward)(-x), 0.05)
+        runs[name] = timer(lambda problem, x: problem.misfit_and_gradient(x), problem, x)
+    seconds = {name: [] for name in runs}
+    for _ in range(arguments.repeats):
+        for name, run in runs.items():
+            seconds[name].append(run())
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    rows = []
+    print(f"{'':<22}{'ms':>9}{'quartiles':>18}{'of the network':>16}")
+    for name, values in seconds.items():
+        low, high = np.percentile(values, [25, 75]) * 1e3
+        share = medians[name] / medians["network"]
+        rows.append({"name": name, "ms": medians[name] * 1e3, "low_ms": low, "high_ms": high, "share": share})
+        print(f"{name:<22}{medians[name] * 1e3:>9.2f}{f'{low:.2f} to {high:.2f}':>18}{share:>16.2%}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

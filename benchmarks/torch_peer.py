@@ -1,0 +1,206 @@
+"""The same network and the same loop in PyTorch, for comparisons of speed and of results.
+
+Written for the benchmarks: weights come from our parameters, memory is channels-last, and nothing is computed that the
+loop does not need. `unet` takes our module and parameters; `restore` is DDiff as in `ddiff_jax/solvers/ddiff.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _conv(params: Any, *, stride: int = 1) -> nn.Conv2d:
+    kernel = np.asarray(params["kernel"])  # [k, k, in, out]
+    size, _, width, features = kernel.shape
+    conv = nn.Conv2d(width, features, size, stride=stride, padding=size // 2)
+    conv.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1))
+    conv.bias.data = torch.tensor(np.asarray(params["bias"]))  # pyright: ignore[reportOptionalMemberAccess]
+    return conv
+
+
+def _linear(params: Any) -> nn.Linear:
+    kernel = np.asarray(params["kernel"])
+    linear = nn.Linear(*kernel.shape)
+    linear.weight.data = torch.tensor(kernel.T.copy())
+    linear.bias.data = torch.tensor(np.asarray(params["bias"]))
+    return linear
+
+
+class _Norm(nn.GroupNorm):
+    def __init__(self, params: Any):
+        super().__init__(32, len(params["scale"]))
+        self.weight.data = torch.tensor(np.asarray(params["scale"]))
+        self.bias.data = torch.tensor(np.asarray(params["bias"]))
+
+
+class _Res(nn.Module):
+    def __init__(self, params: Any, scale_shift: bool, resample: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.norm_1, self.norm_2 = _Norm(params["norm_1"]), _Norm(params["norm_2"])
+        self.conv_1, self.conv_2 = _conv(params["conv_1"]), _conv(params["conv_2"])
+        self.emb = _linear(params["emb"])
+        self.skip = _conv(params["skip"]) if "skip" in params else None
+        self.scale_shift, self.resample = scale_shift, resample
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = F.silu(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h)
+        e = self.emb(emb)[:, :, None, None].to(h.dtype)
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm_2(h) * (1 + scale) + shift
+        else:
+            h = self.norm_2(h + e)
+        h = self.conv_2(F.silu(h))
+        return (x if self.skip is None else self.skip(x)) + h
+
+
+class _Attention(nn.Module):
+    def __init__(self, params: Any, num_heads: int, legacy: bool):
+        super().__init__()
+        self.norm, self.qkv, self.out = _Norm(params["norm"]), _conv(params["qkv"]), _conv(params["out"])
+        self.num_heads, self.legacy = num_heads, legacy
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2)
+        order = (self.num_heads, 3) if self.legacy else (3, self.num_heads)
+        q, k, v = qkv.reshape(n, *order, c // self.num_heads, -1).unbind(2 if self.legacy else 1)
+        h = F.scaled_dot_product_attention(*(a.transpose(-1, -2) for a in (q, k, v)))
+        return x + self.out(h.transpose(-1, -2).reshape(n, c, height, width))
+
+
+def _up(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _down(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2)
+
+
+class Unet(nn.Module):
+    """The network of a `ddiff_jax.models.UNet`: residual resampling, no classes."""
+
+    def __init__(self, module: Any, params: Any):
+        super().__init__()
+        if not module.resblock_updown or module.num_classes is not None:
+            raise ValueError("this peer is written for networks with residual resampling and without classes")
+        self.width = module.model_channels
+        self.time_1, self.time_2 = _linear(params["time_1"]), _linear(params["time_2"])
+        self.conv_in, self.conv_out = _conv(params["conv_in"]), _conv(params["conv_out"])
+        self.norm_out = _Norm(params["norm_out"])
+        self.blocks = nn.ModuleDict()
+        for name, values in params.items():
+            if name.endswith("attention"):
+                channels = len(values["norm"]["scale"])
+                heads = module.num_heads or channels // module.head_width
+                self.blocks[name] = _Attention(values, heads, module.attention_order == "legacy")
+            elif name.startswith(("down", "up", "middle")):
+                resample = (_up if name.startswith("up") else _down) if name.endswith("resample") else None
+                self.blocks[name] = _Res(values, module.scale_shift_norm, resample)
+        self.levels, self.num_res_blocks = len(module.channel_mult), module.num_res_blocks
+        self.attended = module.attention_levels
+        half = self.width // 2
+        self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Map [N, C, H, W] and t [N] to the predicted noise and variance."""
+        phase = t.float()[:, None] * self.frequencies[None]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        emb = F.silu(self.time_2(F.silu(self.time_1(torch.cat([phase.cos(), phase.sin()], dim=1)))))
+        blocks = self.blocks
+        h = self.conv_in(x)
+        skips = [h]
+        for level in range(self.levels):
+            for i in range(self.num_res_blocks):
+                h = blocks[f"down_{level}_{i}"](h, emb)
+                if level in self.attended:
+                    h = blocks[f"down_{level}_{i}_attention"](h)
+                skips.append(h)
+            if level != self.levels - 1:
+                h = blocks[f"down_{level}_resample"](h, emb)
+                skips.append(h)
+        h = blocks["middle_1"](blocks["middle_attention"](blocks["middle_0"](h, emb)), emb)
+        for level in reversed(range(self.levels)):
+            for i in range(self.num_res_blocks + 1):
+                h = blocks[f"up_{level}_{i}"](torch.cat([h, skips.pop()], dim=1), emb)
+                if level in self.attended:
+                    h = blocks[f"up_{level}_{i}_attention"](h)
+            if level:
+                h = blocks[f"up_{level}_resample"](h, emb)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def unet(module: Any, params: Any, device: str) -> Unet:
+    """Build the network with our weights."""
+    return Unet(module, params).to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore
+
+
+def restore(
+    network: Callable[[Tensor, Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
+    y: Tensor,
+    shape: tuple[int, int, int, int],
+    grid: dict[str, Tensor],
+    length_scale: float,
+    generator: torch.Generator,
+    *,
+    autocast: torch.dtype | None = None,
+    x_init: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Run DDiff over the rows of our grid: t, gamma, signal, sigma_t, next_signal, w_eps, w_n.
+
+    Args:
+        network: from `unet`, compiled or not.
+        forward: the operator on [N, C, H, W].
+        y: measurements.
+        shape: of the images, [N, C, H, W].
+        grid: columns of the table of steps, on the device.
+        length_scale: what gamma is multiplied by for this image size.
+        generator: draws the noise.
+        autocast: type of the network's computation where it differs from float32.
+        x_init: first state.
+        noise: draws to replay, [K, N, C, H, W].
+    """
+    device = y.device
+    draw = lambda: torch.randn(shape, generator=generator, device=device)  # noqa: E731
+    x_t = draw() if x_init is None else x_init
+    x_t = x_t.contiguous(memory_format=torch.channels_last)
+    u = torch.zeros_like(x_t)
+    columns = {name: values.tolist() for name, values in grid.items()}
+    for k, t in enumerate(columns["t"]):
+        row = {name: values[k] for name, values in columns.items()}
+        with torch.no_grad(), torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            eps = network(x_t, torch.full(shape[:1], t, device=device))[:, : shape[1]].float()
+        z = ((x_t - row["sigma_t"] * eps) / row["signal"]).clamp(-1, 1)
+        v = (z - u).requires_grad_()
+        value = 0.5 * (forward(v) - y).square().sum()
+        (g,) = torch.autograd.grad(value, v)
+        with torch.no_grad():
+            size = g.flatten(1).norm(dim=1).clamp_min(1e-20)[:, None, None, None]
+            x = v - row["gamma"] * length_scale * g / size
+            eps_hat = (x_t - row["signal"] * x) / row["sigma_t"]
+            x_t = row["next_signal"] * (x + u) + row["w_eps"] * eps_hat
+            if row["w_n"]:
+                x_t = x_t + row["w_n"] * (draw() if noise is None else noise[k])
+            u = u + x - z
+    return x_t
+
+
+def separable(row_factor: np.ndarray, col_factor: np.ndarray, device: str) -> Callable[[Tensor], Tensor]:
+    """Build a separable operator, y = R x C^T per channel, from our factors."""
+    rows, cols = (torch.tensor(np.asarray(a), device=device) for a in (row_factor, col_factor))
+    return lambda x: torch.einsum("ph,nchw,qw->ncpq", rows, x, cols)
+
+
+def masked(mask: np.ndarray, device: str) -> Callable[[Tensor], Tensor]:
+    """Build inpainting from our mask [H, W, 1]."""
+    kept = torch.tensor(np.asarray(mask).transpose(2, 0, 1), device=device)
+    return lambda x: kept * x
