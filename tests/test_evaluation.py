@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import stats
 
 import ddiff_jax as dd
-from ddiff_jax import cli, evaluation
+from ddiff_jax import cli, evaluation, metrics
 from ddiff_jax.cli import restore
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
@@ -130,6 +130,32 @@ def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):
     assert found.summary["environments"][0]["jax"] == jax.__version__
 
 
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """A perceptual distance that is easy to compute."""
+
+    min_side: int = 1
+
+    def apply(self, variables, x, truth):
+        return jnp.mean((x - truth) ** 2, axis=(1, 2, 3)) / 2
+
+
+def test_lpips_fills_its_column_where_weights_are_given(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load_lpips", lambda folder, name: metrics.Perceptual({}, Half()))
+    evaluation.evaluate(plan(photos), tmp_path / "out", say=quiet)
+    said = []
+    found = evaluation.evaluate(plan(photos, lpips={"alex": "faces64"}), tmp_path / "out", say=said.append)
+    assert any("3 records of another evaluation are replaced" in line for line in said)
+    for row in found.rows:
+        with Image.open(photos / f"{row['image']}.png") as picture:
+            span = np.ptp(np.asarray(picture, float)) / 127.5
+        # Half the squared error, which the PSNR tells as well.
+        assert row["lpips_alex"] == pytest.approx(span**2 * 10 ** (-row["psnr_paper"] / 10) / 2, rel=1e-4)
+        assert row["lpips_vgg"] == "no weights: --lpips-vgg"
+    (group,) = found.summary["groups"]
+    assert group["metrics"]["lpips_alex"]["n"] == 3
+
+
 def test_intervals_where_they_are_not_defined():
     assert interval([2.5]) == {"n": 1, "mean": 2.5, "std": None, "interval": None}
     assert interval([]) == {"n": 0, "mean": None, "std": None, "interval": None}
@@ -201,11 +227,11 @@ def test_bad_images_are_marked_counted_and_told_by_the_exit_code(photos, tmp_pat
     rows = {row["image"]: row for row in table(out)}
     statuses = {name: row["status"] for name, row in rows.items()}
     good = dict.fromkeys(("photo0", "photo1", "photo2"), "ok")
-    assert statuses == {**good, "broken": "unreadable", "small": "unreadable", "wild": "diverged"}
+    assert statuses == {**good, "broken": "unusable", "small": "unusable", "wild": "diverged"}
     assert "48x48" in rows["small"]["message"]
     assert rows["wild"]["psnr_paper"] == ""
     (group,) = summary(out)["groups"]
-    assert group["statuses"] == {"ok": 3, "unreadable": 2, "diverged": 1}
+    assert group["statuses"] == {"ok": 3, "unusable": 2, "diverged": 1}
     assert group["metrics"]["psnr_paper"]["n"] == 3
     assert {row["image"] for row in summary(out)["bad"]} == {"broken", "small", "wild"}
     assert "3 of 6 rows are marked" in capsys.readouterr().err
@@ -239,6 +265,7 @@ def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path)
     ("arguments", "message"),
     [
         (("--solvers", "dif"), "unknown solver 'dif'; did you mean"),
+        (("--tasks", "gaussian_blur", "blurr"), "unknown task for faces64 'blurr'; did you mean 'blur'"),
         (("--tasks", "blurr"), "unknown task for faces64 'blurr'; did you mean 'blur'"),
         (("--runs", "many"), "--runs takes a number or TASK=NUMBER; got 'many'"),
         (("--runs", "gaussian_blur=2"), "unknown task in runs 'gaussian_blur'"),

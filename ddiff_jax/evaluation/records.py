@@ -32,7 +32,7 @@ class Record:
         sigma_y: noise level of the measurement, as given or estimated.
         network_evaluations: per image.
         network_gradients: passes backwards through the network, per image.
-        seconds: time of the batch divided by its images; compilation left out.
+        seconds: time of the batch's steps divided by its images; compiling left out.
         trace: name of what the steps reported to every few values, and "step" to their numbers.
         environment: versions and device.
         notes: conversions made while reading the image.

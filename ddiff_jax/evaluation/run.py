@@ -97,8 +97,7 @@ class _Run:
                 self.settings[cell] = plan.settings(cell)
             except ValueError as error:
                 self.unusable[cell] = str(error)
-        if not self.settings:
-            raise ValueError(next(iter(self.unusable.values())))
+        self._check_names()
         self.jobs, self.truths = self._find()
         self.hashes = {job.stem: _hash(job.path) for job in self.jobs}
         self._truth_hashes = {stem: _hash(path) for stem, path in self.truths.items()}
@@ -112,6 +111,19 @@ class _Run:
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
         self.batch_size = plan.batch_size or min(limit, len(self.jobs))
         self._prior: DiffusionPrior | None = None
+
+    def _check_names(self) -> None:
+        """Refuse what is misspelt now; only what cannot be combined marks its rows later.
+
+        Raises:
+            ValueError: a name or a flag is unknown, or no cell can be set up.
+        """
+        messages = list(self.unusable.values())
+        given = [word for words in self.plan.flags.values() for word in words if word.startswith("--")]
+        misspelt = ["unknown task", *(f"unknown flag {flag};" for flag in given)]
+        for message in messages:
+            if not self.settings or any(message.startswith(start) for start in misspelt):
+                raise ValueError(message)
 
     def _find(self) -> tuple[list[Job], dict[str, Path]]:
         """List the inputs, and where the inputs are measurements, the clean images by their stems."""
@@ -180,8 +192,8 @@ class _Run:
     def _restore(self, cell: Cell, todo: Sequence[Job]) -> None:
         settings = self.settings[cell]
 
-        def unreadable(job: Job, message: str) -> None:
-            self._reject(cell, job, "unreadable", message)
+        def unusable(job: Job, message: str) -> None:
+            self._reject(cell, job, "unusable", message)
 
         try:
             reader = Reader(settings) if self.plan.measurements is None else _WithTruth(settings, self.truths)
@@ -189,7 +201,7 @@ class _Run:
             for job in todo:
                 self._reject(cell, job, "failed", str(error))
             return
-        for batch in batches(reader, todo, self.batch_size, unreadable):
+        for batch in batches(reader, todo, self.batch_size, unusable):
             for run in range(cell.runs):
                 missing = [item for item in batch.items if self._record(cell, item.job.stem, run) is None]
                 if not missing:
@@ -214,14 +226,16 @@ class _Run:
         strip = self.store.strip(cell, batch.items[0].job.stem)
         wants_strip = run == 0 and not set(strip.parent.glob("*.png")) - {strip}
         frames: list[np.ndarray] = []
-        started = time.monotonic()
+        resumed = time.monotonic()
+        seconds = 0.0  # of the steps alone, without compiling and previews
 
         def on_chunk(progress: Progress) -> None:
-            nonlocal started
-            if progress.step == 0:
-                started = time.monotonic()
-            elif wants_strip:
+            nonlocal resumed, seconds
+            if progress.step:
+                seconds += time.monotonic() - resumed
+            if progress.step and wants_strip:
                 frames.append(progress.preview()[0])
+            resumed = time.monotonic()
 
         solution = solve(
             *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
@@ -230,28 +244,27 @@ class _Run:
             num_chunks=FRAMES if wants_strip else 1,
             on_chunk=on_chunk,
         )
-        jax.block_until_ready(solution)
-        seconds = (time.monotonic() - started) / len(batch.y)
         scores = self._measure(batch, solution)
         x, finite, info = jax.device_get((solution.x, solution.finite, solution.info))
         for i, item in enumerate(batch.items):
             stem = item.job.stem
-            status, message = (
-                ("ok", "") if item.truth is not None else ("no truth", "there is no clean image of this name")
-            )
+            metrics = {name: float(values[i]) for name, values in scores.items()}
+            status, message = "ok", ""
+            if item.truth is None:
+                status, message = "no truth", "there is no clean image of this name"
+                metrics = {name: value for name, value in metrics.items() if name.startswith("misfit")}
             if not finite[i]:
                 status, message = "diverged", "the restored image holds NaN or infinity; lower the solver's step length"
+                metrics = {}
             record = Record(
                 fingerprint=self._fingerprint(cell, stem, run),
                 status=status,
                 message=message,
-                metrics={k: float(v[i]) for k, v in scores.items() if item.truth is not None or k.startswith("misfit")}
-                if finite[i]
-                else {},
+                metrics=metrics,
                 sigma_y=item.sigma_y,
                 network_evaluations=solution.cost.network_evaluations,
                 network_gradients=solution.cost.network_gradients,
-                seconds=seconds,
+                seconds=seconds / len(batch.y),
                 trace=_trace(info, i),
                 environment={**versions(), "device": jax.devices()[0].device_kind},
                 notes=list(item.notes),
