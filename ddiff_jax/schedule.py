@@ -111,9 +111,49 @@ def respaced_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
     """
     if num_steps is None or num_steps == num_timesteps:
         num_steps = num_timesteps - 1
-    if not 1 <= num_steps < num_timesteps:
+    _check_num_steps(num_steps, num_timesteps - 1, num_timesteps)
+    return np.round(np.linspace(num_timesteps - 1, 0, num_steps + 1)).astype(np.int32)
+
+
+def timesteps_to_clean(num_timesteps: int, num_steps: int | None) -> np.ndarray:
+    """Choose the timesteps of a run that evaluates the network at t = 0 too and ends at the clean image, -1.
+
+    Args:
+        num_timesteps: T, the number of levels in the schedule.
+        num_steps: number of network evaluations, spread evenly from T - 1 to 0; None is all T.
+
+    Returns:
+        Integers of shape [num_steps + 1], strictly decreasing from T - 1 to -1.
+
+    Raises:
+        ValueError: num_steps is not between 1 and T.
+    """
+    num_steps = num_timesteps if num_steps is None else num_steps
+    _check_num_steps(num_steps, num_timesteps, num_timesteps)
+    return np.append(np.round(np.linspace(num_timesteps - 1, 0, num_steps)), -1).astype(np.int32)
+
+
+def _check_num_steps(num_steps: int, most: int, num_timesteps: int) -> None:
+    if not 1 <= num_steps <= most:
         raise ValueError(
             f"the number of steps must lie between 1 and {num_timesteps}, the length of the noise schedule; "
             f"got {num_steps}"
         )
-    return np.round(np.linspace(num_timesteps - 1, 0, num_steps + 1)).astype(np.int32)
+
+
+def strided_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
+    """Choose every T / num_steps-th timestep up from 0, as the codes of RED-diff and DDRM do, and then the clean image.
+
+    Args:
+        num_timesteps: T, the number of levels in the schedule.
+        num_steps: number of network evaluations; None is all T.
+
+    Returns:
+        Integers of shape [num_steps + 1], strictly decreasing to 0 and -1: 990, 980, ..., 0, -1 for 100 of 1000.
+
+    Raises:
+        ValueError: num_steps is not between 1 and T.
+    """
+    num_steps = num_timesteps if num_steps is None else num_steps
+    _check_num_steps(num_steps, num_timesteps, num_timesteps)
+    return np.append(np.arange(num_steps)[::-1] * num_timesteps // num_steps, -1).astype(np.int32)

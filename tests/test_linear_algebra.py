@@ -34,8 +34,7 @@ def case(request):
 
 def real(y):
     """Lay the imaginary parts of a measurement beside the real ones: A is a real matrix then."""
-    y = np.asarray(y)
-    parts = [y.real, y.imag] if np.iscomplexobj(y) else [y]
+    parts = [np.real(y), np.imag(y)] if np.iscomplexobj(y) else [y]
     return np.stack(parts, axis=-1).astype(np.float64)
 
 

@@ -250,7 +250,8 @@ def _flag_name(name: str, section: str, taken: set[str]) -> str:
 
 def _solver_flags(name: str, preset: dict[str, Any], taken: set[str]) -> dict[str, Flag]:
     solver = SOLVERS[name]
-    hints, texts = typing.get_type_hints(solver), argument_help(solver)
+    hints = typing.get_type_hints(solver)
+    texts = {field: text for cls in reversed(solver.__mro__) for field, text in argument_help(cls).items()}
     flags = {}
     for field in dataclasses.fields(solver):  # pyright: ignore[reportArgumentType] - solvers are dataclasses
         kind = scalar_type(hints[field.name])

@@ -63,7 +63,8 @@ class DDiff:
     Without gamma the step chooses its own length and needs no tuning: the step s along -g (not normalised) that
     brings the residual of the linearised operator J down to the noise, and no further, is the smaller root of
     ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m numbers in y; where the line does not get there, the
-    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g.
+    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. The dual
+    variable stays zero then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
     Args:
         gamma: gamma_0, the base step length: the L2 length of the data step for a 256x256x3 image, in units of the
@@ -85,7 +86,7 @@ class DDiff:
         output: "state" returns the state at t = 0, as released; "x" returns the last x of the data step.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range, or a variable that is not kept is to accumulate.
+        ValueError: a hyper-parameter is outside its range, or a dual variable that is not kept is to accumulate.
 
     Source: the authors' released code; gamma_0, t0 and the schedule of every task are in the presets.
     Differs: (paper) the paper writes the gradient without the norm, and t_gamma = 500 for box inpainting on
@@ -108,10 +109,8 @@ class DDiff:
     def __post_init__(self):
         coerce(self, gamma="positive", t0="non-negative", a="positive", b="positive", t_gamma="non-negative")
         check_choice(self, noise_schedule=("full", "posterior"), output=("state", "x"))
-        if self.accumulate and not self.dual:
-            raise ValueError(
-                "DDiff without its dual variable (dual=False) has nothing to accumulate; drop one of the two"
-            )
+        if self.accumulate and (self.gamma is None or not self.dual):
+            raise ValueError("DDiff can accumulate only a dual variable that it keeps; give gamma and leave dual=True")
 
     needs = ()
 
@@ -160,7 +159,7 @@ class DDiff:
         eps_hat = (x_t - point.signal * x) / point.sigma_t
         n = noise.draw(0, x_t.shape)
         x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
-        if self.dual and not self.accumulate:
+        if self.dual and not self.accumulate and self.gamma is not None:
             u = u + x - z
         return State(x_t, u, x), StepInfo(misfit)
 

@@ -1,0 +1,28 @@
+"""DDiff-HQS: the ablation of DDiff without dual variable, as released."""
+
+from typing import Literal
+
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.solvers.ddiff import DDiff
+from ddiff_jax.types import Scalar
+
+
+@pytree_dataclass
+class DDiffHQS(DDiff):
+    """DDiff with other values: half-quadratic splitting instead of ADMM, and much else that changed with it.
+
+    The released ablation drops the dual variable, and at once takes one step length (90) for every task and every
+    timestep, the posterior's noise for every task, and t0 = 1. For the controlled form, in which nothing but the
+    dual variable changes, take `DDiff` with the values of its task and `dual=False`.
+
+    The hyper-parameters are those of `DDiff`.
+
+    Source: `hqs_ddim` in the authors' released code, the DDiff-HQS row of the paper.
+    Differs: as released it stops with an error, because the step length is not passed on.
+    """
+
+    gamma: Scalar | None = 90.0
+    a: Scalar = 1.0
+    b: Scalar = 1.0
+    noise_schedule: Literal["full", "posterior"] = static_field(default="posterior")
+    dual: bool = static_field(default=False)

@@ -1,0 +1,137 @@
+"""RED-diff: variational inference with a diffusion model as a regulariser by denoising (ICLR 2024)."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddiff_jax.noise import Noise
+from ddiff_jax.operators.base import ImageShape, Operator
+from ddiff_jax.prior import Prior
+from ddiff_jax.problem import Problem
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
+from ddiff_jax.types import Image, Scalar
+
+# Weights of the prior as functions of sigma_t / sqrt(ab_t), one over the root of the signal-to-noise ratio.
+WEIGHTS = {
+    "linear": lambda ratio: ratio,
+    "sqrt": jnp.sqrt,
+    "square": jnp.square,
+    "log": jnp.log1p,
+    "trunc_linear": lambda ratio: jnp.minimum(ratio, 1.0),
+    "power2over3": lambda ratio: ratio ** (2 / 3),
+    "const": jnp.ones_like,
+}
+LEAST_RHO = 1e-6  # of the start, where sigma_y = 0
+
+
+@pytree_dataclass
+class Grid:
+    """The numbers of every step."""
+
+    t: Int[Array, " K"]
+    signal: Float[Array, " K"]  # sqrt(ab_t)
+    sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
+    weight: Float[Array, " K"]  # w_t
+
+
+@pytree_dataclass
+class State:
+    """The iterates between two steps."""
+
+    mu: Image
+    adam: Any
+    x: Image
+
+
+@pytree_dataclass
+class REDDiff:
+    """Fit the mean mu of a narrow Gaussian to the posterior, by stochastic gradient descent from high to low noise.
+
+    At every timestep t:
+
+    1. x = mu + sigma_x0 n0, and x_t = sqrt(ab_t) x + sqrt(1 - ab_t) n.
+    2. e = eps(x_t, t), not clipped, taken as a constant.
+    3. gradient = obs_weight / m J^T (A(x) - y) + w_t / N (e - n), with m and N the numbers in y and in the image,
+       w_t = lam phi(sqrt((1 - ab_t) / ab_t)): means, not sums, of measurement and image.
+    4. One step of Adam (beta 0.9 and 0.99) on mu.
+
+    The result is the x of the last step, before its update of mu.
+
+    Args:
+        lam: lambda, weight of the prior.
+        lr: step size of Adam.
+        weighting: phi, a function of the noise-to-signal ratio: "linear", "sqrt", "square", "log" (ln(1 + ratio)),
+            "trunc_linear" (at most 1), "power2over3" or "const".
+        obs_weight: weight of the data term.
+        sigma_x0: standard deviation of the Gaussian; None is 0 and draws nothing.
+        num_steps: network evaluations, every T / num_steps-th timestep down to 0.
+
+    Raises:
+        ValueError: a hyper-parameter is outside its range.
+
+    Source: Mardani et al. 2024 and its released code.
+    Differs: means are taken per image, not over the batch. The start is the ridge solution
+    argmin ||y - A x||^2 + sigma_y^2 ||x||^2 instead of the pseudo-inverse, which explodes for blurs, and 0 for
+    operators without `prox` instead of guesses made for each task.
+    """
+
+    lam: Scalar = 0.25
+    lr: Scalar = 0.1
+    obs_weight: Scalar = 1.0
+    sigma_x0: Scalar | None = None
+    weighting: Literal["linear", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"] = static_field(
+        default="linear"
+    )
+    num_steps: int | None = static_field(default=None)
+
+    def __post_init__(self):
+        coerce(self, lam="non-negative", lr="positive", obs_weight="non-negative", sigma_x0="non-negative")
+        check_choice(self, weighting=tuple(WEIGHTS))
+
+    needs = ()
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what one step costs."""
+        return Cost(network_evaluations=1, operator_gradients=1, normal_draws=1 if self.sigma_x0 is None else 2)
+
+    def grid(self, schedule: NoiseSchedule) -> Grid:
+        """Tabulate steps 1 and 3 over the chosen timesteps."""
+        t = jnp.asarray(strided_timesteps(schedule.num_timesteps, self.num_steps)[:-1])
+        signal, sigma_t = jnp.sqrt(schedule.alpha_bar[t]), jnp.sqrt(schedule.noise_var[t])
+        return Grid(t, signal, sigma_t, self.lam * WEIGHTS[self.weighting](sigma_t / signal))
+
+    def _adam(self) -> Any:
+        import optax
+
+        return optax.adam(jnp.asarray(self.lr), b1=0.9, b2=0.99)
+
+    def init(
+        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
+    ) -> State:
+        """Start at the ridge solution, or at 0 if the operator has no `prox`, or at mu = `x_init`."""
+        mu = jnp.zeros(shape, jnp.float32) if x_init is None else x_init
+        if x_init is None and hasattr(problem.operator, "prox"):
+            rho = jnp.maximum(problem.sigma_y**2, LEAST_RHO)
+            mu = problem.operator.prox(mu, problem.y, rho)  # pyright: ignore[reportAttributeAccessIssue]
+        return State(mu, self._adam().init(mu), mu)
+
+    def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
+        """Make steps 1 to 4."""
+        x = state.mu
+        n = noise.draw(0, x.shape)
+        if self.sigma_x0 is not None:
+            x = x + self.sigma_x0 * noise.draw(1, x.shape)
+        e = prior.eps(point.signal * x + point.sigma_t * n, point.t)
+        misfit, g = problem.misfit_and_gradient(x)
+        gradient = self.obs_weight / problem.y.size * g + point.weight / x.size * (e - n)
+        with jax.numpy_dtype_promotion("standard"):  # whatever our caller allows, optax relies on JAX's own
+            update, adam = self._adam().update(gradient, state.adam)
+        return State(state.mu + update, adam, x), StepInfo(misfit)
+
+    def estimate(self, state: State) -> Image:
+        """Read the restored image off a state."""
+        return state.x
