@@ -189,58 +189,6 @@ def red_diff(model, mu, timesteps, tape, *, lam, lr, weighting, sigma_x0=0.0):
     return x
 
 
-def ddrm(model, x_t, timesteps, tape, *, eta, eta_b):
-    u, s, vt = np.linalg.svd(model.matrix)
-    full = np.zeros(x_t.size)
-    full[: s.size] = np.where(s > 9e-4, s, 0.0)
-    uty = np.zeros(x_t.size)
-    uty[: s.size] = (u.T @ model.y)[: s.size]
-    for k, (t, following) in enumerate(itertools.pairwise(timesteps)):
-        ab = ALPHA_BAR[t]
-        sigma = 0.0 if following < 0 else SIGMA[following]
-        x, e, n = vt @ model.x0_hat(x_t, ab), vt @ model.eps(x_t, ab), vt @ tape[k, 0]
-        out = np.empty_like(x)
-        for i, s_i in enumerate(full):
-            if s_i > 0 and s_i * sigma > model.sigma_y:
-                spread = np.sqrt(sigma**2 - (eta_b * model.sigma_y / s_i) ** 2)
-                out[i] = (1 - eta_b) * x[i] + eta_b * uty[i] / s_i + spread * n[i]
-            elif s_i > 0 and s_i * sigma < model.sigma_y:
-                pull = np.sqrt(1 - eta**2) * sigma * s_i * (uty[i] / s_i - x[i]) / model.sigma_y
-                out[i] = x[i] + pull + eta * sigma * n[i]
-            else:
-                out[i] = x[i] + np.sqrt(1 - eta**2) * sigma * e[i] + eta * sigma * n[i]
-        x_t = np.sqrt(level(following)) * (vt.T @ out)
-    return x_t
-
-
-def pigdm(model, x, timesteps, tape, *, eta, published):
-    for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
-        ab, ab_s = ALPHA_BAR[t], level(s)
-        c1 = eta * np.sqrt((1 - ab / ab_s) * (1 - ab_s) / (1 - ab))
-        c2 = np.sqrt(max(1 - ab_s - c1**2, 0.0))
-        x_0, eps = model.x0_hat(x, ab), model.eps(x, ab)
-        inner = model.matrix @ model.matrix.T + model.sigma_y**2 / (1 - ab) * np.eye(model.y.size)
-        g = model.slope(ab) * (model.matrix.T @ np.linalg.solve(inner, -model.residual(x_0)))
-        w = np.sqrt(ab_s * ab) if published else np.sqrt(ab_s / ab) - c2 / np.sqrt(1 - ab)
-        x = np.sqrt(ab_s) * x_0 + c1 * tape[k, 0] + c2 * eps + w * g
-    return x
-
-
-def ddnm(model, x, timesteps, tape, *, gain):
-    inverse = np.linalg.pinv(model.matrix, rcond=3.5e-4)
-    for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
-        ab, ab_s = ALPHA_BAR[t], level(s)
-        beta = 1 - ab / ab_s
-        std = np.sqrt((1 - ab_s) / (1 - ab) * beta)
-        a, b = np.sqrt(ab_s) * beta / (1 - ab), np.sqrt(1 - beta) * (1 - ab_s) / (1 - ab)
-        noise = a * gain * model.sigma_y
-        share = 1.0 if std >= noise else std / noise
-        x_0 = model.x0_hat(x, ab)
-        x_0 = x_0 - share * (inverse @ model.residual(x_0))
-        x = a * x_0 + b * x + np.sqrt(std**2 - (share * noise) ** 2) * tape[k, 0]
-    return x
-
-
 def sampling(model, x, timesteps, tape, *, eta):
     for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
         ab, ab_s = ALPHA_BAR[t], level(s)

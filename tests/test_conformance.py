@@ -62,7 +62,7 @@ SOLVER_EXAMPLES = {
     "red_diff": lambda num_steps: solvers.REDDiff(num_steps=num_steps),
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
-    "ddnm": lambda num_steps: solvers.DDNM(gain=4.0, num_steps=num_steps),
+    "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
 }
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)

@@ -17,7 +17,7 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.operators import DecomposableOperator, Decomposition
 from ddiff_jax.schedule import respaced_timesteps, strided_timesteps, timesteps_to_clean
-from ddiff_jax.solvers import DAPS, DDNM, DDRM, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, PiGDM, REDDiff
+from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, REDDiff
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits, from runs in float32
 ORACLE = 1e-5  # relative; a run in float32 against float64
@@ -205,27 +205,6 @@ ORACLES = {
         )
         for weighting, sigma_x0 in [*((w, None) for w in oracle.WEIGHTS), ("linear", 0.1)]
     },
-    "ddrm": (
-        DDRM(num_steps=STEPS, eta_b=0.9),
-        lambda m, x, tape: oracle.ddrm(m, x, STRIDED, tape, eta=0.85, eta_b=0.9),
-        False,
-    ),
-    **{
-        f"pigdm {guidance}": (
-            PiGDM(num_steps=STEPS, eta=0.8, guidance=guidance),
-            functools.partial(
-                lambda m, x, tape, **options: oracle.pigdm(m, x, STRIDED, tape, eta=0.8, **options),
-                published=guidance == "published",
-            ),
-            False,
-        )
-        for guidance in ("published", "score")
-    },
-    "ddnm": (
-        DDNM(num_steps=STEPS, gain=2.0),
-        lambda m, x, tape: oracle.ddnm(m, x, STRIDED, tape, gain=2.0),
-        False,
-    ),
 }
 
 
