@@ -566,3 +566,22 @@ def test_the_compilation_cache_is_kept_in_the_users_folder(tmp_path):
     root = Path(dd.__path__[0]).parent
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=root)
     assert list((tmp_path / "ddiff_jax" / "compiled").iterdir())
+
+
+def test_warmup_leaves_restore_nothing_to_compile(ddiff, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    flags = ["--steps", "2", "--task", "random_inpainting", "--batch-size", "1"]
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "ddiff_jax", *arguments, *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return {p.name for p in (tmp_path / "cache" / "ddiff_jax" / "compiled").glob("*-cache")}
+
+    warm = call("warmup")
+    assert not (tmp_path / "restored").exists()
+    assert warm == call("restore")
+    code, _, err = ddiff("warmup", "--no-cache")
+    assert code == 2
+    assert "leave --no-cache out" in err

@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "restore a data set by several solvers and tabulate the results",
     "reproduce": "run a table or figure of the paper, beside the published numbers",
     "convert": "turn a PyTorch checkpoint into one that --prior reads",
+    "warmup": "compile ahead of time what a restore with the same flags needs",
     "info": "versions, devices, priors, presets",
 }
 

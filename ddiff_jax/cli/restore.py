@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
+from ddiff_jax import io
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli import results
 from ddiff_jax.cli.batches import Batch, Reader, batches, score
@@ -60,10 +62,25 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, earlier)
 
 
+def warm_up(settings: Settings) -> None:
+    """Compile every program that a restoration with these settings needs, into the cache, on a grey picture."""
+    height, width, channels = settings.shape
+    with tempfile.TemporaryDirectory() as folder:
+        grey = Path(folder) / "grey.png"
+        io.write_png(grey, np.zeros((height, width, channels), np.float32))
+        options = dataclasses.replace(
+            settings.options, inputs=(str(grey),), output=Path(folder) / "out", measured=False, quiet=True
+        )
+        settings = dataclasses.replace(settings, options=options, estimated=False)
+        with _terminable():
+            _Restoration(settings, only_compile=True).run()
+
+
 class _Restoration:
     """One call of the command: what it was told, and what has been done so far."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, *, only_compile: bool = False):
+        self._only_compile = only_compile
         self.settings, self.options = settings, settings.options
         self.console = Console(quiet=self.options.quiet)
         self.rows: list[dict[str, Any]] = []
@@ -191,7 +208,7 @@ class _Restoration:
     def _solve(self, prior: DiffusionPrior, batch: Batch, bar: Bar) -> Solution:
         started = time.monotonic()
 
-        def on_chunk(progress: Progress) -> None:
+        def on_chunk(progress: Progress) -> bool:
             nonlocal started
             if progress.step == 0 and not self.seconds["compile"]:
                 self.seconds["compile"] = time.monotonic() - started
@@ -201,6 +218,7 @@ class _Restoration:
             elif progress.step:
                 misfit = float(np.mean(progress.misfit[: len(batch.items)]))
                 bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
+            return self._only_compile
 
         try:
             solution = solve(

@@ -143,7 +143,7 @@ def _plain(value: Any) -> Any:
     return float(str(value)) if isinstance(value, np.floating) else value
 
 
-def resolve(argv: Sequence[str]) -> Settings:
+def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     """Parse the command line of `ddiff restore`; flags replace the values of the preset.
 
     Raises:
@@ -171,7 +171,7 @@ def resolve(argv: Sequence[str]) -> Settings:
     )
     known = {"tasks": presets()[dataset], "presets": presets(), "solvers": SOLVERS, "priors": available_priors()}
     description = DESCRIPTION + "".join(f"\n  {what:<9}{', '.join(names)}" for what, names in known.items())
-    parsed: Any = parse(command, argv, prog=PROG, description=description, elsewhere=lambda: _elsewhere(dataset))
+    parsed: Any = parse(command, argv, prog=prog, description=description, elsewhere=lambda: _elsewhere(dataset))
     operator_values = _values(parsed.operator, operator_flags)
     solver_values = _values(parsed.solver, solver_flags)
 
