@@ -43,6 +43,16 @@ def _figure(num_axes: int, title: str) -> tuple[Any, list[Any]]:
     return figure, list(axes)
 
 
+def _logarithmic(axis: Any) -> None:
+    """Make one axis logarithmic, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    {"x": axis.axes.set_xscale, "y": axis.axes.set_yscale}[axis.axis_name]("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def _style(gallery: Gallery, solver: str) -> dict[str, Any]:
     i = gallery.solvers.index(solver)
     return {"color": COLOURS[i % len(COLOURS)], "label": solver, "linewidth": 1.6, "markersize": 4.5}
@@ -83,9 +93,9 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel(f"{NAMES[name]}{arrow}", fontsize=9)
         if x == "network_evaluations":
-            axis.set_xscale("log")
+            _logarithmic(axis.xaxis)
         if name == "misfit":
-            axis.set_yscale("log")
+            _logarithmic(axis.yaxis)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
 
@@ -115,7 +125,7 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
                 fontsize=8,
                 color="#5d5d5d",
             )
-        axis.set_yscale("log")
+        _logarithmic(axis.yaxis)
         axis.set_xlabel("network evaluations", fontsize=9)
         axis.set_ylabel("mean squared misfit" if name == "misfit" else name.replace("_", " "), fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)

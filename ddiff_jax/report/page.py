@@ -195,22 +195,23 @@ def _figures(gallery: Gallery, folder: Path) -> str:
         path = folder / f"{task}_grid.png"
         io.save_png(path, grid(gallery, scenes, images))
         parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
-        strip = strips(gallery, scenes[0])
+        longest = max(scenes, key=lambda scene: scene.steps or 0)  # the first where steps are not swept
+        strip = strips(gallery, longest)
         if strip is not None:
             io.save_png(folder / f"{task}_trajectories.png", strip)
             parts.append("<h3>Estimates on the way</h3>")
             parts.append(_picture(folder / f"{task}_trajectories.png", "estimates at eight moments of a run"))
-        parts += _curves(gallery, scenes, folder)
+        parts += _curves(gallery, longest, folder)
     return "".join(parts)
 
 
-def _curves(gallery: Gallery, scenes: Sequence[Scene], folder: Path) -> list[str]:
-    """Draw what can be drawn of a task, or say why nothing is."""
-    task = scenes[0].task
+def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
+    """Draw what can be drawn of a scene's task, and how the scene converged, or say why nothing is drawn."""
+    task = scene.task
     drawn: dict[str, Callable[[], Any]] = {
         x: lambda x=x: curves.against(gallery, task, x) for x in curves.swept(gallery)
     }
-    drawn["traces"] = lambda: curves.traces(gallery, scenes[0])
+    drawn["traces"] = lambda: curves.traces(gallery, scene)
     titles = {
         "sigma_y": "Quality against noise",
         "network_evaluations": "Quality against cost",
