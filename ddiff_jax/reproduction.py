@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Study:
         sigmas: noise levels; empty for that of the presets, 0.05.
         steps: step counts; empty for the published ones.
         metrics: what it reports.
+        flags: as in `Plan`.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Study:
     sigmas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ("psnr_paper", "ssim_paper", "lpips_alex", "misfit")
+    flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 # Which tasks and solvers the figures of the sweeps show is not known here; these are our choice.
@@ -65,7 +67,9 @@ STUDIES = {
         "quality against the cost",
         ("super_resolution", "gaussian_blur"),
         ("ddiff", "ddiff_hqs", "diffpir", "dps"),
-        steps=(20, 50, 100, 250, 1000),
+        steps=(20, 50, 100, 250, 999),
+        # Its own quadratic spacing repeats timesteps beyond 500 steps.
+        flags={"diffpir": ("--spacing", "uniform")},
     ),
 }
 
@@ -176,7 +180,10 @@ def plan_study(
         differences.append(f"{', '.join(map(str, steps))} steps instead of the published number")
     if options.get("subset") is not None:
         differences.append(f"the first {options['subset']} of the images only")
-    flags = dict(options.pop("flags", {}))
+    flags = {solver: words for solver, words in study.flags.items() if solver in chosen}
+    differences += [f"{solver} with {' '.join(words)}" for solver, words in flags.items()]
+    for what, words in options.pop("flags", {}).items():
+        flags[what] = (*flags.get(what, ()), *words)
     for task, path in _fixed_masks(dataset, wanted, folder).items():
         flags[task] = ("--mask", str(path), *flags.get(task, ()))
     plan = Plan(

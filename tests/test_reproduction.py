@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_evaluation import quick_prior  # noqa: F401 - a fixture that every test here uses as well
@@ -11,6 +12,7 @@ from test_evaluation import quick_prior  # noqa: F401 - a fixture that every tes
 from ddiff_jax import cli, reproduction
 from ddiff_jax.operators import released_box_mask
 from ddiff_jax.reproduction import Published, ledger, plan_study, published
+from ddiff_jax.schedule import linear_schedule
 
 
 def test_the_published_numbers_are_read_strictly_and_none_is_there_twice():
@@ -35,6 +37,20 @@ def test_every_study_has_a_plan(study, dataset, tmp_path):
     if study == "table1":
         assert len(made.plan.tasks) == 8
         assert ("nonlinear_blur" in made.plan.tasks) == (dataset != "faces64")
+
+
+@pytest.mark.parametrize("study", reproduction.STUDIES)
+def test_every_cell_of_the_miniature_can_be_set_up(study, tmp_path):
+    made, schedule = plan_study(study, "faces64", ["photo.png"], tmp_path, prior="faces64"), linear_schedule()
+    assert made.plan.solvers == reproduction.STUDIES[study].solvers
+    for cell in made.plan.cells():
+        if cell.sigma_y in (None, made.plan.sigmas[0]):  # noise levels change no shapes
+            try:
+                settings = made.plan.settings(cell)
+            except ValueError as error:  # the only reason: nobody has tuned this solver for this task yet
+                assert f"solver {cell.solver} has no preset for faces64/{cell.task}" in str(error)
+                continue
+            jax.eval_shape(settings.solver.grid, schedule)
 
 
 def test_the_masks_are_those_of_the_released_code(tmp_path):
