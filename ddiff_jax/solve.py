@@ -16,7 +16,7 @@ from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_operator
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
 from ddiff_jax.types import Image, PRNGKey, Scalar
 
 
@@ -89,9 +89,11 @@ def solve_one(
             state at the first timestep).
 
     Raises:
-        ValueError: the shapes of prior, operator and x_init disagree, or the operator lacks what the solver needs.
+        ValueError: the shapes of prior, operator and x_init disagree, the operator lacks what the solver needs, or
+            the solver assumes another noise model.
     """
     check_operator(solver, problem.operator)
+    check_likelihood(solver, problem.likelihood)
     shape = _resolve_shape(prior, problem.operator, x_init)
     grid = solver.grid(prior.schedule)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -256,8 +258,8 @@ def solve(
         mesh: spread the images over the first axis of this mesh; N must be a multiple of its size.
 
     Raises:
-        ValueError: shapes, counts or noise levels disagree with the above, or the operator lacks what the solver
-            needs.
+        ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver
+            needs, or the solver assumes another noise model.
         TypeError: keys are not typed threefry keys, one per image.
     """
     _check_keys(keys)
@@ -273,6 +275,7 @@ def solve(
             )
     shape = _resolve_shape(prior, operator, x_init, batched=1)
     noise_model, sigma_axis = likelihood or Gaussian(), _axis(sigma_y.ndim or None)
+    check_likelihood(solver, noise_model)
     run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, shape, operator_axis, sigma_axis)
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)

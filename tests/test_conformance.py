@@ -172,7 +172,7 @@ def refused(solver, prior, physics, y, keys):
         lambda: dd.solve(solver, prior, physics, y, 0.05, keys),
         lambda: dd.solve_one(solver, prior, dd.Problem(physics, y[0], 0.05), keys[0]),
     ):
-        with pytest.raises(ValueError, match=f"needs the operator's {solver.needs[0]}, which .* serve it: super_res"):
+        with pytest.raises(ValueError, match=f"needs the operator's {' and '.join(solver.needs)}, which .* serve it: super_res"):
             call()
     return True
 

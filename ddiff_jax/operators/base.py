@@ -86,6 +86,14 @@ class Decomposition:
     to_image: Callable[[jax.Array], Image]
     from_measurement: Callable[[Measurement], jax.Array]
 
+    def inverse(self) -> jax.Array:
+        """List 1 / s, and 0 where s counts as zero: below 3.5e-4 of the largest.
+
+        That is half of float32's digits, so that rounding errors in y, and not more than that, stay invisible.
+        """
+        is_seen = self.s > self.s.max() * jnp.sqrt(jnp.finfo(jnp.float32).eps)
+        return jnp.where(is_seen, 1 / jnp.where(is_seen, self.s, 1.0), 0.0)
+
 
 class DecomposableOperator(LinearOperator):
     """Base of the linear operators whose singular value decomposition is at hand: least squares are exact."""
@@ -102,16 +110,10 @@ class DecomposableOperator(LinearOperator):
         return z + parts.to_image(gain.astype(residual.dtype) * residual)
 
     def pseudo_inverse(self, y: Measurement) -> Image:
-        """Find the image of least norm that fits y.
-
-        Singular values below 3.5e-4 of the largest count as zero: half of float32's digits, so that rounding
-        errors in y, and not more than that, stay invisible.
-        """
+        """Find the image of least norm that fits y, as far as `Decomposition.inverse` goes."""
         parts = self.svd()
         coefficients = parts.from_measurement(y)
-        is_seen = parts.s > parts.s.max() * jnp.sqrt(jnp.finfo(jnp.float32).eps)
-        gain = jnp.where(is_seen, 1 / jnp.where(is_seen, parts.s, 1.0), 0.0)
-        return parts.to_image(gain.astype(coefficients.dtype) * coefficients)
+        return parts.to_image(parts.inverse().astype(coefficients.dtype) * coefficients)
 
 
 def spectral_norm(

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.operators.base import ImageShape, Operator
@@ -70,7 +71,8 @@ class Solver(Protocol[State]):
     """A method as a value: a frozen pytree of hyper-parameters with four pure methods, its cost and its needs.
 
     Arrays and floats are leaves, so that a new value of gamma compiles nothing; step counts, flags and names are
-    static. See `ddiff_jax.solvers.ddiff` for a complete example.
+    static. See `ddiff_jax.solvers.ddiff` for a complete example. A method whose data step is a formula for Gaussian
+    noise says so with an attribute `gaussian_noise_only = True`.
     """
 
     @property
@@ -114,6 +116,19 @@ def check_operator(solver: Solver, operator: Operator) -> None:
             f"does not have; operators that serve it: {', '.join(serving(*solver.needs))}; give your own operator "
             f"{'these methods' if len(missing) > 1 else 'this method'} (see LinearOperator and DecomposableOperator), "
             "or choose a solver that needs only the gradient, such as DDiff, DPS, DAPS or RED-diff"
+        )
+
+
+def check_likelihood(solver: Solver, likelihood: Likelihood) -> None:
+    """Refuse a noise model other than Gaussian where the solver's formulas assume it.
+
+    Raises:
+        ValueError: they do.
+    """
+    if getattr(solver, "gaussian_noise_only", False) and not isinstance(likelihood, Gaussian):
+        raise ValueError(
+            f"{type(solver).__name__} assumes Gaussian noise, the problem has {type(likelihood).__name__} noise; "
+            "choose a solver that follows the likelihood's gradient, such as DDiff, or state a Gaussian noise level"
         )
 
 

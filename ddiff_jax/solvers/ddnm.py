@@ -1,10 +1,12 @@
-"""DDNM+: the range of A from the data, its null space from the prior (ICLR 2023)."""
+"""DDNM+: denoising diffusion null-space model (Wang et al., ICLR 2023)."""
+
+from typing import cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
+from ddiff_jax.operators.base import DecomposableOperator, ImageShape, Operator
 from ddiff_jax.prior import Prior, tweedie
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
@@ -15,90 +17,90 @@ from ddiff_jax.types import Image, Scalar
 
 @pytree_dataclass
 class Grid:
-    """The numbers of every step from t to s."""
+    """The numbers of every step."""
 
     t: Int[Array, " K"]
-    a: Float[Array, " K"]  # weight of x_0 in the posterior's mean
-    b: Float[Array, " K"]  # weight of x_t
-    std: Float[Array, " K"]  # the posterior's standard deviation
-
-
-@pytree_dataclass
-class State:
-    """The noisy state."""
-
-    x_t: Image
+    next_signal: Float[Array, " K"]  # sqrt(ab_t')
+    next_sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t')
 
 
 @pytree_dataclass
 class DDNM:
-    """Correct every denoised image by the pseudo-inverse of its residual, as far as the noise in the data allows.
+    r"""Sample with the range of A taken from the data and its null space from the prior.
 
-    Every step goes from timestep t to the next one s, the last one to the clean image:
+    A = U diag(s) V^T is linear. Every step goes from timestep t to the next one t', the last one to t' = -1 where
+    ab = 1:
 
-    1. x0_hat from the network at x_t, not clipped.
-    2. x = x0_hat - l A^+ (A x0_hat - y), with l = 1 while the posterior's noise hides that of the data,
-       std >= a gain sigma_y, and l = std / (a gain sigma_y) afterwards.
-    3. x_s = a x + b x_t + sqrt(std^2 - (a l gain sigma_y)^2) n, with a = sqrt(ab_s) beta / (1 - ab_t),
-       b = sqrt(1 - beta) (1 - ab_s) / (1 - ab_t), beta = 1 - ab_t / ab_s.
+    1. x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), not clipped.
+    2. x = x0_hat - V diag(lambda) V^T A^+ (A x0_hat - y): the data step. A^+ y has the noise sigma_y / s_i in
+       direction i, so that sqrt(ab_t') x has the noise sqrt(ab_t') lambda_i sigma_y / s_i there, which must not
+       exceed what belongs to t':
+       lambda_i = min(1, sqrt(1 - ab_t') s_i / (sqrt(ab_t') sigma_y)).
+    3. gamma_i^2 = 1 - ab_t' - ab_t' (lambda_i sigma_y / s_i)^2: the noise that is missing; 1 - ab_t' where s_i = 0.
+    4. x_t' = sqrt(ab_t') x + V diag(gamma) V^T (eta n + sqrt(1 - eta^2) eps), n ~ N(0, I).
+
+    Without noise lambda = 1, and the result fits y exactly.
 
     Args:
-        gain: standard deviation of the noise in A^+ y, in units of sigma_y: one over the singular values of A, 1 for
-            inpainting, 4 for super-resolution by 4. The method wants them to be about equal: a blur has no such
-            number.
-        num_steps: network evaluations, every T / num_steps-th timestep.
+        eta: share of fresh noise in step 4, in [0, 1]; the rest is the predicted noise.
+        num_steps: updates, that is network evaluations: every T / num_steps-th timestep; None is all T.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
 
-    Source: Wang et al. 2023, section 3.3 (DDNM+), from the paper.
-    Differs: no time travel; one gain for all directions, for which the paper's appendix takes the singular values.
-    With those DDNM+ is `DDRM` but for the choice of timesteps.
+    Source: the paper's equations 12 to 19, with lambda and gamma for every singular value as in its appendix; eta
+    and the number of steps are those of the released configurations.
+    Differs: (paper) no travels back in time. (code) there, directions that y shows with less noise than t' has get
+    fresh noise alone, and those with more get lambda times sqrt(1 - eta^2) and eta n.
     """
 
-    gain: Scalar = 1.0
+    eta: Scalar = 0.85
     num_steps: int | None = static_field(default=100)
 
     def __post_init__(self):
-        coerce(self, gain="positive")
+        coerce(self, eta="fraction")
 
-    needs = ("pseudo_inverse",)
+    needs = ("svd",)
+    gaussian_noise_only = True
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
 
     def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate step 3 over the chosen timesteps."""
-        timesteps = jnp.asarray(strided_timesteps(schedule.num_timesteps, self.num_steps))
-        t, s = timesteps[:-1], timesteps[1:]
-        (_, noise_var), (next_alpha_bar, next_var) = schedule.levels(t), schedule.levels(s)
-        beta = schedule.beta(t, s)
-        return Grid(
-            t=t,
-            a=jnp.sqrt(next_alpha_bar) * beta / noise_var,
-            b=jnp.sqrt(1 - beta) * next_var / noise_var,
-            std=schedule.posterior_std(t, s),
-        )
+        """Tabulate the noise levels over the chosen timesteps."""
+        timesteps = strided_timesteps(schedule.num_timesteps, self.num_steps)
+        t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
+        alpha_bar, noise_var = schedule.levels(t_next)
+        return Grid(t=t, next_signal=jnp.sqrt(alpha_bar), next_sigma_t=jnp.sqrt(noise_var))
 
     def init(
         self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
+    ) -> Image:
         """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state."""
-        return State(noise.draw(0, shape) if x_init is None else x_init)
+        return noise.draw(0, shape) if x_init is None else x_init
 
-    def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
-        """Make the update from t to s, steps 1 to 3."""
-        x_t, std = state.x_t, point.std
-        x0_hat = tweedie(prior.schedule, x_t, prior.eps(x_t, point.t), point.t, clip=False)
-        residual = problem.operator.forward(x0_hat) - problem.y
-        data_std = point.a * self.gain * problem.sigma_y
-        l = jnp.where(std >= data_std, 1.0, std / jnp.where(data_std > 0, data_std, 1.0))  # noqa: E741
-        x = x0_hat - l * problem.operator.pseudo_inverse(residual)  # pyright: ignore[reportAttributeAccessIssue]
-        left = jnp.sqrt(jnp.maximum(std**2 - (l * data_std) ** 2, 0.0))
-        x_s = point.a * x + point.b * x_t + left * noise.draw(0, x_t.shape)
-        return State(x_s), StepInfo(jnp.mean(jnp.abs(residual) ** 2))
+    def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
+        """Make the update from t to t', steps 1 to 4."""
+        x_t, operator = state, cast(DecomposableOperator, problem.operator)
+        parts = operator.svd()
+        inverse = parts.inverse()
+        eps = prior.eps(x_t, point.t)
+        x0_hat = tweedie(prior.schedule, x_t, eps, point.t, clip=False)
 
-    def estimate(self, state: State) -> Image:
+        noise_of_inverse = point.next_signal * problem.sigma_y * inverse
+        is_clean = point.next_sigma_t >= noise_of_inverse
+        lam = jnp.where(is_clean, 1.0, point.next_sigma_t / jnp.where(is_clean, 1.0, noise_of_inverse))
+        residual = operator.forward(x0_hat) - problem.y
+        x = x0_hat - parts.to_image(lam * inverse * parts.from_measurement(residual))
+
+        n = self.eta * noise.draw(0, x_t.shape) + jnp.sqrt(1 - self.eta**2) * eps
+        sigma, known = point.next_sigma_t, lam * noise_of_inverse
+        gamma = jnp.sqrt(jnp.maximum((sigma - known) * (sigma + known), 0.0))
+        n = sigma * n + parts.to_image((gamma - sigma) * parts.from_image(n))  # also where no coefficient reaches
+        misfit = jnp.mean(jnp.abs(residual) ** 2)
+        return point.next_signal * x + n, StepInfo(misfit=misfit)
+
+    def estimate(self, state: Image) -> Image:
         """Read the restored image off a state."""
-        return state.x_t
+        return state
