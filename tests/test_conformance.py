@@ -168,11 +168,12 @@ def refused(solver, prior, physics, y, keys):
     """Tell whether the operator lacks what the solver needs, and check that this is said, with a way out."""
     if all(hasattr(physics, need) for need in solver.needs):
         return False
+    needs = " and ".join(solver.needs)
     for call in (
         lambda: dd.solve(solver, prior, physics, y, 0.05, keys),
         lambda: dd.solve_one(solver, prior, dd.Problem(physics, y[0], 0.05), keys[0]),
     ):
-        with pytest.raises(ValueError, match=f"needs the operator's {' and '.join(solver.needs)}, which .* serve it: super_res"):
+        with pytest.raises(ValueError, match=f"needs the operator's {needs}, which .* serve it: super_res"):
             call()
     return True
 
