@@ -226,8 +226,12 @@ class UNet(nn.Module):
             emb = emb + table[y]
         emb = nn.silu(emb).astype(dtype)
 
+        # A pass backwards computes every block once more instead of keeping all that is inside: solvers that guide
+        # through the network fit several images into memory. Without such a pass this changes nothing.
+        block = nn.remat(ResBlock)
+
         def res(h: Array, width: int, name: str, resample: Callable[[Array], Array] = keep) -> Array:
-            return ResBlock(width, self.scale_shift_norm, resample, name=name)(h, emb)
+            return block(width, self.scale_shift_norm, resample, name=name)(h, emb)
 
         def attend(h: Array, name: str) -> Array:
             num_heads = self.num_heads or h.shape[-1] // self.head_width
