@@ -39,7 +39,8 @@ def pivot(groups: list[dict[str, Any]], metric: str, form: str) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (task, sigma_y, steps, pick), row in rows.items():
         name = task.replace("_", " ") + ("" if pick == "single" else f" (best by {pick})")
-        cells = [name, f"{sigma_y:g}", "preset" if steps is None else str(steps), *(row.get(s, "") for s in solvers)]
+        variant = ["preset" if value is None else f"{value:g}" for value in (sigma_y, steps)]
+        cells = [name, *variant, *(row.get(solver, "") for solver in solvers)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -51,9 +52,8 @@ def cost(groups: list[dict[str, Any]]) -> str:
         mine = [g for g in groups if g["solver"] == solver and g["pick"] == "single" and g["seconds"] is not None]
         spans = []
         for name in ("network_evaluations", "network_gradients", "seconds"):
-            values = [g[name] for g in mine]
-            low, high = (min(values), max(values)) if values else (float("nan"),) * 2
-            spans.append(f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+            values = [f"{value:.3g}" for value in sorted({g[name] for g in mine})]
+            spans.append(" to ".join(dict.fromkeys([*values[:1], *values[-1:]])))
         lines.append(f"| {solver} | {' | '.join(spans)} |")
     return "\n".join(lines)
 

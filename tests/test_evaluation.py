@@ -253,12 +253,19 @@ def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
 
 
 def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path):
-    found = evaluation.evaluate(plan(photos, tasks=("gaussian_blur", "inpainting")), tmp_path / "out", say=quiet)
-    assert {(row["task"], row["status"]) for row in found.rows} == {
-        *(("gaussian_blur", "ok"), ("inpainting", "not set up"))
+    tasks, solvers = ("gaussian_blur", "inpainting"), ("ddiff", "ddiff_hqs")
+    flags = {"ddiff_hqs": ("--gamma", "-1")}
+    found = evaluation.evaluate(plan(photos, tasks=tasks, solvers=solvers, flags=flags), tmp_path / "out", say=quiet)
+    assert {(row["task"], row["solver"], row["status"]) for row in found.rows} == {
+        ("gaussian_blur", "ddiff", "ok"),
+        ("gaussian_blur", "ddiff_hqs", "not set up"),
+        ("inpainting", "ddiff", "not set up"),
+        ("inpainting", "ddiff_hqs", "not set up"),
     }
-    assert "mask" in next(row["message"] for row in found.rows if row["status"] == "not set up")
-    assert found.num_bad == 3
+    assert {row["sigma_y"] for row in found.rows if row["task"] == "gaussian_blur"} == {0.05}
+    assert "mask" in next(row["message"] for row in found.rows if row["task"] == "inpainting")
+    assert found.num_bad == 9
+    assert "gamma must be positive" in summary(tmp_path / "out")["bad"][0]["message"]
 
 
 @pytest.mark.parametrize(

@@ -304,8 +304,7 @@ class _Run:
         for cell in self.cells:
             settings = self.settings.get(cell)
             for job in self.jobs:
-                sigma_y = cell.sigma_y if settings is None else settings.sigma_y
-                start = tables.describe(cell, sigma_y, job.stem)
+                start = tables.describe(cell, self._sigma(cell), job.stem)
                 sha256 = self.hashes[job.stem]
                 records = [] if settings is None else self._records(cell, job.stem)
                 if len(records) == cell.runs:
@@ -320,6 +319,12 @@ class _Run:
         io.write_text(self.folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
         bad = [row for row in rows if row["status"] != "ok"]
         return Evaluation(self.folder, rows, summary, len(bad))
+
+    def _sigma(self, cell: Cell) -> float | None:
+        """Find the noise level of a cell; of one that cannot be set up, that of its neighbours on the same task."""
+        alike = [s for c, s in self.settings.items() if (c.task, c.sigma_y) == (cell.task, cell.sigma_y)]
+        settings = self.settings.get(cell, alike[0] if alike else None)
+        return cell.sigma_y if settings is None else settings.sigma_y
 
     def _origin(self, rows: Sequence[tables.Row]) -> dict[str, Any]:
         """Say how the numbers were made."""

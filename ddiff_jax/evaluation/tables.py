@@ -139,7 +139,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _reason(rows: Sequence[Row], name: str) -> str:
     reasons = {row[name] for row in rows if isinstance(row.get(name), str)}
-    return "; ".join(sorted(reasons)) or "no image was restored"
+    return "; ".join(sorted(reasons or {row["status"] for row in rows}))
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
