@@ -1,8 +1,11 @@
 """Images spread over devices: the same numbers, and no communication. Runs in a process with four CPU devices."""
 
+import json
 import os
 import subprocess
 import sys
+
+import numpy as np
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -44,3 +47,35 @@ def test_four_devices_give_the_numbers_of_one():
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "same numbers" in done.stdout
+
+
+def test_the_command_line_uses_all_devices(tmp_path, golden):
+    # Three images on two devices: the fourth place is filled, and the results are those of one device.
+    from PIL import Image
+
+    import ddiff_jax as dd
+    from convert_weights import convert
+
+    convert(golden("unet_ffhq_like.pt"), tmp_path / "prior", head_width=16)
+    sample = Image.open(os.path.join(dd.__path__[0], "assets", "sample.png")).resize((16, 16))
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        sample.rotate(90 * i).save(tmp_path / "photos" / f"{i}.png")
+    psnr = {}
+    for count in (1, 2):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+        command = [sys.executable, "-m", "ddiff_jax", "restore", "photos", "--output", f"out{count}", "--no-cache"]
+        done = subprocess.run(
+            [*command, "--prior", "prior", "--preset", "faces64", "--steps", "2", "--factor", "2"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        document = json.loads((tmp_path / f"out{count}" / "metrics.json").read_text())
+        psnr[count] = [row["psnr"] for row in document["images"]]
+    assert "2 of them" in done.stderr
+    assert document["runs"][0]["batch_size"] == 4
+    np.testing.assert_allclose(psnr[1], psnr[2], atol=1e-3)

@@ -234,7 +234,7 @@ class Score:
     metrics: dict[str, float | None]
 
 
-def score(batch: Batch, x: jax.Array) -> list[Score]:
+def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
     known = [item.truth for item in batch.items if item.truth is not None]
     truths = np.stack(known + known[-1:] * (len(x) - len(known))) if known else None

@@ -24,6 +24,14 @@ def describe(device: Any) -> str:
     return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
 
 
+def image_mesh(batch_size: int) -> jax.sharding.Mesh | None:
+    """Line up all devices to share the images of a batch; None if there is one, or the batch does not divide evenly."""
+    count = jax.device_count()
+    if count == 1 or batch_size % count:
+        return None
+    return jax.make_mesh((count,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def cache_folder() -> Path:
     """Find where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or below the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -24,7 +24,14 @@ from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli import results
 from ddiff_jax.cli.batches import Batch, Reader, batches, score
 from ddiff_jax.cli.console import Bar, Console
-from ddiff_jax.cli.environment import cache_folder, describe, evaluation_flops, use_compilation_cache, versions
+from ddiff_jax.cli.environment import (
+    cache_folder,
+    describe,
+    evaluation_flops,
+    image_mesh,
+    use_compilation_cache,
+    versions,
+)
 from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings, resolve
 from ddiff_jax.operators import Operator
@@ -146,8 +153,11 @@ class _Restoration:
         self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
 
     def _restore_all(self, jobs: list[Job]) -> None:
-        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-        size = min(len(jobs), limit) if self.options.batch_size is None else self.options.batch_size
+        size = self.options.batch_size
+        if size is None:
+            count = jax.device_count()
+            limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+            size = count * min(math.ceil(len(jobs) / count), limit)  # every device gets equally many
         if size < 1:
             raise ValueError(f"--batch-size must be at least 1; got {size}")
         reader = Reader(self.settings)
@@ -195,7 +205,7 @@ class _Restoration:
         total = num_images * (cost.network_evaluations + 2 * cost.network_gradients) * gflop / 1000
         spent = [f"{n} {what.replace('_', ' ')}" for what, n in dataclasses.asdict(cost).items() if n]
         rows = {
-            "device": describe(device),
+            "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
             "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
             "task": f"{options.task} ({details}), sigma_y {self.settings.sigma_y:g}, preset {self.settings.dataset}",
             "solver": ", ".join([options.solver, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
@@ -232,8 +242,9 @@ class _Restoration:
                 operator_axis=batch.operator_axis,
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
+                mesh=image_mesh(len(batch.y)),
             )
-            jax.block_until_ready(solution)
+            solution = jax.device_get(solution)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -244,10 +255,9 @@ class _Restoration:
     def _save(self, batch: Batch, solution: Solution) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
-        x, finite = jax.device_get((solution.x, solution.finite))
         for i, item in enumerate(batch.items):
-            if finite[i]:
-                self.rows.append(results.write(item, x[i], scores[i], self.settings))
+            if solution.finite[i]:
+                self.rows.append(results.write(item, np.asarray(solution.x[i]), scores[i], self.settings))
             else:
                 self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
         self.ledger.save(self.rows, self.record)

@@ -52,7 +52,7 @@ class Options:
         measured: INPUT already is the measurement; there is no truth to compare with.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
-        batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
+        batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
         dtype: Computation type of the network.
         existing: What to do with images whose result is in the output folder already.
         cache: Keep compiled programs in the user's cache folder for the next run.
