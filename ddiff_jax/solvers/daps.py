@@ -47,19 +47,27 @@ class DAPS:
 
     1. w = x_t. Over nodes tau_0 = sigma_i > ... > tau_J: w <- w + (tau_(j+1) - tau_j) / tau_j (w - D(w, tau_j)), with
        D(w, tau) = w - tau eps(w / sqrt(1 + tau^2), t(tau)), not clipped. Call the result x_0.
-    2. Langevin: w <- w + lr_i s + sqrt(2 lr_i) n, with s = -c / tau^2 J^T (A(w) - y) + (x_0 - w) / sigma_i^2. With a
-       momentum m instead, from a normal velocity: v <- m v + sqrt(lr_i) s + sqrt(2 (1 - m)) n, w <- w + sqrt(lr_i) v.
+    2. Langevin: w <- w + lr_i s + sqrt(2 lr_i) n, with s = -c / tau^2 J^T (A(w) - y) + (x_0 - w) / r_i^2, where
+       r_i = sigma_i. With a momentum m instead, from a normal velocity:
+       v <- m v + sqrt(lr_i) s + sqrt(2 (1 - m)) n, w <- w + sqrt(lr_i) v.
     3. x_t = w + sigma_(i+1) n.
 
     "current" is the released main branch: c = 2 (the gradient of the plain sum of squares), lowest level never
     reached, nodes down to 0.01. "published" is its legacy branch of the paper's time: c = 1, lowest level reached, a
     last node at 0.
 
+    As released these are not samples of the posterior, not even of a Gaussian prior: x_0 is taken for the mean of
+    p(x_0 | x_t) and sigma_i^2 for its variance, and tau is not sigma_y. With `tau=None`, `var`, `ode_steps=1` and
+    `variant="published"` they are, for that prior, up to the length of the dynamics' steps.
+
     Args:
         lr: step size of the dynamics at the first level, in squared units of the image.
         lr_min_ratio: what is left of it at the last.
         tau: standard deviation that the dynamics take for the measurement's (over sqrt(2) in the current variant).
-            sigma_y plays no part: noisy data are trusted more than they deserve, by design.
+            sigma_y plays no part: noisy data are trusted more than they deserve, by design. None takes the problem's
+            own likelihood instead, whose noise need not be Gaussian then.
+        var: variance of the pixels of clean images, for r_i^2 = var sigma_i^2 / (var + sigma_i^2), the variance of
+            p(x_0 | x_t); None is r_i = sigma_i.
         momentum: None for Langevin dynamics, a number in [0, 1] for Hamiltonian ones.
         sigma_max: first noise level.
         sigma_min: last noise level.
@@ -79,7 +87,8 @@ class DAPS:
 
     lr: Scalar
     lr_min_ratio: Scalar = 0.01
-    tau: Scalar = 0.01
+    tau: Scalar | None = 0.01
+    var: Scalar | None = None
     momentum: Scalar | None = None
     sigma_max: Scalar = 100.0
     sigma_min: Scalar = 0.1
@@ -90,7 +99,7 @@ class DAPS:
     timestep: Literal["continuous", "table"] = static_field(default="continuous")
 
     def __post_init__(self):
-        coerce(self, lr="positive", lr_min_ratio="positive", tau="positive", momentum="fraction")
+        coerce(self, lr="positive", lr_min_ratio="positive", tau="positive", var="positive", momentum="fraction")
         coerce(self, sigma_max="positive", sigma_min="positive")
         check_choice(self, variant=("current", "published"), timestep=("continuous", "table"))
         for name in ("num_steps", "ode_steps", "langevin_steps"):
@@ -98,6 +107,11 @@ class DAPS:
                 raise ValueError(f"DAPS.{name} must be at least 1; got {getattr(self, name)}")
 
     needs = ()
+
+    @property
+    def gaussian_noise_only(self) -> bool:
+        """Tell whether tau takes the place of the likelihood."""
+        return self.tau is not None
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one annealing step costs."""
@@ -152,12 +166,18 @@ class DAPS:
 
     def _walk(self, problem: Problem, x_0: Image, point: Grid, noise: Noise) -> tuple[Float[Array, ""], Image]:
         lr, m = point.lr, self.momentum
-        data_weight = (2.0 if self.variant == "current" else 1.0) / self.tau**2
+        if self.tau is None:
+            data_weight = problem.likelihood.precision(problem.sigma_y)
+        else:
+            data_weight = (2.0 if self.variant == "current" else 1.0) / self.tau**2
+        width = point.sigma_ve**2
+        if self.var is not None:
+            width = self.var * width / (self.var + width)
 
         def body(carry: tuple[Image, Image], i: Array) -> tuple[tuple[Image, Image], Float[Array, ""]]:
             w, v = carry
             misfit, g = problem.misfit_and_gradient(w)
-            force = (x_0 - w) / point.sigma_ve**2 - data_weight * g
+            force = (x_0 - w) / width - data_weight * g
             n = noise.draw(i, w.shape)
             if m is None:
                 return (w + lr * force + jnp.sqrt(2 * lr) * n, v), misfit
