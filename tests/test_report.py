@@ -14,7 +14,8 @@ from test_evaluation import plan, quick, save_photos
 
 from ddiff_jax import evaluation, report
 from ddiff_jax.evaluation import run as runner
-from ddiff_jax.report import curves
+from ddiff_jax.metrics import METRICS
+from ddiff_jax.report import curves, page
 from ddiff_jax.report.gallery import Gallery
 from ddiff_jax.report.pictures import GAP, HEAD, LABEL, MARGIN, SIDE, grid, strips
 from ddiff_jax.solvers import SOLVERS, DDiff
@@ -79,6 +80,17 @@ def test_the_viewer_has_every_picture(found):
     code = data["truths"]["photo0"].removeprefix("data:image/png;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(code))).size == (64, 64)
     assert data["coarse"]
+
+
+def test_the_best_of_every_noise_level_is_bold():
+    means = {("a", 0.1): 20.0, ("b", 0.1): 21.0, ("a", 0.2): 9.0, ("b", 0.2): 8.0, ("a", 0.3): 5.0}
+    groups = [
+        {"solver": solver, "sigma_y": sigma_y, "steps": None, "metrics": {name: {"mean": mean} for name in METRICS}}
+        for (solver, sigma_y), mean in means.items()
+    ]
+    assert page._best(groups, "psnr_paper") == {1, 2}  # nothing to compare at 0.3
+    assert page._best(groups, "lpips_alex") == {0, 3}
+    assert page._best(groups, "misfit") == set()
 
 
 def test_the_grid_shows_the_pictures_in_their_places(found):

@@ -69,9 +69,9 @@ def write_report(found: Evaluation, title: str = "Evaluation") -> Path:
 
 def _subtitle(summary: dict[str, Any]) -> str:
     plan = summary["plan"]
-    counts = {"task": plan["tasks"], "solver": plan["solvers"], "seed": plan["seeds"]}
+    counts = {"image": summary["images"], "task": plan["tasks"], "solver": plan["solvers"], "seed": plan["seeds"]}
     parts = [f"{len(v)} {k}{'s' * (len(v) > 1)}" for k, v in counts.items()]
-    return f"prior {plan['prior']}, {len(summary['images'])} images, {', '.join(parts)}; written {summary['written']}"
+    return f"prior {plan['prior']}; {', '.join(parts)}; written {summary['written']}"
 
 
 def _facts(found: Evaluation) -> str:
@@ -113,6 +113,7 @@ def _places(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _table(summary: dict[str, Any], task: str, pick: str) -> str:
     groups = [g for g in summary["groups"] if (g["task"], g["pick"]) == (task, pick)]
+    groups.sort(key=_variant)  # what is compared stands together
     plan = summary["plan"]
     sweeps = {"sigma_y": ("noise", plan["sigmas"]), "steps": ("steps", plan["steps"])}
     swept = {name: label for name, (label, values) in sweeps.items() if len(values) > 1}
@@ -143,14 +144,22 @@ def _table(summary: dict[str, Any], task: str, pick: str) -> str:
     )
 
 
+def _variant(group: dict[str, Any]) -> tuple[float | int, float | int]:
+    return group["sigma_y"] or 0, group["steps"] or 0
+
+
 def _best(groups: Sequence[dict[str, Any]], name: str) -> set[int]:
-    better = METRICS[name]
-    means = {i: g["metrics"][name].get("mean") for i, g in enumerate(groups)}
-    known = {i: mean for i, mean in means.items() if mean is not None}
-    if better is None or len(known) < 2:
-        return set()
-    top = max(known.values()) if better else min(known.values())
-    return {i for i, mean in known.items() if mean == top}
+    """Find the best solver of every variant."""
+    better, found = METRICS[name], set()
+    if better is None:
+        return found
+    for variant in {_variant(group) for group in groups}:
+        means = {i: g["metrics"][name].get("mean") for i, g in enumerate(groups) if _variant(g) == variant}
+        known = {i: mean for i, mean in means.items() if mean is not None}
+        if len(known) > 1:
+            top = max(known.values()) if better else min(known.values())
+            found |= {i for i, mean in known.items() if mean == top}
+    return found
 
 
 def _number(found: dict[str, Any], form: str, *, bold: bool) -> str:
