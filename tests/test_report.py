@@ -137,6 +137,19 @@ def test_convergence_is_what_the_steps_reported(found):
     np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 10))
 
 
+def test_a_study_stands_beside_the_published_numbers(found):
+    row = {"task": "blur", "solver": "ddiff", "metric": "psnr_paper", "published": 29.876, "ours": 30.0}
+    row |= {"interval": [29.0, 31.0], "images": 4, "verdict": "agrees", "note": "a < b"}
+    rows = [row, {**row, "published": None, "verdict": "published value not known"}]
+    book = {"source": "a paper", "differences": ["other photographs"], "published_known": 1, "rows": rows}
+    text = report.write_report(found, ledger=book).read_text()
+    assert "<td>29.876</td><td>30.00</td><td>29.00 to 31.00</td><td>4</td><td>agrees; a &lt; b</td>" in text
+    assert "Of the 2 numbers here, 1 published ones are known" in text
+    assert "<li>other photographs</li>" in text
+    assert "published value not known" not in text
+    assert "Beside the published numbers" not in report.write_report(found).read_text()
+
+
 def test_without_matplotlib_the_page_says_so(found, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = report.write_report(found).read_text()

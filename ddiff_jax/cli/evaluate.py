@@ -160,16 +160,16 @@ def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
 def work(
     plan: Any,
     how: Common,
-    finish: Callable[[dict[str, Any]], list[str]] = lambda summary: [],
     title: str = "Evaluation",
+    finish: Callable[[dict[str, Any]], tuple[list[str], dict[str, Any] | None]] = lambda summary: ([], None),
 ) -> int:
     """Evaluate a plan, write its report, say how it went; returns the exit code.
 
     Args:
         plan: what to evaluate.
         how: general flags.
-        finish: given the summary before the report is written; says what it did, line by line.
         title: of the report.
+        finish: given the summary before the report is written; returns what to say, and a ledger for the report.
     """
     from ddiff_jax.evaluation import evaluate
 
@@ -177,12 +177,13 @@ def work(
         use_compilation_cache()
     console = Console(quiet=how.quiet)
     found = evaluate(plan, how.output, say=console.say)
-    for line in [*lines(found.summary), *finish(found.summary)]:
+    more, ledger = finish(found.summary)
+    for line in [*lines(found.summary), *more]:
         console.say(line)
     if how.report:
         from ddiff_jax.report import write_report
 
-        console.say(f"report: {write_report(found, title)}")
+        console.say(f"report: {write_report(found, title, ledger)}")
     console.say(f"results in {how.output}/")
     if how.json:
         print(json.dumps(json.loads((how.output / "summary.json").read_text(encoding="utf-8")), indent=1))

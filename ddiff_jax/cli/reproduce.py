@@ -70,10 +70,10 @@ def run(argv: Sequence[str]) -> int:
         **options,
     )
 
-    def finish(summary: dict[str, Any]) -> list[str]:
+    def finish(summary: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         book = ledger(made, summary)
         path = write_ledger(how.output, book)
         known = f"{book['published_known']} of {len(book['rows'])} published numbers are known"
-        return [*(f"differs from the paper: {d}" for d in made.differences), f"{path}: {known}"]
+        return [*(f"differs from the paper: {d}" for d in made.differences), f"{path}: {known}"], book
 
-    return work(made.plan, how, finish, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}")
+    return work(made.plan, how, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}", finish)

@@ -32,12 +32,13 @@ COLUMNS = {
 }
 
 
-def write_report(found: Evaluation, title: str = "Evaluation") -> Path:
+def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str, Any] | None = None) -> Path:
     """Write report.html, and its pictures and curves as files in `figures/`.
 
     Args:
         found: the evaluation.
         title: head of the page.
+        ledger: of `ddiff_jax.reproduction`, where the evaluation is a study of the paper.
 
     Returns:
         The page. Curves are left out, and the page says so, where matplotlib is missing.
@@ -53,6 +54,7 @@ def write_report(found: Evaluation, title: str = "Evaluation") -> Path:
         subtitle=html.escape(_subtitle(summary)),
         facts=_facts(found),
         warning=_warning(found, bad),
+        ledger="" if ledger is None else _ledger(ledger),
         viewer=_viewer(gallery),
         tables="".join(_table(summary, *place) for place in _places(summary)),
         differences=_differences(summary),
@@ -103,6 +105,30 @@ def _warning(found: Evaluation, bad: dict[str, int]) -> str:
     return (
         f'<div class="warning"><b>{found.num_bad} of {len(found.rows)} rows are marked:</b> {html.escape(counted)}.'
         f"<details><summary>Which</summary><table><tr>{head}</tr>{rows}</table></details></div>"
+    )
+
+
+def _ledger(book: dict[str, Any]) -> str:
+    """Set ours beside what is published; the whole ledger is in ledger.md."""
+    rows = []
+    for row in (row for row in book["rows"] if row["published"] is not None):
+        form = COLUMNS[row["metric"]][1]
+        span = (
+            "" if row["interval"] is None else f"{form.format(row['interval'][0])} to {form.format(row['interval'][1])}"
+        )
+        cells = [row["task"], row["solver"], COLUMNS[row["metric"]][0], f"{row['published']:g}"]
+        cells += ["" if row["ours"] is None else form.format(row["ours"]), span, str(row["images"])]
+        cells += ["; ".join(filter(None, (row["verdict"], row["note"])))]
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+    head = ("task", "solver", "metric", "published", "ours", "95% interval", "images", "verdict")
+    table = f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table>" if rows else ""
+    differences = "".join(f"<li>{html.escape(difference)}</li>" for difference in book["differences"])
+    return (
+        "<h2>Beside the published numbers</h2>"
+        f'<p class="faint">{html.escape(book["source"])}. Of the {len(book["rows"])} numbers here, '
+        f"{book['published_known']} published ones are known; ledger.md lists them all.</p>"
+        + (f"<p>What differs from the paper:</p><ul>{differences}</ul>" if differences else "")
+        + f'<div class="scroll">{table}</div>'
     )
 
 
