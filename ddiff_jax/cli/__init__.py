@@ -11,6 +11,7 @@ COMMANDS = {
     "check": "tell whether a measurement operator of your own is sound",
     "evaluate": "restore a data set by several solvers and tabulate the results",
     "reproduce": "run a table or figure of the paper, beside the published numbers",
+    "sample": "draw images from the prior alone, without a measurement",
     "convert": "turn a PyTorch checkpoint into one that --prior reads",
     "warmup": "compile ahead of time what a restore with the same flags needs",
     "info": "versions, devices, priors, presets",

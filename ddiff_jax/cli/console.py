@@ -32,9 +32,10 @@ class Bar:
         console: where to.
         num_batches: batches in all.
         num_images: images in all.
+        task: what is being done.
     """
 
-    def __init__(self, console: Console, num_batches: int, num_images: int):
+    def __init__(self, console: Console, num_batches: int, num_images: int, task: str = "restoring"):
         self._console, self._num_batches, self._num_images = console, num_batches, num_images
         self._started, self._said = time.monotonic(), time.monotonic()
         columns = (
@@ -44,17 +45,18 @@ class Bar:
             TimeRemainingColumn(compact=True),
         )
         self.live = Progress(*columns, console=console.rich, disable=not console.animated, transient=True, expand=True)
-        self._task = self.live.add_task("restoring", total=None, text="")
+        self._task = self.live.add_task(task, total=None, text="")
 
     def start(self) -> None:
         """Start the clock, after compilation."""
         self._started = time.monotonic()
         self.live.reset(self._task)
 
-    def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float) -> None:
-        """Show where the run stands: steps of this batch, images done before it, and the current misfit."""
+    def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float | None = None) -> None:
+        """Show where the run stands: steps of this batch, images done before it, and the current misfit if any."""
         done, total = batch * num_steps + step, self._num_batches * num_steps
-        text = f"step {step}/{num_steps}  images {num_done}/{self._num_images}  misfit {misfit:.4f}"
+        text = f"step {step}/{num_steps}  images {num_done}/{self._num_images}"
+        text += "" if misfit is None else f"  misfit {misfit:.4f}"
         self.live.update(self._task, completed=done, total=total, text=text)
         now = time.monotonic()
         if not self._console.animated and done and now - self._said > PLAIN_SECONDS:

@@ -175,7 +175,7 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     operator_values = _values(parsed.operator, operator_flags)
     solver_values = _values(parsed.solver, solver_flags)
 
-    _check_label(parsed.run.label, card.architecture.get("num_classes"))
+    check_label(parsed.run.label, card.architecture.get("num_classes"))
     asked, photons = operator_values.pop("sigma"), operator_values.pop("photons", None)
     operator, arguments, files = _operator(task, operator_values)
     missing = [f.name for n, f in solver_flags.items() if n not in solver_values and _is_required(SOLVERS[name], n)]
@@ -219,7 +219,12 @@ def _check_estimable(measured: bool, operator: str, photons: float | None) -> No
         )
 
 
-def _check_label(label: int | None, num_classes: int | None) -> None:
+def check_label(label: int | None, num_classes: int | None) -> None:
+    """Refuse a class for a prior without classes, and the other way round.
+
+    Raises:
+        ValueError: they do not fit.
+    """
     if num_classes is None and label is not None:
         raise ValueError("this prior has no classes; leave --label out")
     if num_classes is not None and (label is None or not 0 <= label < num_classes):

@@ -1,0 +1,217 @@
+"""`ddiff sample`: draw images from a prior alone, by DDIM or DDPM."""
+
+import dataclasses
+import datetime
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from ddiff_jax import io
+from ddiff_jax.checkpoint import Card, load_prior, read_card
+from ddiff_jax.cli.console import Bar, Console
+from ddiff_jax.cli.environment import describe, image_mesh, use_compilation_cache, versions
+from ddiff_jax.cli.flags import parse
+from ddiff_jax.cli.jobs import prepare
+from ddiff_jax.cli.restore import ACCELERATOR_BATCH, CHUNKS, CPU_BATCH
+from ddiff_jax.cli.settings import check_label
+from ddiff_jax.noise import image_keys
+from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.solve import Progress, Solution, solve
+from ddiff_jax.solvers.sampling import Sampler, nothing
+
+GRID_IMAGES = 100  # that many samples at most are shown together
+GRID_GAP = 2  # pixels
+
+DESCRIPTION = """Draw images from a prior alone, without a measurement.
+
+Writes sample_0000.png, sample_0001.png, ..., all together as grid.png, and samples.json.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to draw.
+
+    Args:
+        count: Number of images.
+        output: Folder for the results.
+        prior: Name of a packaged prior, or the folder of a converted one.
+        label: Class of the images, for a class-conditional prior.
+        steps: Network evaluations per image, spread evenly over the noise schedule.
+        eta: Share of new noise in every step, from 0 to 1: 0 is DDIM, 1 with all steps is DDPM.
+        seed: Root of all random numbers; sample i does not depend on how many are drawn.
+        batch_size: Images drawn together; by default all, at most 8 (16 on accelerators) per device.
+        dtype: Computation type of the network.
+        existing: What to do when the folder holds samples already.
+        cache: Keep compiled programs in the user's cache folder for the next run.
+        quiet: Print errors only.
+        json: Print samples.json to standard output.
+    """
+
+    count: int = 16
+    output: Path = Path("samples")
+    prior: str = "faces64"
+    label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    steps: int = 100
+    eta: float = 0.0
+    seed: int = 0
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    existing: Literal["error", "overwrite"] = "error"
+    cache: bool = True
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    options = parse(Options, argv, prog="ddiff sample", description=DESCRIPTION)
+    card, sampler = read_card(options.prior), Sampler(eta=options.eta, num_steps=options.steps)
+    check_label(options.label, card.architecture.get("num_classes"))
+    size = _batch_size(options)
+    prepare(options.output)
+    earlier = sorted(options.output.glob("sample_*.png"))
+    if earlier and options.existing == "error":
+        raise ValueError(f"{earlier[0]} exists; choose another --output, or --existing overwrite")
+    if options.cache:
+        use_compilation_cache()
+    prior = load_prior(options.prior, dtype=options.dtype)
+    if options.label is not None:
+        prior = dataclasses.replace(prior, label=jnp.int32(options.label))
+    jax.eval_shape(sampler.grid, prior.schedule)  # says now what is wrong with the number of steps
+    for path in earlier:  # or samples of a longer run would stand among the new ones
+        path.unlink()
+    return _Sampling(options, card, prior, sampler, size).run()
+
+
+def _batch_size(options: Options) -> int:
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1; got {options.count}")
+    if options.batch_size is None:
+        num_devices = jax.device_count()
+        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        return num_devices * min(math.ceil(options.count / num_devices), limit)  # every device gets equally many
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1; got {options.batch_size}")
+    return options.batch_size
+
+
+class _Sampling:
+    """One call of the command: what it was told, and what has been done so far."""
+
+    def __init__(self, options: Options, card: Card, prior: DiffusionPrior, sampler: Sampler, size: int):
+        self.options, self.card, self.prior, self.sampler, self.size = options, card, prior, sampler, size
+        self.console = Console(quiet=options.quiet)
+        self.rows: list[dict[str, Any]] = []
+        self.shown: list[np.ndarray] = []
+        self.seconds = {"compile": 0.0, "run": 0.0}
+        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+    def run(self) -> int:
+        """Draw batch by batch; what is drawn is written before the next batch starts."""
+        options, say = self.options, self.console.say
+        num_batches = math.ceil(options.count / self.size)
+        kind = "DDIM" if options.eta == 0 else f"eta {options.eta:g}"
+        say(f"{options.count} images of {options.prior} in batches of {self.size}, {options.steps} steps, {kind}")
+        document: dict[str, Any] = {}
+        bar = Bar(self.console, num_batches, options.count, "sampling")
+        with bar.live:
+            for batch in range(num_batches):
+                solution = self._draw(batch, bar)
+                for x, finite, index in zip(solution.x, solution.finite, self._indices(batch), strict=True):
+                    if index < options.count:  # the last batch is filled up, so that one program serves all
+                        self._write(int(index), np.asarray(x), bool(finite))
+                document = self._save()
+        if options.json:
+            print(json.dumps(document, indent=1))
+        good = sum(row["finite"] for row in self.rows)
+        say(f"drew {good} in {self.seconds['run']:.1f} s; see {options.output / 'grid.png'}")
+        return 0 if good == options.count else 1
+
+    def _indices(self, batch: int) -> np.ndarray:
+        return np.arange(batch * self.size, (batch + 1) * self.size)
+
+    def _draw(self, batch: int, bar: Bar) -> Solution:
+        started = time.monotonic()
+
+        def on_chunk(progress: Progress) -> None:
+            nonlocal started
+            if progress.step:
+                bar.update(batch, progress.step, progress.num_steps, batch * self.size)
+            elif batch == 0:
+                self.seconds["compile"] = time.monotonic() - started
+                started = time.monotonic()
+                self.console.say(f"compiled in {self.seconds['compile']:.1f} s")
+                bar.start()
+
+        keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
+        problem, mesh = nothing(self.prior, keys), image_mesh(self.size)
+        try:
+            solution = solve(self.sampler, self.prior, *problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
+            solution = jax.device_get(solution)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"out of memory with {self.size} images at once; lower --batch-size") from error
+        self.seconds["run"] += time.monotonic() - started
+        return solution
+
+    def _write(self, index: int, x: Float[np.ndarray, "H W C"], finite: bool) -> None:
+        name = f"sample_{index:04d}"
+        if finite:
+            io.write_png(self.options.output / f"{name}.png", x)
+            self.shown.append(x)
+        else:
+            self.console.fail(f"{name} diverged to NaN or infinity, not written")
+        self.rows.append({"name": name, "index": index, "finite": finite})
+
+    def _save(self) -> dict[str, Any]:
+        """Write the grid and samples.json as far as they go."""
+        options, device = self.options, jax.devices()[0]
+        if self.shown:
+            io.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
+        cost = self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1)))[0]) * options.steps
+        document = {
+            "samples": self.rows,
+            "settings": {
+                **{name: getattr(options, name) for name in ("count", "label", "steps", "eta", "seed", "dtype")},
+                "prior": options.prior,
+            },
+            "batch_size": self.size,
+            "cost_per_image": dataclasses.asdict(cost),
+            "prior": {"name": options.prior, **dataclasses.asdict(self.card)},
+            "device": {"platform": device.platform, "kind": describe(device), "count": jax.device_count()},
+            "versions": versions(),
+            "started": self.started,
+            "seconds": self.seconds,
+        }
+        io.write_text(options.output / "samples.json", json.dumps(document, indent=1) + "\n")
+        return document
+
+
+def grid(images: Sequence[Float[np.ndarray, "H W C"]]) -> Float[np.ndarray, "..."]:
+    """Lay images out in rows on white, about as many in a row as there are rows.
+
+    Args:
+        images: at least one, all of one shape, range [-1, 1].
+    """
+    height, width, channels = images[0].shape
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    canvas = np.ones(
+        (rows * (height + GRID_GAP) + GRID_GAP, columns * (width + GRID_GAP) + GRID_GAP, channels), np.float32
+    )
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        top, left = GRID_GAP + row * (height + GRID_GAP), GRID_GAP + column * (width + GRID_GAP)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
