@@ -18,6 +18,7 @@ from ddiff_jax import operators
 from ddiff_jax.operators import DecomposableOperator, Decomposition
 from ddiff_jax.schedule import respaced_timesteps, strided_timesteps, timesteps_to_clean
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, REDDiff
+from ddiff_jax.solvers.sampling import Sampler
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits, from runs in float32
 ORACLE = 1e-5  # relative; a run in float32 against float64
@@ -204,6 +205,14 @@ ORACLES = {
             False,
         )
         for weighting, sigma_x0 in [*((w, None) for w in oracle.WEIGHTS), ("linear", 0.1)]
+    },
+    **{
+        f"sampling {eta}": (
+            Sampler(eta=eta, num_steps=STEPS),
+            functools.partial(lambda m, x, tape, eta: oracle.sampling(m, x, TO_CLEAN, tape, eta=eta), eta=eta),
+            True,
+        )
+        for eta in (0.0, 0.7, 1.0)
     },
 }
 
