@@ -3,6 +3,7 @@
 import functools
 import hashlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,21 +31,27 @@ def test_the_network_agrees_with_the_lpips_package(golden, backbone):
         recorded = dict(data)
     x, truth = map(jnp.asarray, lpips_images())
     distance = build(backbone)
-    terms = distance.module.apply({"params": distance.params}, x, truth, per_tap=True)
+    terms = jax.jit(lambda params, x, truth: distance.module.apply({"params": params}, x, truth, per_tap=True))(
+        distance.params, x, truth
+    )
     expected = recorded[f"{backbone}_per_tap"]
     assert expected.min() > 100 * PARITY  # every term is large enough to be tested
     np.testing.assert_allclose(terms, expected, atol=PARITY, rtol=0)
-    np.testing.assert_allclose(distance(x[1], truth[1]), recorded[backbone][1], atol=PARITY, rtol=0)
-    assert distance(x[0], x[0]) == 0
+    np.testing.assert_allclose(terms.sum(axis=1), recorded[backbone], atol=PARITY, rtol=0)
 
 
-def test_measure_reports_the_networks_it_is_given():
-    x, truth = (v[:1, :, :64] for v in lpips_images())
-    operator = operators.gaussian_blur((64, 64, 3), size=3, std=1.0)
+def test_measure_reports_the_networks_it_is_given(golden):
+    with np.load(golden("lpips.npz")) as data:
+        recorded = data["alex"]
+    x, truth = lpips_images()
+    wide = operators.gaussian_blur((64, 80, 3), size=3, std=1.0)
     distance = build("alex")
-    found = metrics.measure(operator, x, truth, 0.1, truth, lpips={"alex": distance})
-    assert found["lpips_alex"][0] == pytest.approx(float(distance(jnp.asarray(x[0]), jnp.asarray(truth[0]))), rel=1e-5)
+    found = metrics.measure(wide, x, truth, 0.1, truth, lpips={"alex": distance})
+    np.testing.assert_allclose(found["lpips_alex"], recorded, atol=PARITY, rtol=0)
     assert "lpips_vgg" not in found
+    same = metrics.measure(wide, truth, truth, 0.1, truth, lpips={"alex": distance})["lpips_alex"]
+    np.testing.assert_allclose(same, 0, atol=1e-9)
+    x, truth = x[:1], truth[:1]
     small = operators.gaussian_blur((30, 30, 3), size=3, std=1.0)
     x, truth = x[:, :30, :30], truth[:, :30, :30]
     assert "lpips_alex" not in metrics.measure(small, x, truth, 0.1, truth, lpips={"alex": distance})
@@ -54,7 +61,7 @@ def test_measure_reports_the_networks_it_is_given():
 def test_images_of_the_smallest_side_are_compared_and_smaller_ones_refused(unchecked, backbone):
     distance, side = build(backbone), MIN_SIDE[backbone]
     image = jnp.ones((side, side, 3))
-    assert np.isfinite(distance(image, -image))
+    assert np.isfinite(jax.jit(lambda network, a, b: network(a, b))(distance, image, -image))
     with pytest.raises(ValueError, match=f"at least {side} pixels a side"):
         distance(image[1:], image[1:])
 
@@ -78,8 +85,9 @@ def test_the_two_files_become_one_folder(tmp_path, monkeypatch, capsys):
         **{"file": "backbone.pth", "sha256": sha256(tmp_path / "backbone.pth")},
         **{"linear_file": "alex.pth", "linear_sha256": sha256(tmp_path / "alex.pth")},
     }
-    x, truth = (jnp.asarray(v[0]) for v in lpips_images())
-    np.testing.assert_array_equal(metrics.load_lpips("lpips_alex")(x, truth), build("alex")(x, truth))
+    loaded = metrics.load_lpips("lpips_alex")
+    assert loaded.module == build("alex").module
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, build("alex").params)
     with pytest.raises(ValueError, match="on the backbone alex, wanted vgg"):
         metrics.load_lpips("lpips_alex", "vgg")
     with pytest.raises(ValueError, match="kind adm_unet, wanted lpips"):
