@@ -10,6 +10,7 @@ from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stre
 from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
 from ddiff_jax.schedule import NoiseSchedule, linear_schedule
 from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 
@@ -25,6 +26,7 @@ __all__ = [
     "Prior",
     "Problem",
     "Progress",
+    "Restarts",
     "Solution",
     "Stream",
     "TapeNoise",
@@ -33,6 +35,7 @@ __all__ = [
     "image_keys",
     "linear_schedule",
     "load_prior",
+    "nearest_equivalent",
     "operators",
     "preset",
     "pytree_dataclass",
@@ -40,6 +43,7 @@ __all__ = [
     "simulate",
     "solve",
     "solve_one",
+    "solve_restarts",
     "solvers",
     "static_field",
     "stream_key",

@@ -18,7 +18,6 @@ class Stream(enum.IntEnum):
     MEASUREMENT = 1
     INIT = 2
     LOOP = 3
-    RESTART = 4
 
 
 def stream_key(image_key: PRNGKey, stream: Stream) -> PRNGKey:
@@ -34,6 +33,14 @@ def image_keys(root: PRNGKey, image_ids: Int[jax.Array, " N"]) -> Key[jax.Array,
         image_ids: one integer per image that names it in its dataset.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(image_ids))
+
+
+RUN_KEYS = 1 << 16  # restarts draw from here; the streams of one image (0, 1, ...) stay below
+
+
+def restart_keys(keys: Key[jax.Array, " N"], run: int) -> Key[jax.Array, " N"]:
+    """Derive the keys of another run of the same images; run 0 keeps their own."""
+    return keys if run == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, RUN_KEYS + run)
 
 
 @runtime_checkable

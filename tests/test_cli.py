@@ -296,6 +296,18 @@ def test_other_colours_are_converted_and_said(ddiff, quick_prior, mode):
     assert "note: photo.tif: " in err
 
 
+def test_restarts_keep_the_run_of_least_misfit(ddiff, quick_prior):
+    for restarts in (1, 3):
+        flags = ("--task", "phase_retrieval", "--restarts", restarts, "--output", f"out{restarts}", *QUICK)
+        assert ddiff("restore", *flags)[0] == 0
+    (once,), (thrice,) = metrics("out1")["images"], metrics("out3")["images"]
+    assert thrice["misfit"] <= once["misfit"] + 1e-6
+    assert thrice["psnr_resolved"] >= thrice["psnr"] - 1e-3
+    (run,) = metrics("out3")["runs"]
+    assert run["network_evaluations"] == run["cost_per_image"]["network_evaluations"] == 9
+    assert one_error(ddiff("restore", "--restarts", 0)[2]).endswith("--restarts must be at least 1; got 0")
+
+
 def test_quiet_and_json(ddiff, quick_prior):
     code, out, err = ddiff("restore", "--quiet", "--json", *QUICK)
     assert (code, err) == (0, "")

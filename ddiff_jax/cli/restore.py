@@ -34,9 +34,11 @@ from ddiff_jax.cli.environment import (
 )
 from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings, resolve
+from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
 from ddiff_jax.prior import DiffusionPrior
-from ddiff_jax.solve import Progress, Solution, solve
+from ddiff_jax.restarts import nearest_equivalent, solve_restarts
+from ddiff_jax.solve import Progress, Solution
 from ddiff_jax.solvers.base import check_operator
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
@@ -158,6 +160,8 @@ class _Restoration:
             count = jax.device_count()
             limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
             size = count * min(math.ceil(len(jobs) / count), limit)  # every device gets equally many
+        if self.options.restarts < 1:
+            raise ValueError(f"--restarts must be at least 1; got {self.options.restarts}")
         if size < 1:
             raise ValueError(f"--batch-size must be at least 1; got {size}")
         reader = Reader(self.settings)
@@ -183,7 +187,7 @@ class _Restoration:
         solver = self.settings.solver
         check_operator(solver, operator)
         num_steps = jax.tree.leaves(jax.eval_shape(solver.grid, prior.schedule))[0].shape[0]
-        cost = solver.cost(operator) * num_steps
+        cost = solver.cost(operator) * num_steps * options.restarts
         gflop = evaluation_flops(prior) / 1e9
         card = self.settings.card
         self.record = {
@@ -231,20 +235,21 @@ class _Restoration:
             return self._only_compile
 
         try:
-            solution = solve(
+            restarts = solve_restarts(
                 self.settings.solver,
                 prior,
                 batch.operator,
                 batch.y,
                 batch.sigma_y,
                 batch.keys,
+                restarts=self.options.restarts,
                 likelihood=self.settings.likelihood,
                 operator_axis=batch.operator_axis,
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
-                mesh=image_mesh(len(batch.y)),
+                mesh=image_mesh(len(batch.y) * self.options.restarts),
             )
-            solution = jax.device_get(solution)
+            solution = jax.device_get(restarts.solution)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -256,6 +261,9 @@ class _Restoration:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
         for i, item in enumerate(batch.items):
+            if item.truth is not None and hasattr(item.operator, "equivalents"):
+                x = nearest_equivalent(item.operator, jnp.asarray(solution.x[i]), jnp.asarray(item.truth))
+                scores[i].metrics["psnr_resolved"] = float(psnr(x, jnp.asarray(item.truth), protocol="standard"))
             if solution.finite[i]:
                 self.rows.append(results.write(item, np.asarray(solution.x[i]), scores[i], self.settings))
             else:
@@ -277,7 +285,12 @@ class _Restoration:
         say(f"results in {self.options.output}/")
 
 
-METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "misfit": "misfit {:.5f}"}
+METRICS = {
+    "psnr": "PSNR {:.2f} dB",
+    "psnr_resolved": "up to sign and turn {:.2f} dB",
+    "ssim": "SSIM {:.3f}",
+    "misfit": "misfit {:.5f}",
+}
 
 
 def _metrics(row: Mapping[str, Any]) -> str:

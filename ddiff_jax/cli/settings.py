@@ -52,6 +52,7 @@ class Options:
         measured: INPUT already is the measurement; there is no truth to compare with.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
+        restarts: Runs per image from other noise; the one of the least misfit is kept.
         batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
         dtype: Computation type of the network.
         existing: What to do with images whose result is in the output folder already.
@@ -71,6 +72,7 @@ class Options:
     measured: bool = False
     resize: bool = False
     seed: int = 0
+    restarts: int = 1
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     existing: Literal["skip", "overwrite", "error"] = "skip"
@@ -133,6 +135,7 @@ class Settings:
             "label": options.label,
             "dtype": options.dtype,
             "seed": options.seed,
+            "restarts": options.restarts,
             "measured": options.measured,
             "resize": options.resize,
         }

@@ -22,13 +22,13 @@ from ddiff_jax.evaluation import tables
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
 from ddiff_jax.metrics import BACKBONES, METRICS, load_lpips, measure
+from ddiff_jax.noise import restart_keys
 from ddiff_jax.prior import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
 
 CPU_BATCH, ACCELERATOR_BATCH = 8, 16
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
-RUN_KEYS = 1 << 16  # restarts draw from here; streams of one image (0, 1, ...) stay below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,7 @@ class _Run:
     def _batch(self, cell: Cell, batch: Batch, run: int) -> None:
         """Restore one batch and record every image of it."""
         settings = self.settings[cell]
-        keys = batch.keys if run == 0 else jax.vmap(jax.random.fold_in, (0, None))(batch.keys, RUN_KEYS + run)
+        keys = restart_keys(batch.keys, run)
         # One trajectory per cell: that of the first image that could be read.
         strip = self.store.strip(cell, batch.items[0].job.stem)
         wants_strip = run == 0 and not set(strip.parent.glob("*.png")) - {strip}

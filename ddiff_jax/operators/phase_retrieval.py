@@ -39,6 +39,12 @@ class PhaseRetrieval:
         return jnp.fft.fftshift(jnp.concatenate([half, opposite], axis=1), axes=(0, 1))
 
 
+    def equivalents(self, x: Image) -> Float[Array, "E H W C"]:
+        """List images that measure the same: x, x turned by 180 degrees, and the negatives where the sign is open."""
+        turned = x[::-1, ::-1]
+        return jnp.stack([x, turned] if self.image_range == (0, 1) else [x, turned, -x, -turned])
+
+
 def _amplitude(z: Complex[Array, "H w C"]) -> Float[Array, "H w C"]:
     """Compute |z| with the derivative 0 at z = 0; XLA's own guards against overflow and takes twice the time."""
     power = jnp.real(z) ** 2 + jnp.imag(z) ** 2

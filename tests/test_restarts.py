@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import gaussian_prior
+
+import ddiff_jax as dd
+from ddiff_jax import operators
+from ddiff_jax.solvers import DDiff
+
+SHAPE = (8, 8, 3)
+SOLVER = DDiff(gamma=20.0, num_steps=8)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Three images with their own masks, measurements and keys."""
+    keys = dd.image_keys(jax.random.key(3), jnp.arange(3))
+    masks = jax.vmap(lambda key: operators.random_inpainting(SHAPE, key, fraction=0.4))(keys)
+    x = jax.random.uniform(jax.random.key(1), (3, *SHAPE), minval=-1, maxval=1)
+    y = jax.vmap(lambda operator, x, key: dd.simulate(operator, x, 0.05, key))(masks, x, keys)
+    return masks, y, keys
+
+
+def run(batch, restarts, y=None, **kwargs):
+    masks, measured, keys = batch
+    y = measured if y is None else y
+    return dd.solve_restarts(
+        SOLVER, gaussian_prior(SHAPE), masks, y, 0.05, keys, restarts=restarts, operator_axis=0, **kwargs
+    )
+
+
+def test_the_restart_of_least_misfit_is_chosen(batch):
+    masks, y, _ = batch
+    found = run(batch, 4)
+    assert found.x.shape == (3, 4, *SHAPE)
+    for i in range(3):
+        operator = jax.tree.map(lambda leaf, i=i: leaf[i], masks)
+        misfits = [float(dd.Problem(operator, y[i], 0.05).misfit(x)) for x in found.x[i]]
+        np.testing.assert_allclose(found.misfit[i], misfits, rtol=1e-5)
+        assert int(found.chosen[i]) == int(np.argmin(misfits))
+        np.testing.assert_array_equal(found.solution.x[i], found.x[i, int(np.argmin(misfits))])
+    assert len(set(np.asarray(found.misfit).ravel().tolist())) == 12  # all runs are different
+    assert found.solution.info.misfit.shape == (3, 8)
+    assert found.solution.cost == SOLVER.cost(masks) * 8 * 4
+
+
+def test_the_first_restart_is_the_run_without_restarts_and_more_change_none(batch):
+    masks, y, keys = batch
+    plain = dd.solve(SOLVER, gaussian_prior(SHAPE), masks, y, 0.05, keys, operator_axis=0)
+    np.testing.assert_allclose(run(batch, 2).x[:, 0], plain.x, atol=1e-5)
+    np.testing.assert_allclose(run(batch, 4).x[:, :2], run(batch, 2).x, atol=1e-5)
+
+
+def test_a_diverged_restart_is_never_chosen(batch):
+    _, y, _ = batch
+    found = run(batch, 2, y=y.at[1].set(jnp.nan))
+    np.testing.assert_array_equal(found.solution.finite, [True, False, True])
+    assert np.isinf(np.asarray(found.misfit)[1]).all()
+
+
+def test_progress_reports_the_least_misfit(batch):
+    seen = []
+    run(batch, 2, on_chunk=lambda progress: seen.append((progress.misfit.shape, progress.preview().shape)) and None)
+    assert set(seen) == {((3,), (3, *SHAPE))}
+
+
+def test_no_restart_is_refused(batch):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        run(batch, 0)
+
+
+@pytest.mark.parametrize("image_range", [(-1, 1), (0, 1)])
+def test_equivalent_images_of_phase_retrieval_measure_the_same(image_range):
+    operator = operators.phase_retrieval((16, 12, 3), image_range=image_range)
+    x = jax.random.uniform(jax.random.key(0), (16, 12, 3), minval=-1, maxval=1)
+    candidates = operator.equivalents(x)
+    assert len(candidates) == (4 if image_range == (-1, 1) else 2)
+    for candidate in candidates:
+        np.testing.assert_allclose(operator.forward(candidate), operator.forward(x), atol=1e-5)
+        np.testing.assert_array_equal(dd.nearest_equivalent(operator, candidate, x), x)
+
+
+def test_an_operator_without_ambiguity_leaves_the_image_alone():
+    operator = operators.gaussian_blur(SHAPE, size=3, std=1.0)
+    x = jax.random.normal(jax.random.key(0), SHAPE)
+    np.testing.assert_array_equal(dd.nearest_equivalent(operator, x, -x), x)
