@@ -375,6 +375,14 @@ def test_every_preset_becomes_flags(ddiff, dataset, task):
         assert {k: resolved["solver"][k] for k in values} == values
 
 
+def test_a_seed_or_a_file_may_be_given_where_an_operator_takes_both(ddiff):
+    use = ("restore", "--preset", "ffhq", "--task", "nonlinear_blur", "--params", "weights", "--print-config")
+    for given, want in {"3": 3, "code.npy": "code.npy"}.items():
+        code, out, err = ddiff(*use, "--kernel-code", given)
+        assert code == 0, err
+        assert yaml.safe_load(out)["operator"]["kernel_code"] == want
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_argument_becomes_a_flag(operator):
     task = dataclasses.replace(task_preset("faces64", "super_resolution"), operator=operator, arguments={})

@@ -112,7 +112,8 @@ def scalar_type(hint: Any) -> Any:
     ]
     if not found:
         return None
-    return found[0] | None if type(None) in choices else found[0]
+    kind = int | str if {int, str} <= set(found) else found[0]  # a seed, or the name of a file
+    return kind | None if type(None) in choices else kind
 
 
 def argument_help(documented: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from ddiff_jax import io
 from ddiff_jax.checkpoint import file_hash, load_prior, read_card
 from ddiff_jax.cli.batches import Batch, Item, Reader, batches
-from ddiff_jax.cli.environment import versions
+from ddiff_jax.cli.environment import image_mesh, versions
 from ddiff_jax.cli.jobs import Job, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings
 from ddiff_jax.evaluation import tables
@@ -243,9 +243,11 @@ class _Run:
             operator_axis=batch.operator_axis,
             num_chunks=FRAMES if wants_strip else 1,
             on_chunk=on_chunk,
+            mesh=image_mesh(len(batch.y)),
         )
+        solution = jax.device_get(solution)
         scores = self._measure(batch, solution)
-        x, finite, info = jax.device_get((solution.x, solution.finite, solution.info))
+        x, finite, info = solution.x, solution.finite, solution.info
         for i, item in enumerate(batch.items):
             stem = item.job.stem
             metrics = {name: float(values[i]) for name, values in scores.items()}
