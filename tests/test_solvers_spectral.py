@@ -96,13 +96,14 @@ def ddnm_loop(matrix, y, x_t, timesteps, tape, sigma_y, eta):
         eps, x0 = gaussian(x_t, t)
         ab, sigma2 = levels(t_next)
         residual = on_range(u, s, matrix @ x0 - y)
-        mixed = vt @ (eta * n + np.sqrt(1 - eta**2) * eps)
+        fresh, mixed = vt @ n, vt @ (eta * n + np.sqrt(1 - eta**2) * eps)
         change, filled = np.zeros(len(s)), np.sqrt(sigma2) * mixed
         for i in np.flatnonzero(s):
             most = np.sqrt(ab) * sigma_y / s[i]
-            lam = 1.0 if np.sqrt(sigma2) >= most else np.sqrt(sigma2) / most
+            is_clean = np.sqrt(sigma2) >= most
+            lam = 1.0 if is_clean else np.sqrt((1 - eta**2) * sigma2) / most
             change[i] = lam * residual[i] / s[i]
-            filled[i] = np.sqrt(max(sigma2 - (lam * most) ** 2, 0)) * mixed[i]
+            filled[i] = np.sqrt(max(sigma2 - (lam * most) ** 2, 0)) * (mixed[i] if is_clean else fresh[i])
         x_t = np.sqrt(ab) * (x0 - vt.T @ change) + vt.T @ filled
     return x_t
 

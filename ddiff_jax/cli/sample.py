@@ -88,8 +88,6 @@ def run(argv: Sequence[str]) -> int:
     if options.label is not None:
         prior = dataclasses.replace(prior, label=jnp.int32(options.label))
     jax.eval_shape(sampler.grid, prior.schedule)  # says now what is wrong with the number of steps
-    for path in earlier:  # or samples of a longer run would stand among the new ones
-        path.unlink()
     return _Sampling(options, card, prior, sampler, size).run()
 
 

@@ -32,12 +32,13 @@ class DDNM:
     ab = 1:
 
     1. x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), not clipped.
-    2. x = x0_hat - V diag(lambda) V^T A^+ (A x0_hat - y): the data step. A^+ y has the noise sigma_y / s_i in
-       direction i, so that sqrt(ab_t') x has the noise sqrt(ab_t') lambda_i sigma_y / s_i there, which must not
-       exceed what belongs to t':
-       lambda_i = min(1, sqrt(1 - ab_t') s_i / (sqrt(ab_t') sigma_y)).
+    2. x = x0_hat - V diag(lambda) V^T A^+ (A x0_hat - y): the data step. In direction i, A^+ y has the noise
+       sigma_y / s_i, and sqrt(ab_t') x must not have more than belongs to t': lambda_i = 1 where
+       sqrt(ab_t') sigma_y / s_i <= sqrt(1 - ab_t'), else
+       lambda_i = sqrt(1 - eta^2) sqrt(1 - ab_t') s_i / (sqrt(ab_t') sigma_y).
     3. gamma_i^2 = 1 - ab_t' - ab_t' (lambda_i sigma_y / s_i)^2: the noise that is missing; 1 - ab_t' where s_i = 0.
-    4. x_t' = sqrt(ab_t') x + V diag(gamma) V^T (eta n + sqrt(1 - eta^2) eps), n ~ N(0, I).
+    4. x_t' = sqrt(ab_t') x + V diag(gamma) V^T e, where e = n ~ N(0, I) in the directions with lambda_i < 1 and
+       e = eta n + sqrt(1 - eta^2) eps in all others.
 
     Without noise lambda = 1, and the result fits y exactly.
 
@@ -48,10 +49,10 @@ class DDNM:
     Raises:
         ValueError: a hyper-parameter is outside its range.
 
-    Source: the paper's equations 12 to 19, with lambda and gamma for every singular value as in its appendix; eta
-    and the number of steps are those of the released configurations.
-    Differs: (paper) no travels back in time. (code) there, directions that y shows with less noise than t' has get
-    fresh noise alone, and those with more get lambda times sqrt(1 - eta^2) and eta n.
+    Source: the paper's equations 12 to 19, with lambda and gamma for every singular value as in its appendix and in
+    the released code; eta and the number of steps are those of the released configurations.
+    Differs: (paper) no travels back in time. (code) with noise, e = n there in every direction that y shows, which
+    makes it DDRM but for the timesteps.
     """
 
     eta: Scalar = 0.85
@@ -90,16 +91,20 @@ class DDNM:
 
         noise_of_inverse = point.next_signal * problem.sigma_y * inverse
         is_clean = point.next_sigma_t >= noise_of_inverse
-        lam = jnp.where(is_clean, 1.0, point.next_sigma_t / jnp.where(is_clean, 1.0, noise_of_inverse))
+        keep = jnp.sqrt(1 - self.eta**2)
+        lam = jnp.where(is_clean, 1.0, keep * point.next_sigma_t / jnp.where(is_clean, 1.0, noise_of_inverse))
         residual = operator.forward(x0_hat) - problem.y
         x = x0_hat - parts.to_image(lam * inverse * parts.from_measurement(residual))
 
-        n = self.eta * noise.draw(0, x_t.shape) + jnp.sqrt(1 - self.eta**2) * eps
+        n = noise.draw(0, x_t.shape)
+        e = self.eta * n + keep * eps
         sigma, known = point.next_sigma_t, lam * noise_of_inverse
         gamma = jnp.sqrt(jnp.maximum((sigma - known) * (sigma + known), 0.0))
-        n = sigma * n + parts.to_image((gamma - sigma) * parts.from_image(n))  # also where no coefficient reaches
+        e_bar, n_bar = parts.from_image(e), parts.from_image(n)
+        filled = jnp.where(is_clean, gamma * e_bar, gamma * n_bar)
+        e = sigma * e + parts.to_image(filled - sigma * e_bar)  # in this form also where no coefficient reaches
         misfit = jnp.mean(jnp.abs(residual) ** 2)
-        return point.next_signal * x + n, StepInfo(misfit=misfit)
+        return point.next_signal * x + e, StepInfo(misfit=misfit)
 
     def estimate(self, state: Image) -> Image:
         """Read the restored image off a state."""
