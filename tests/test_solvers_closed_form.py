@@ -7,6 +7,7 @@ measured by the statistical error, or a quarter.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,20 +78,17 @@ def test_ddiff_with_gamma_gets_as_near_as_its_fixed_steps_are_short():
     assert unseen < 1e-3
 
 
+# The current variant takes tau for sqrt(2) times the noise.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "daps published": {"variant": "published", "tau": SIGMA_Y},
+    "daps current": {"variant": "current", "tau": math.sqrt(2) * SIGMA_Y},
+    "daps current hamiltonian": {"variant": "current", "tau": math.sqrt(2) * SIGMA_Y, "momentum": 0.5},
+}
 SAMPLERS = {
     "dps": DPS(zeta=0.3 * TO_256, num_steps=300),
     **{
-        f"daps {variant}{' hamiltonian' if momentum else ''}": DAPS(
-            lr=5e-5,
-            lr_min_ratio=1.0,
-            # The current variant takes tau for sqrt(2) times the noise.
-            tau=SIGMA_Y * (math.sqrt(2) if variant == "current" else 1.0),
-            variant=variant,
-            momentum=momentum,
-            timestep="table",
-            num_steps=50,
-        )
-        for variant, momentum in (("published", None), ("current", None), ("current", 0.5))
+        name: DAPS(lr=5e-5, lr_min_ratio=1.0, timestep="table", num_steps=50, **options)
+        for name, options in VARIANTS.items()
     },
 }
 SAMPLES = 512

@@ -82,6 +82,8 @@ class DiffPIR:
         coerce(self, lam="positive", zeta="fraction", eta="fraction")
         check_choice(self, spacing=("quad", "uniform"), data_step=("auto", "prox", "line", "gradient"))
 
+    gaussian_noise_only = True  # rho_t weighs the prior against a noise level
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Name what the operator must have besides `forward`."""
