@@ -239,3 +239,41 @@ def test_hqs_as_released_is_a_table_of_values_for_ddiff():
         for solver in (DDiffHQS(num_steps=STEPS), released)
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDiff(accumulate=True), "give gamma and leave dual=True"),
+        (lambda: DDiff(1.0, dual=False, accumulate=True), "give gamma and leave dual=True"),
+        (lambda: DiffPIR(zeta=1.5), "zeta must be fraction"),
+        (lambda: DiffPIR(num_steps=0).grid(dd.linear_schedule()), "at least 1"),
+        (lambda: DiffPIR(num_steps=700).grid(dd.linear_schedule()), "with quad spacing up to about 500"),
+        (lambda: DPS(zeta=-1.0), "zeta must be non-negative"),
+        (lambda: DPS(1.0, num_steps=1001).grid(dd.linear_schedule()), "between 1 and 1000"),
+        (lambda: DAPS(1e-4, ode_steps=0), "ode_steps must be at least 1"),
+        (lambda: DAPS(1e-4, momentum=2.0), "momentum must be fraction"),
+        (lambda: REDDiff(lr=0.0), "lr must be positive"),
+        (lambda: Sampler(eta=2.0), "eta must be fraction"),
+    ],
+)
+def test_bad_hyper_parameters_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("solver", [REDDiff, DiffPnPADMM, DiffPIR])
+def test_unknown_choices_are_refused(solver, unchecked):
+    field = {REDDiff: "weighting", DiffPnPADMM: "reading", DiffPIR: "data_step"}[solver]
+    with pytest.raises(ValueError, match=f"{field} must be one of .*; got 'best'"):
+        solver(**{field: "best", **({"gamma": 1.0} if solver is DiffPnPADMM else {})})
+
+
+def test_cost_adds_up_and_depends_on_what_the_operator_offers():
+    linear, nonlinear = operators.super_resolution(SHAPE, factor=2), operators.high_dynamic_range(SHAPE)
+    assert DiffPIR().cost(linear).operator_solves == 1
+    assert DiffPIR().cost(nonlinear).operator_gradients == 1
+    assert (DPS(1.0).cost(linear) * 7).network_gradients == 7
+    assert DDiff().cost(linear).operator_evaluations == 1  # for the length of the step
+    assert DDiff(1.0).cost(linear).operator_evaluations == 0
+    assert DAPS(1e-4, momentum=0.5).cost(linear).normal_draws == 102
