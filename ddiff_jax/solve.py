@@ -280,6 +280,7 @@ def solve(
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)
     grid, carry = _start(run, x_init)
+    carry = _settle(carry, run, mesh)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 1)
 
@@ -316,6 +317,20 @@ def raise_if_not_finite(solution: Solution) -> None:
         raise FloatingPointError(
             f"images {bad.tolist()} of the batch diverged to NaN or infinity; lower the step length or check y"
         )
+
+
+def _settle(carry: Any, run: _Run, mesh: jax.sharding.Mesh | None) -> Any:
+    """Put the first carry where a chunk will leave the next one, so that one program serves all chunks.
+
+    Where something is bound to a device, such as weights that were loaded there, so is what a program makes of it;
+    but the first carry need not have touched it.
+    """
+    if mesh is not None:
+        return jax.device_put(carry, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0])))
+    bound = [leaf.sharding for leaf in jax.tree.leaves(run) if getattr(leaf, "committed", False)]
+    if bound and isinstance(bound[0], jax.sharding.SingleDeviceSharding):
+        return jax.device_put(carry, bound[0])
+    return carry
 
 
 def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]:

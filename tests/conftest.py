@@ -1,5 +1,6 @@
 """Strict numerics for every test: no silent rank or dtype promotion, no warnings, no network."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -10,6 +11,22 @@ import pytest
 import ddiff_jax as dd
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    # Most of a test's time goes into compiling programs that run for milliseconds: XLA takes the short way, here and in
+    # the processes that tests start. Tests whose programs run longer ask for the `optimised` fixture.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+
+
+@pytest.fixture
+def optimised():
+    """Compile as users do."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

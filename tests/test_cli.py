@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from weights import save_tiny_prior
 
 import ddiff_jax as dd
 from ddiff_jax import cli, io
@@ -591,7 +592,9 @@ def test_the_compilation_cache_is_kept_in_the_users_folder(tmp_path):
 def test_warmup_leaves_restore_nothing_to_compile(ddiff, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    flags = ["--steps", "2", "--task", "random_inpainting", "--batch-size", "1"]
+    save_tiny_prior(tmp_path / "prior")
+    sample().resize((16, 16)).save("small.png")
+    flags = ["--steps", "2", "--task", "random_inpainting", "--prior", "prior", "--preset", "faces64"]
 
     def call(*arguments):
         command = [sys.executable, "-m", "ddiff_jax", *arguments, *flags]
@@ -601,7 +604,7 @@ def test_warmup_leaves_restore_nothing_to_compile(ddiff, tmp_path, monkeypatch):
 
     warm = call("warmup")
     assert not (tmp_path / "restored").exists()
-    assert warm == call("restore")
+    assert warm == call("restore", "small.png")
     code, _, err = ddiff("warmup", "--no-cache")
     assert code == 2
     assert "leave --no-cache out" in err

@@ -61,7 +61,7 @@ def test_own_likelihood_and_width_equal_a_float64_loop():
 
 
 @pytest.mark.parametrize("momentum", [None, 0.6], ids=["langevin", "hamiltonian"])
-def test_samples_have_the_mean_and_the_covariance_of_the_posterior(momentum):
+def test_samples_have_the_mean_and_the_covariance_of_the_posterior(momentum, optimised):
     operator, matrix, y = measured()
     count = 4000
     lr = 1e-3 if momentum is None else 4e-4  # a momentum m makes every step 1 / (1 - m) as long

@@ -28,7 +28,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_recorded_trajectory_is_followed(golden, name):
+def test_recorded_trajectory_is_followed(golden, optimised, name):
     build, solver = CASES[name]
     with np.load(golden(f"ddiff_trace_{name}.npz")) as data:
         recorded = dict(data)

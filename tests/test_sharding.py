@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+from weights import save_tiny_prior
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -49,14 +50,13 @@ def test_four_devices_give_the_numbers_of_one():
     assert "same numbers" in done.stdout
 
 
-def test_the_command_line_uses_all_devices(tmp_path, golden):
+def test_the_command_line_uses_all_devices(tmp_path):
     # Three images on two devices: the fourth place is filled, and the results are those of one device.
     from PIL import Image
 
     import ddiff_jax as dd
-    from convert_weights import convert
 
-    convert(golden("unet_ffhq_like.pt"), tmp_path / "prior", head_width=16)
+    save_tiny_prior(tmp_path / "prior")
     sample = Image.open(os.path.join(dd.__path__[0], "assets", "sample.png")).resize((16, 16))
     (tmp_path / "photos").mkdir()
     for i in range(3):

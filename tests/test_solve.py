@@ -235,3 +235,18 @@ def test_an_operator_for_another_size_is_refused(batch):
     operator = operators.super_resolution((16, 16, 3), factor=2)
     with pytest.raises(ValueError, match=r"the operator is for images of shape \(16, 16, 3\)"):
         dd.solve(SOLVER, gaussian_prior(SHAPE), operator, y, 0.05, keys)
+
+
+@pytest.mark.parametrize("place", ["anywhere", "bound weights", "mesh"])
+def test_one_program_serves_all_chunks(batch, place, caplog):
+    masks, y, keys = batch
+    prior, mesh = gaussian_prior(SHAPE), None
+    if place == "bound weights":
+        prior = dataclasses.replace(prior, mean=jax.device_put(prior.mean, jax.devices()[0]))
+    elif place == "mesh":
+        mesh = jax.make_mesh((1,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+    solver = DDiff(gamma=20.0, num_steps={"anywhere": 13, "bound weights": 14, "mesh": 15}[place])  # nobody else's
+    with jax.log_compiles():
+        dd.solve(solver, prior, masks, y, 0.05, keys, operator_axis=0, num_chunks=4, mesh=mesh)
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert sum("_run_chunk" in message for message in compiled) == 1, compiled

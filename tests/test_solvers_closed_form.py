@@ -100,7 +100,7 @@ def drawn(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_have_the_posterior_mean(name):
+def test_samples_have_the_posterior_mean(name, optimised):
     x = drawn(name)
     _, mean, std, seen = problem()
     error = np.abs(x.mean(0) - mean)

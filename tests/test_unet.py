@@ -35,7 +35,7 @@ def load(path, **options):
 
 
 @pytest.mark.parametrize("name", ["unet_ffhq_like", "unet_imagenet_like"])
-def test_networks_of_the_original_class(golden, name):
+def test_networks_of_the_original_class(golden, optimised, name):
     module, params = load(golden(f"{name}.pt"), head_width=16)
     with np.load(golden(f"{name}.npz")) as recorded:
         x, t, want = recorded["x"], recorded["t"].astype(np.int32), recorded["out"]
@@ -43,7 +43,7 @@ def test_networks_of_the_original_class(golden, name):
     np.testing.assert_allclose(got, want, atol=PARITY, rtol=0)
 
 
-def test_the_packaged_prior_is_the_published_network(golden):
+def test_the_packaged_prior_is_the_published_network(golden, optimised):
     prior = dd.load_prior("faces64")
     with np.load(golden("faces64_io.npz")) as recorded:
         x, t, want = recorded["x"], recorded["t"].astype(np.int32), recorded["out"]
