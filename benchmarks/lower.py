@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from operators import build, random_params
 
 import ddiff_jax as dd
-from ddiff_jax.models import UNet
+from ddiff_jax.checkpoint import build_module
 from ddiff_jax.solvers import DDiff
 
 BATCH = 16
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platforms", nargs="+", default=["tpu", "cuda"])
     arguments = parser.parse_args()
-    module = UNet(dtype="bfloat16")
+    module = build_module("adm_unet", {"dtype": "bfloat16"})
     shape = (256, 256, 3)
     prior = dd.DiffusionPrior(random_params(module), dd.linear_schedule(), module, shape)
     solver, failed = DDiff(gamma=10.0), 0

@@ -55,7 +55,7 @@ def build() -> dict[str, Any]:
 
 def timer(function: Any, *arguments: Any) -> Callable[[], float]:
     """Compile a function, and return what times one call of it."""
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    options: Any = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
     compiled = jax.jit(function).lower(*arguments).compile(options)
     jax.block_until_ready(compiled(*arguments))
 

@@ -134,7 +134,7 @@ def convert(
         tensors = {**tensors, **more}
         files |= {"linear_file": Path(linear).name, "linear_sha256": file_hash(Path(linear))}
     shapes = {key: value.shape for key, value in tensors.items()}
-    given = {"head_width": head_width, "num_heads": num_heads}
+    given: dict[str, Any] = {"head_width": head_width, "num_heads": num_heads}
     given["attention_order"] = None if attention_order == "legacy" else attention_order
     try:
         made = plan(shapes, **{name: value for name, value in given.items() if value is not None})

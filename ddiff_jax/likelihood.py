@@ -95,7 +95,7 @@ class Poisson:
     def _counts(self, y: Measurement) -> Measurement:
         if jnp.iscomplexobj(y):
             raise ValueError("photons are counted: a Poisson likelihood needs a real measurement; this one is complex")
-        return self.photons.astype(y.dtype) * (y + 1) / 2
+        return jnp.asarray(self.photons, y.dtype) * (y + 1) / 2
 
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
         """Compute sum m - (k + b) log(m + b), up to a constant.
@@ -104,7 +104,7 @@ class Poisson:
             ValueError: the measurement is complex.
         """
         mean, count = self._counts(clean), self._counts(y)
-        offset = self.offset.astype(mean.dtype)
+        offset = jnp.asarray(self.offset, mean.dtype)
         below = jnp.minimum(mean, 0) / offset
         log = jnp.log1p(jnp.maximum(mean, 0) / offset) + below - below**2 / 2
         return jnp.sum(mean - (count + offset) * log)
@@ -120,4 +120,4 @@ class Poisson:
             ValueError: the measurement is complex.
         """
         counts = jax.random.poisson(key, jnp.maximum(self._counts(clean), 0)).astype(clean.dtype)
-        return 2 * counts / self.photons.astype(clean.dtype) - 1
+        return 2 * counts / jnp.asarray(self.photons, clean.dtype) - 1

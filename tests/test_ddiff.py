@@ -152,7 +152,7 @@ def test_the_dual_variable_always_has_the_length_of_the_step():
 def test_step_down_and_noise_stop_where_the_paper_says():
     grid = DDiff(gamma=1.0, t0=50).grid(dd.linear_schedule())
     t = np.asarray(grid.t)
-    np.testing.assert_allclose(grid.gamma, np.where(t > 90, 3.3, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(grid.gamma), np.where(t > 90, 3.3, 0.1), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(grid.w_n) > 0, t > 50)
     assert t[0] == 999 and t[-1] == 1
 

@@ -38,7 +38,6 @@ class PhaseRetrieval:
         opposite = jnp.roll(others[::-1, ::-1], 1, axis=0)
         return jnp.fft.fftshift(jnp.concatenate([half, opposite], axis=1), axes=(0, 1))
 
-
     def equivalents(self, x: Image) -> Float[Array, "E H W C"]:
         """List images that measure the same: x, x turned by 180 degrees, and the negatives where the sign is open."""
         turned = x[::-1, ::-1]
