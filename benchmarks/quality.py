@@ -6,13 +6,15 @@ photographs (000.png ...), and for motion blur the kernel. Prints the mean PSNR 
     python benchmarks/quality.py REFERENCE_FOLDER PHOTOGRAPHS [--tasks sr4 box] [--kernel motion_kernel.npy]
 
 Phase retrieval cannot tell x from -x: there both restorations are compared up to the sign. `--runs 5` restores from
-five starts and adds the mean of every image's best run, chosen by PSNR and chosen by misfit.
+five starts and adds the mean of every image's best run, chosen by PSNR and chosen by misfit. `--peer` runs the loop in
+PyTorch (`torch_peer.py`) from other random numbers as well: what the recorded run could also have given.
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,27 @@ def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return 10 * np.log10(4 / error)
 
 
+def peer(task: str, operator: Any, prior: dd.DiffusionPrior, solver: Any, y: np.ndarray, seed: int) -> np.ndarray:
+    """Restore with the loop in PyTorch."""
+    import torch  # pyright: ignore[reportMissingImports] - not among the project's dependencies
+    import torch_peer
+
+    forward = {
+        "sr4": lambda: torch_peer.separable(operator.row_factor, operator.col_factor, "cpu"),
+        "gaussian": lambda: torch_peer.separable(operator.row_factor, operator.col_factor, "cpu"),
+        "box": lambda: torch_peer.masked(operator.mask, "cpu"),
+        "random": lambda: torch_peer.masked(operator.mask, "cpu"),
+        "hdr": lambda: lambda x: torch.clamp(2 * x, -1, 1),
+    }[task]()
+    grid = {name: torch.tensor(np.asarray(column)) for name, column in vars(solver.grid(prior.schedule)).items()}
+    measured = torch.tensor(y.transpose(0, 3, 1, 2))
+    net = torch_peer.unet(prior.module, prior.params, "cpu")
+    shape = (len(y), SHAPE[2], *SHAPE[:2])
+    scale = float(np.sqrt(np.prod(SHAPE) / (256 * 256 * 3)))
+    x = torch_peer.restore(net, forward, measured, shape, grid, scale, torch.Generator().manual_seed(seed))
+    return x.numpy().transpose(0, 2, 3, 1)
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,6 +84,7 @@ def main() -> None:
     parser.add_argument("--kernel", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, default=1, help="starts per image")
+    parser.add_argument("--peer", action="store_true", help="run the loop in PyTorch too")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
     with np.load(arguments.reference / "faces64_reference.npz") as data:
@@ -95,7 +119,12 @@ def main() -> None:
             "standard_error": float(difference.std(ddof=1) / np.sqrt(len(y))),
             "misfit": float(misfit.mean()),
             "seconds": seconds,
+            "per_image": {"ours": ours.round(2).tolist(), "recorded": theirs.round(2).tolist()},
         }
+        if arguments.peer:
+            again = psnr(peer(task, operator, prior, solver, np.asarray(y), arguments.seed), truth)
+            row["peer"] = float(again.mean())
+            row["per_image"]["peer"] = again.round(2).tolist()
         if arguments.runs > 1:
             row["best_by_psnr"] = float(ours.max(0).mean())
             row["best_by_misfit"] = float(ours[misfit.argmin(0), np.arange(len(y))].mean())
