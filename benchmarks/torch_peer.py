@@ -172,13 +172,14 @@ def restore(
     device = y.device
     draw = lambda: torch.randn(shape, generator=generator, device=device)  # noqa: E731
     x_t = draw() if x_init is None else x_init
-    x_t = x_t.contiguous(memory_format=torch.channels_last)
     u = torch.zeros_like(x_t)
     columns = {name: values.tolist() for name, values in grid.items()}
     for k, t in enumerate(columns["t"]):
         row = {name: values[k] for name, values in columns.items()}
         with torch.no_grad(), torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            eps = network(x_t, torch.full(shape[:1], t, device=device))[:, : shape[1]].float()
+            eps = network(x_t.contiguous(memory_format=torch.channels_last), torch.full(shape[:1], t, device=device))[
+                :, : shape[1]
+            ].float()
         z = ((x_t - row["sigma_t"] * eps) / row["signal"]).clamp(-1, 1)
         v = (z - u).requires_grad_()
         value = 0.5 * (forward(v) - y).square().sum()
