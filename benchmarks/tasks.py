@@ -1,6 +1,6 @@
 """Restore the packaged photograph from every kind of measurement with the packaged prior, and tabulate how well.
 
-    python benchmarks/tasks.py [--output FOLDER] [--tasks super_resolution ...] [--steps 1000] [--json tasks.json]
+    python benchmarks/tasks.py [--output FOLDER] [--tasks super_resolution ...] [--steps N] [--json tasks.json]
 
 Every task is `ddiff restore --task TASK` with its preset; the pictures stay in the output folder.
 """
@@ -30,14 +30,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("tasks"))
     parser.add_argument("--tasks", nargs="+", default=runnable())
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, help="instead of the preset's, which is all 999 for most")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
     rows = []
     print("| task | PSNR (dB) | SSIM | misfit | noise power |\n|---|---|---|---|---|")
     for task in arguments.tasks:
         folder = arguments.output / task
-        command = ["restore", "--task", task, "--steps", str(arguments.steps), "--output", str(folder), "--quiet"]
+        command = ["restore", "--task", task, "--output", str(folder), "--quiet"]
+        command += [] if arguments.steps is None else ["--steps", str(arguments.steps)]
         if cli.main(command):
             raise SystemExit(f"{task} failed")
         (row,) = json.loads((folder / "metrics.json").read_text())["images"]
