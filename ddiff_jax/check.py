@@ -1,7 +1,6 @@
 """Tell whether a measurement operator is sound before any time is spent on it."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.operators.base import ImageShape, Operator, check_shape, spectral_norm
-from ddiff_jax.operators.function import Function
+from ddiff_jax.operators.function import Function, LinearFunction
+from ddiff_jax.solvers.base import size_factor
+from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.types import Image, Measurement
 
 AGREEMENT = 1e-5  # of two float32 programs, relative to the largest entry
@@ -18,8 +19,6 @@ GRADIENT = {jnp.dtype(jnp.float64): 1e-5, jnp.dtype(jnp.float32): 2e-2}  # relat
 STEP = {jnp.dtype(jnp.float64): 1e-6, jnp.dtype(jnp.float32): 1e-2}  # of the central difference
 LINEARITY = 1e-5  # relative to A(x)
 ERROR_LEVEL = 0.3  # root mean square of the error that the suggested step undoes
-FIRST_FACTOR = 3.3  # DDiff multiplies gamma by this while the noise is high
-REFERENCE_PIXELS = 256 * 256 * 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +231,7 @@ class _Check:
         if adjoint is None:
             text = "linear, but no LinearOperator: from_function(..., linear=True) or the base class add the adjoint"
             self.find("linearity", None, text)
-            adjoint = _transpose(self.operator, self.shape)
+            adjoint = LinearFunction(self.operator.forward, self.shape).adjoint
         else:
             self.find("linearity", None, "linear")
         y = self._measurement()
@@ -251,7 +250,7 @@ class _Check:
         where = "largest singular value" if self.facts["linear"] else "of the derivative at a test image"
         self.find("spectral norm", norm > 0, f"{norm:.3g}, {where}")
         length = float(jax.jit(_line_search)(self.operator, x, ERROR_LEVEL * self.white()))
-        gamma = length / FIRST_FACTOR * math.sqrt(REFERENCE_PIXELS / x.size)
+        gamma = length / float(DDiff.a) / size_factor(x)
         self.facts |= {"spectral_norm": norm, "gamma": gamma}
         text = f"start from DDiff(gamma={gamma:.2g}), the step that undoes a white error of {ERROR_LEVEL} best; search"
         text += ' a factor of three each way, downwards with noise_schedule="posterior"'
@@ -265,11 +264,6 @@ def _line_search(operator: Operator, x: Image, error: Image) -> jax.Array:
     (g,) = pull(jnp.conj(push(error)))
     size, pushed = jnp.linalg.norm(g.ravel()), jnp.linalg.norm(push(g).ravel())
     return size**3 / jnp.maximum(pushed**2, 1e-30)
-
-
-def _transpose(operator: Operator, shape: ImageShape) -> Callable[[Measurement], Image]:
-    transposed = jax.linear_transpose(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return lambda y: transposed(jnp.conj(y))[0]
 
 
 def _widen(leaf: Any) -> Any:

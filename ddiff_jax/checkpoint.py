@@ -133,7 +133,7 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
 
 def _orbax() -> Any:
     try:
-        from orbax.checkpoint import v1  # pyright: ignore[reportAttributeAccessIssue]
+        from orbax.checkpoint import v1  # pyright: ignore[reportAttributeAccessIssue] - in later versions
     except ImportError:
         from orbax.checkpoint.experimental import v1
     return v1

@@ -85,10 +85,11 @@ def parse_task(text: str, where: str) -> Task:
     """
     values = yaml.safe_load(text)
     fields = [f.name for f in dataclasses.fields(Task)]
+    required = {f.name for f in dataclasses.fields(Task) if f.default is dataclasses.MISSING}
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold the keys {', '.join(fields)}; got {type(values).__name__}")
     check_keys(where, values, fields)
-    missing = set(fields) - set(values) - {"photons"}
+    missing = required - set(values)
     if missing:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
     check_name(f"operator in {where}:", values["operator"], OPERATORS)
@@ -117,7 +118,7 @@ def build_solver(name: str, values: dict[str, Any]) -> Solver:
     """
     check_name("solver", name, SOLVERS)
     solver = SOLVERS[name]
-    check_keys(f"solver {name}", values, (f.name for f in dataclasses.fields(solver)))  # pyright: ignore[reportArgumentType]
+    check_keys(f"solver {name}", values, (f.name for f in dataclasses.fields(solver)))  # pyright: ignore[reportArgumentType] - they are
     return solver(**values)
 
 

@@ -1,5 +1,6 @@
 """Diffusion priors: predicted noise and denoised image at a noise level."""
 
+import dataclasses
 import functools
 from typing import Protocol, runtime_checkable
 
@@ -90,6 +91,10 @@ class DiffusionPrior:
     def denoise(self, x_t: Image, t: Timestep) -> Image:
         """Estimate E[x_0 | x_t] by Tweedie's formula."""
         return tweedie(self.schedule, x_t, self.eps(x_t, t), t, clip=self.clip)
+
+    def with_label(self, label: int | None) -> "DiffusionPrior":
+        """Condition a class-conditional network on a class; None leaves the prior as it is."""
+        return self if label is None else dataclasses.replace(self, label=jnp.int32(label))
 
     def denoise_with_variance(self, x_t: Image, t: Timestep) -> tuple[Image, Image]:
         """Estimate E[x_0 | x_t], and read off the same evaluation where the variance of a step lies.

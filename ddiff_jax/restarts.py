@@ -1,6 +1,7 @@
 """Restarts: solve every problem several times from other noise, and keep the solution that fits its data best."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddiff_jax.likelihood import Gaussian, Likelihood
+from ddiff_jax.likelihood import Likelihood
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.prior import Prior
@@ -108,7 +109,7 @@ def solve_restarts(
         on_chunk=None if on_chunk is None else report,
         mesh=mesh,
     )
-    misfit = _misfits(every_operator, solution.x, every_y, likelihood or Gaussian(), operator_axis)
+    misfit = _misfits(every_operator, solution.x, every_y, operator_axis)
     misfit = jnp.where(solution.finite, misfit, jnp.inf).reshape(num_images, restarts)
     chosen = jnp.argmin(misfit, axis=1)
     best = jax.tree.map(lambda leaf: leaf[jnp.arange(num_images) * restarts + chosen], solution)
@@ -116,11 +117,12 @@ def solve_restarts(
     return Restarts(best, chosen, misfit, solution.x.reshape(num_images, restarts, *solution.x.shape[1:]))
 
 
-def _misfits(operator: Operator, x: Any, y: Any, likelihood: Likelihood, operator_axis: int | None) -> Array:
+@functools.partial(jax.jit, static_argnames="operator_axis")
+def _misfits(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Array:
     def one(operator: Operator, x: Any, y: Any) -> Array:
-        return Problem(operator, y, 0.0, likelihood).misfit(x)
+        return Problem(operator, y, 0.0).misfit(x)
 
-    return jax.jit(jax.vmap(one, (operator_axis, 0, 0)))(operator, x, y)
+    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
 
 
 def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:
@@ -138,6 +140,6 @@ def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:
     """
     if not hasattr(operator, "equivalents"):
         return x
-    candidates = operator.equivalents(x)  # pyright: ignore[reportAttributeAccessIssue]
+    candidates = operator.equivalents(x)  # pyright: ignore[reportAttributeAccessIssue] - it has, see above
     errors = jnp.sum((candidates - truth[None]) ** 2, axis=(1, 2, 3))
     return candidates[jnp.argmin(errors)]

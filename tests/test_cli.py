@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from weights import save_tiny_prior
+from weights import save_tiny_prior, smoothing_prior
 
 import ddiff_jax as dd
 from ddiff_jax import cli, io
@@ -33,23 +33,10 @@ QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # one batch size: t
 HALF_LEVEL = 0.5 / 127.5 + 1e-6  # an 8-bit file rounds to the nearest grey level
 
 
-@dataclasses.dataclass(frozen=True)
-class Smoothing:
-    """A network in a millisecond: takes what a 5 x 5 mean leaves for noise."""
-
-    def apply(self, variables, x, t):
-        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, 3))
-        numbers = ("NHWC", "HWIO", "NHWC")
-        smooth = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=3
-        )
-        return x - smooth
-
-
 @pytest.fixture
 def quick_prior(monkeypatch):
     """Let the name of the packaged prior stand for a network that costs nothing."""
-    prior = dd.DiffusionPrior({"taps": jnp.full((5, 5, 1, 1), 0.04)}, dd.linear_schedule(), Smoothing(), (64, 64, 3))
+    prior = smoothing_prior()
     monkeypatch.setattr(restore, "load_prior", lambda name, dtype: prior)
 
 

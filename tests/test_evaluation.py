@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
+from weights import smoothing_prior
 
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, metrics
@@ -28,23 +29,9 @@ SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
 
 
-@dataclasses.dataclass(frozen=True)
-class Smoothing:
-    """A network in a millisecond: takes what a 5 x 5 mean leaves for noise."""
-
-    def apply(self, variables, x, t):
-        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, 3))
-        numbers = ("NHWC", "HWIO", "NHWC")
-        smooth = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=3
-        )
-        return x - smooth
-
-
 def quick(name, dtype):
     """Stand for the packaged prior."""
-    taps = jnp.full((5, 5, 1, 1), 0.04)
-    return dd.DiffusionPrior({"taps": taps}, dd.linear_schedule(), Smoothing(), (64, 64, 3))
+    return smoothing_prior()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Facts about this machine and installation, and the cache of compiled programs."""
 
+import math
 import os
 import platform
 from importlib import metadata
@@ -22,6 +23,24 @@ def versions() -> dict[str, str]:
 def describe(device: Any) -> str:
     """Name a device for people."""
     return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
+
+
+CPU_BATCH, ACCELERATOR_BATCH = 8, 16  # images per device
+
+
+def choose_batch_size(asked: int | None, num_images: int) -> int:
+    """Take the batch size that was asked for, or all images up to a limit, equally many on every device.
+
+    Raises:
+        ValueError: less than 1 is asked for.
+    """
+    if asked is None:
+        num_devices = jax.device_count()
+        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        return num_devices * min(math.ceil(num_images / num_devices), limit)
+    if asked < 1:
+        raise ValueError(f"--batch-size must be at least 1; got {asked}")
+    return asked
 
 
 def image_mesh(batch_size: int) -> jax.sharding.Mesh | None:

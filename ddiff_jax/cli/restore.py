@@ -26,6 +26,7 @@ from ddiff_jax.cli.batches import Batch, Reader, batches, score
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import (
     cache_folder,
+    choose_batch_size,
     describe,
     evaluation_flops,
     image_mesh,
@@ -42,7 +43,6 @@ from ddiff_jax.solve import Progress, Solution
 from ddiff_jax.solvers.base import check_operator
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
-CPU_BATCH, ACCELERATOR_BATCH = 8, 16
 LISTED = 20  # rows of the closing list
 
 
@@ -155,15 +155,9 @@ class _Restoration:
         self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
 
     def _restore_all(self, jobs: list[Job]) -> None:
-        size = self.options.batch_size
-        if size is None:
-            count = jax.device_count()
-            limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-            size = count * min(math.ceil(len(jobs) / count), limit)  # every device gets equally many
+        size = choose_batch_size(self.options.batch_size, len(jobs))
         if self.options.restarts < 1:
             raise ValueError(f"--restarts must be at least 1; got {self.options.restarts}")
-        if size < 1:
-            raise ValueError(f"--batch-size must be at least 1; got {size}")
         reader = Reader(self.settings)
         for note in reader.notes:
             self.console.say(f"note: {note}")
@@ -175,9 +169,7 @@ class _Restoration:
                     for note in item.notes:
                         self.console.say(f"note: {item.job.path}: {note}")
                 if prior is None:
-                    prior = load_prior(self.options.prior, dtype=self.options.dtype)
-                    if self.options.label is not None:
-                        prior = dataclasses.replace(prior, label=jnp.int32(self.options.label))
+                    prior = load_prior(self.options.prior, dtype=self.options.dtype).with_label(self.options.label)
                     self._announce(prior, batch.operator, len(jobs), size)
                 self._save(batch, self._solve(prior, batch, bar))
 

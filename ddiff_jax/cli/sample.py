@@ -18,10 +18,10 @@ from jaxtyping import Float
 from ddiff_jax import io
 from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
-from ddiff_jax.cli.environment import describe, image_mesh, use_compilation_cache, versions
+from ddiff_jax.cli.environment import choose_batch_size, describe, image_mesh, use_compilation_cache, versions
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.cli.jobs import prepare
-from ddiff_jax.cli.restore import ACCELERATOR_BATCH, CHUNKS, CPU_BATCH
+from ddiff_jax.cli.restore import CHUNKS
 from ddiff_jax.cli.settings import check_label
 from ddiff_jax.noise import image_keys
 from ddiff_jax.prior import DiffusionPrior
@@ -77,30 +77,18 @@ def run(argv: Sequence[str]) -> int:
     options = parse(Options, argv, prog="ddiff sample", description=DESCRIPTION)
     card, sampler = read_card(options.prior), Sampler(eta=options.eta, num_steps=options.steps)
     check_label(options.label, card.architecture.get("num_classes"))
-    size = _batch_size(options)
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1; got {options.count}")
+    size = choose_batch_size(options.batch_size, options.count)
     prepare(options.output)
     earlier = sorted(options.output.glob("sample_*.png"))
     if earlier and options.existing == "error":
         raise ValueError(f"{earlier[0]} exists; choose another --output, or --existing overwrite")
     if options.cache:
         use_compilation_cache()
-    prior = load_prior(options.prior, dtype=options.dtype)
-    if options.label is not None:
-        prior = dataclasses.replace(prior, label=jnp.int32(options.label))
+    prior = load_prior(options.prior, dtype=options.dtype).with_label(options.label)
     jax.eval_shape(sampler.grid, prior.schedule)  # says now what is wrong with the number of steps
     return _Sampling(options, card, prior, sampler, size).run()
-
-
-def _batch_size(options: Options) -> int:
-    if options.count < 1:
-        raise ValueError(f"--count must be at least 1; got {options.count}")
-    if options.batch_size is None:
-        num_devices = jax.device_count()
-        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
-        return num_devices * min(math.ceil(options.count / num_devices), limit)  # every device gets equally many
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1; got {options.batch_size}")
-    return options.batch_size
 
 
 class _Sampling:

@@ -120,7 +120,7 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Spell out what decides the results, in plain types."""
         files = {name: str(path) for name, path in self.files.items()}
-        hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType]
+        hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType] - solvers are dataclasses
         options = self.options
         photons = getattr(self.likelihood, "photons", None)
         noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax import io
 from ddiff_jax.checkpoint import file_hash, load_prior, read_card
 from ddiff_jax.cli.batches import Batch, Item, Reader, batches
-from ddiff_jax.cli.environment import image_mesh, versions
+from ddiff_jax.cli.environment import choose_batch_size, image_mesh, versions
 from ddiff_jax.cli.jobs import Job, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings
 from ddiff_jax.evaluation import tables
@@ -26,7 +25,6 @@ from ddiff_jax.noise import restart_keys
 from ddiff_jax.prior import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
 
-CPU_BATCH, ACCELERATOR_BATCH = 8, 16
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
 
@@ -107,9 +105,8 @@ class _Run:
         self.lpips = {name: load_lpips(where, name) for name, where in plan.lpips.items()}
         self._weights = weights_hash(self.card.files)
         self._lpips_weights = {name: weights_hash(read_card(where).files) for name, where in plan.lpips.items()}
-        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
-        self.batch_size = plan.batch_size or min(limit, len(self.jobs))
+        self.batch_size = plan.batch_size or choose_batch_size(None, len(self.jobs))
         self._prior: DiffusionPrior | None = None
 
     def _check_names(self) -> None:
@@ -138,9 +135,7 @@ class _Run:
     def prior(self) -> DiffusionPrior:
         """The prior, read when it is first needed: a finished evaluation needs none."""
         if self._prior is None:
-            self._prior = load_prior(self.plan.prior, dtype=self.plan.dtype)
-            if self.plan.label is not None:
-                self._prior = dataclasses.replace(self._prior, label=jnp.int32(self.plan.label))
+            self._prior = load_prior(self.plan.prior, dtype=self.plan.dtype).with_label(self.plan.label)
         return self._prior
 
     def run(self) -> Evaluation:

@@ -1,13 +1,13 @@
 """DiffPIR: half-quadratic splitting with a proximal data step inside a diffusion sampler (CVPRW 2023)."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
+from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
@@ -152,7 +152,7 @@ class DiffPIR:
     def _step_to_data(self, problem: Problem, z: Image, rho: Scalar) -> tuple[Float[Array, ""], Image]:
         kind = self._data_step_for(problem.operator)
         if kind == "prox":
-            return problem.misfit(z), problem.operator.prox(z, problem.y, rho)  # pyright: ignore[reportAttributeAccessIssue]
+            return problem.misfit(z), cast(LinearOperator, problem.operator).prox(z, problem.y, rho)
         misfit, g = problem.misfit_and_gradient(z)
         if kind == "gradient":
             return misfit, z - g / rho

@@ -1,13 +1,13 @@
 """RED-diff: variational inference with a diffusion model as a regulariser by denoising (ICLR 2024)."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
+from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
@@ -116,7 +116,7 @@ class REDDiff:
         mu = jnp.zeros(shape, jnp.float32) if x_init is None else x_init
         if x_init is None and hasattr(problem.operator, "prox"):
             rho = jnp.maximum(problem.sigma_y**2, LEAST_RHO)
-            mu = problem.operator.prox(mu, problem.y, rho)  # pyright: ignore[reportAttributeAccessIssue]
+            mu = cast(LinearOperator, problem.operator).prox(mu, problem.y, rho)
         return State(mu, self._adam().init(mu), mu)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
