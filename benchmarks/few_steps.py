@@ -1,65 +1,83 @@
-"""Compare DDiff's published step lengths with the lengths it finds itself, at few network evaluations.
+"""Compare variants of DDiff with one another at several numbers of network evaluations.
 
-    python benchmarks/few_steps.py PHOTOGRAPHS [--count 8] [--steps 20 50 100] [--tasks super_resolution ...]
+    python benchmarks/few_steps.py PHOTOGRAPHS                              # published values against no gamma
+    python benchmarks/few_steps.py PHOTOGRAPHS --steps 20 --variants "" "gamma: null, noise_schedule: full"
 
-PHOTOGRAPHS is a folder of 64x64 pictures. Both get the same measurements, starts and noise. Prints the mean PSNR (range
-2, clamped) with half of the 95% interval of the paired difference.
+A variant is what it changes in the published values of the task, in YAML; "preset" stands for what `ddiff restore
+--steps N` would use. All variants get the same measurements, starts and noise. PHOTOGRAPHS is a folder of 64x64
+pictures. Prints the mean PSNR (range 2, clamped), and the mean difference to the first variant with half of its 95%
+interval.
 """
 
 import argparse
-import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from tasks import runnable
 
 import ddiff_jax as dd
 from ddiff_jax import io, metrics
-from ddiff_jax.config import task_preset
+from ddiff_jax.cli.settings import is_random
+from ddiff_jax.config import build_solver, task_preset
+from ddiff_jax.evaluation import interval
 from ddiff_jax.operators import OPERATORS
+from ddiff_jax.restarts import nearest_equivalent
 
-T_975 = {2: 12.71, 4: 3.18, 8: 2.365, 16: 2.131, 32: 2.040}  # quantiles of Student's t for that many photographs
+
+def solver_of(task: str, variant: str, steps: int | None) -> Any:
+    """Build DDiff for a task as a variant says."""
+    counted = {} if steps is None else {"num_steps": steps}
+    if variant == "preset":
+        return dd.preset("faces64", task, "ddiff", **counted)
+    changes = yaml.safe_load("{" + variant + "}")
+    return build_solver("ddiff", {**task_preset("faces64", task).solvers["ddiff"], **counted, **changes})
 
 
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
-    parser.add_argument("--count", type=int, default=8, choices=sorted(T_975))
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100])
+    parser.add_argument("--skip", type=int, default=0, help="so many photographs first")
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="0 for the published number")
     parser.add_argument("--tasks", nargs="+", default=[name for name in runnable() if name != "phase_retrieval"])
+    parser.add_argument("--variants", nargs="+", default=["", "gamma: null"])
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
-    paths = sorted(arguments.photographs.glob("*.png"))[: arguments.count]
+    paths = sorted(arguments.photographs.glob("*.png"))[arguments.skip :][: arguments.count]
     truth = jnp.asarray(np.stack([io.read_picture(path)[0] for path in paths]))
-    shape = truth.shape[1:]
     prior, keys = dd.load_prior("faces64"), dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
+    names = [variant or "published" for variant in arguments.variants]
+    print(f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
     rows = []
-    print("| task | steps | published gamma | no gamma | difference |\n|---|---|---|---|---|")
     for name in arguments.tasks:
         task = task_preset("faces64", name)
-        make = OPERATORS[task.operator]
-        is_random = "key" in inspect.signature(make).parameters and "key" not in task.arguments
-        operator = make(shape, *([jax.random.key(1)] if is_random else []), **task.arguments)
+        random = [jax.random.key(1)] if is_random(task.operator, task.arguments) else []
+        operator = OPERATORS[task.operator](truth.shape[1:], *random, **task.arguments)
         noise = None if task.photons is None else dd.Poisson(task.photons)
         y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023
         for steps in arguments.steps:
-            found = []
-            for change in ({}, {"gamma": None}):
-                solver = dd.preset("faces64", name, "ddiff", num_steps=steps, **change)
-                x = dd.solve(solver, prior, operator, y, task.sigma_y, keys, likelihood=noise).x
-                found.append([float(metrics.psnr(a, b, protocol="standard")) for a, b in zip(x, truth, strict=True)])
-            tuned, auto = np.asarray(found)
-            half = T_975[len(paths)] * (auto - tuned).std(ddof=1) / np.sqrt(len(paths))
-            row = {"task": name, "steps": steps, "tuned": tuned.mean(), "auto": auto.mean(), "half": half}
-            rows.append({k: v if isinstance(v, str | int) else float(v) for k, v in row.items()})
-            difference = f"{auto.mean() - tuned.mean():+.2f} ± {half:.2f}"
-            print(f"| {name} | {steps} | {tuned.mean():.2f} | {auto.mean():.2f} | {difference} |", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+            found: list[list[float]] = []
+            for variant in arguments.variants:
+                solver = solver_of(name, variant, steps or None)
+                restored = dd.solve(solver, prior, operator, y, task.sigma_y, keys, likelihood=noise).x
+                restored = [nearest_equivalent(operator, *pair) for pair in zip(restored, truth, strict=True)]
+                pairs = zip(restored, truth, strict=True)
+                found.append([float(metrics.psnr(x, t, protocol="standard")) for x, t in pairs])
+            rows.append({"task": name, "steps": steps, "psnr": dict(zip(names, found, strict=True))})
+            cells = [f"{np.mean(found[0]):.2f}"]
+            for values in found[1:]:
+                gain = interval([a - b for a, b in zip(values, found[0], strict=True)])
+                low, high = gain["interval"] or (0.0, 0.0)
+                cells.append(f"{np.mean(values):.2f} ({gain['mean']:+.2f} ± {(high - low) / 2:.2f})")
+            print(f"| {name.replace('_', ' ')} | {steps or 'preset'} | {' | '.join(cells)} |", flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from operators import build, random_params
+from operators import build
+from timing import random_params
 
 import ddiff_jax as dd
 from ddiff_jax.checkpoint import build_module

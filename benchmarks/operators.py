@@ -8,30 +8,20 @@ once, in turn, so that they meet the same machine; the ratio is that of the medi
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import alternate, compiled, random_params
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.models import UNet
 from ddiff_jax.models.kernel_wizard import KernelWizard
-from ddiff_jax.solve import CPU_OPTIONS
 
 SHAPE = (256, 256, 3)
-
-
-def random_params(module: Any) -> Any:
-    """Draw weights of the right shapes, small enough that nothing overflows."""
-    generator = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.02 * generator.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
-    return jax.tree.map(draw, abstract_params(module))
 
 
 def build() -> dict[str, Any]:
@@ -53,20 +43,6 @@ def build() -> dict[str, Any]:
     }
 
 
-def timer(function: Any, *arguments: Any) -> Callable[[], float]:
-    """Compile a function, and return what times one call of it."""
-    options: Any = CPU_OPTIONS if jax.default_backend() == "cpu" else {}
-    compiled = jax.jit(function).lower(*arguments).compile(options)
-    jax.block_until_ready(compiled(*arguments))
-
-    def run() -> float:
-        begin = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        return time.perf_counter() - begin
-
-    return run
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,14 +52,11 @@ def main() -> None:
     x = jax.random.uniform(jax.random.key(1), SHAPE, minval=-1, maxval=1)
     network = UNet()
     t = jnp.asarray([500])
-    runs = {"network": timer(lambda p, x: network.apply({"params": p}, x[None], t), random_params(network), x)}
+    runs = {"network": compiled(lambda p, x: network.apply({"params": p}, x[None], t), random_params(network), x)[0]}
     for name, operator in build().items():
         problem = dd.Problem(operator, jax.jit(operator.forward)(-x), 0.05)
-        runs[name] = timer(lambda problem, x: problem.misfit_and_gradient(x), problem, x)
-    seconds = {name: [] for name in runs}
-    for _ in range(arguments.repeats):
-        for name, run in runs.items():
-            seconds[name].append(run())
+        runs[name], _ = compiled(lambda problem, x: problem.misfit_and_gradient(x), problem, x)
+    seconds = alternate(runs, arguments.repeats)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     rows = []
     print(f"{'':<22}{'ms':>9}{'quartiles':>18}{'of the network':>16}")

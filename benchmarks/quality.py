@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 import ddiff_jax as dd
-from ddiff_jax import operators
+from ddiff_jax import metrics, operators
+from ddiff_jax.solvers.base import size_factor
 
 SHAPE = (64, 64, 3)
 
@@ -49,8 +50,8 @@ def build(task: str, reference: dict[str, np.ndarray], kernel: Path | None):
 
 def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """PSNR per image with data range 2, the restored images clamped to [-1, 1]."""
-    error = np.mean((np.clip(x, -1, 1) - truth) ** 2, axis=(1, 2, 3))
-    return 10 * np.log10(4 / error)
+    one = lambda x, truth: metrics.psnr(x, truth, protocol="standard")  # noqa: E731
+    return np.asarray(jax.vmap(one)(jnp.asarray(x), jnp.asarray(truth)))
 
 
 def peer(task: str, operator: Any, prior: dd.DiffusionPrior, solver: Any, y: np.ndarray, seed: int) -> np.ndarray:
@@ -69,8 +70,8 @@ def peer(task: str, operator: Any, prior: dd.DiffusionPrior, solver: Any, y: np.
     measured = torch.tensor(y.transpose(0, 3, 1, 2))
     net = torch_peer.unet(prior.module, prior.params, "cpu")
     shape = (len(y), SHAPE[2], *SHAPE[:2])
-    scale = float(np.sqrt(np.prod(SHAPE) / (256 * 256 * 3)))
-    x = torch_peer.restore(net, forward, measured, shape, grid, scale, torch.Generator().manual_seed(seed))
+    generator, scale = torch.Generator().manual_seed(seed), size_factor(jnp.zeros(SHAPE))
+    x = torch_peer.restore(net, forward, measured, shape, grid, scale, generator)
     return x.numpy().transpose(0, 2, 3, 1)
 
 

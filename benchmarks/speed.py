@@ -23,14 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from operators import random_params
+from timing import ON_CPU, Run, alternate, compiled, random_params
 
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.cli.environment import evaluation_flops
 from ddiff_jax.models import UNet
-from ddiff_jax.solve import CPU_OPTIONS
 from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers.base import size_factor
 
 ARCHITECTURES = {
     "ffhq": {"model_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 1, "attention_levels": (4,)},
@@ -40,15 +40,12 @@ ARCHITECTURES = {
     },
 }
 AGREEMENT = 2e-3  # float32, largest difference on outputs of order 1; convolution algorithms differ
-ON_CPU = jax.default_backend() == "cpu"
 
 try:
     import torch
     import torch_peer
 except ImportError:
     torch = None
-
-Run = Callable[[], None]
 
 
 def load(name: str, dtype: str) -> dd.DiffusionPrior:
@@ -57,25 +54,6 @@ def load(name: str, dtype: str) -> dd.DiffusionPrior:
         return dd.load_prior(name, dtype=dtype)
     module = UNet(dtype=dtype, **ARCHITECTURES[name])
     return dd.DiffusionPrior(random_params(module), dd.linear_schedule(), module, (256, 256, 3))
-
-
-def alternate(runs: dict[str, Run], repeats: int) -> dict[str, np.ndarray]:
-    """Time every run once per repetition, in turn; the first repetition warms up and is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: np.asarray(values[1:]) for name, values in seconds.items()}
-
-
-def compiled(function: Any, *arguments: Any) -> tuple[Run, float]:
-    """Compile for these arguments as `solve` does; return the call, and the seconds that compiling took."""
-    begin = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile(CPU_OPTIONS if ON_CPU else {})
-    seconds = time.perf_counter() - begin
-    return lambda: jax.block_until_ready(program(*arguments)), seconds
 
 
 def synchronised(function: Callable[[], Any]) -> Run:
@@ -242,8 +220,7 @@ def restore(options: argparse.Namespace) -> list[dict[str, Any]]:
             forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
             yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
             generator = torch.Generator(device).manual_seed(0)
-            scale = float(np.sqrt(np.prod(shape) / (256 * 256 * 3)))
-            fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, scale, generator)
+            fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(x[0]), generator)
             runs[name] = synchronised(
                 lambda fixed=fixed, autocast=autocast: torch_peer.restore(*fixed, autocast=autocast)
             )
