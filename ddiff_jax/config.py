@@ -24,6 +24,8 @@ class Task:
         sigma_y: noise standard deviation in units of the measurement.
         photons: expected count at white for Poisson noise, None for Gaussian noise.
         solvers: name in `SOLVERS` to the hyper-parameters that differ from the solver's defaults.
+        few_steps: name in `SOLVERS` to the hyper-parameters that replace those where steps are few: a mapping from
+            the largest number of steps that they serve.
     """
 
     operator: str
@@ -31,6 +33,13 @@ class Task:
     sigma_y: float
     solvers: dict[str, dict[str, Any]]
     photons: float | None = None
+    few_steps: dict[str, dict[int, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def hyper_parameters(self, solver: str, num_steps: int | None = None) -> dict[str, Any]:
+        """Look up the hyper-parameters of a solver for so many steps; None are the published ones."""
+        few = self.few_steps.get(solver, {})
+        served = [count for count in few if num_steps is not None and num_steps <= count]
+        return {**self.solvers[solver], **(few[min(served)] if served else {})}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -85,7 +94,8 @@ def parse_task(text: str, where: str) -> Task:
     """
     values = yaml.safe_load(text)
     fields = [f.name for f in dataclasses.fields(Task)]
-    required = {f.name for f in dataclasses.fields(Task) if f.default is dataclasses.MISSING}
+    absent = dataclasses.MISSING
+    required = {f.name for f in dataclasses.fields(Task) if f.default is absent and f.default_factory is absent}
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold the keys {', '.join(fields)}; got {type(values).__name__}")
     check_keys(where, values, fields)
@@ -94,6 +104,7 @@ def parse_task(text: str, where: str) -> Task:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
     check_name(f"operator in {where}:", values["operator"], OPERATORS)
     check_keys(f"{where}, solvers", values["solvers"], SOLVERS)
+    check_keys(f"{where}, few_steps", values.get("few_steps", {}), values["solvers"])
     return Task(**values)
 
 
@@ -129,7 +140,8 @@ def preset(dataset: str, task: str, solver: str = "ddiff", **changes: Any) -> So
         dataset: for example "ffhq", "imagenet" or "faces64".
         task: for example "super_resolution".
         solver: for example "ddiff".
-        changes: hyper-parameters that replace the preset's.
+        changes: hyper-parameters that replace the preset's. A small `num_steps` also changes others, where the
+            preset holds values for few steps.
 
     Raises:
         ValueError: unknown dataset, task, solver or hyper-parameter, or no preset for this solver.
@@ -137,4 +149,4 @@ def preset(dataset: str, task: str, solver: str = "ddiff", **changes: Any) -> So
     check_name("solver", solver, SOLVERS)
     task_values = task_preset(dataset, task)
     check_name(f"preset of {dataset}/{task} for solver", solver, task_values.solvers)
-    return build_solver(solver, {**task_values.solvers[solver], **changes})
+    return build_solver(solver, {**task_values.hyper_parameters(solver, changes.get("num_steps")), **changes})

@@ -163,7 +163,9 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
 
     taken = {f.name for f in dataclasses.fields(Options)}
     operator_flags = _operator_flags(task, taken)
-    solver_flags = _solver_flags(name, task.solvers.get(name, {}), taken)
+    steps = peek(argv, "--steps", "")
+    tuned = task.hyper_parameters(name, int(steps) if steps.isdecimal() else None) if name in task.solvers else {}
+    solver_flags = _solver_flags(name, tuned, taken)
     command = dataclasses.make_dataclass(
         "Command",
         [
