@@ -157,7 +157,7 @@ class _Run:
     def step(self, state: Any, k: Any, point: Any) -> tuple[Any, StepInfo]:
         """Make step k of every image, in blocks of images where that is faster."""
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(self.tape), 0)
-        everything = (self.operator, self.y, self.sigma_y, self.keys, self.tape, state)
+        everything: tuple[Any, ...] = (self.operator, self.y, self.sigma_y, self.keys, self.tape, state)
         of_images = [None if axis is None else value for value, axis in zip(everything, axes, strict=True)]
 
         def one(of_image: list[Any]) -> Any:

@@ -144,9 +144,27 @@ def test_the_dual_variable_always_has_the_length_of_the_step():
     step = jax.jit(solver.step)
     for k in (0, 1, 500, 908, 909, 998):
         point = jax.tree.map(lambda column, k=k: column[k], grid)
-        state, _ = step(prior, problem, state, point, dd.KeyNoise(jax.random.key(k)))
+        z = prior.denoise(state.x_t, point.t)
+        state, info = step(prior, problem, state, point, dd.KeyNoise(jax.random.key(k)))
         want = 20.0 * (3.3 if point.t > 90 else 0.1) * math.sqrt(N * N / 256**2)
         np.testing.assert_allclose(np.linalg.norm(np.asarray(state.u)), want, rtol=1e-5)
+        assert info.dual is not None
+        assert info.gap is not None
+        np.testing.assert_allclose(info.dual, want, rtol=1e-5)
+        np.testing.assert_allclose(info.gap, np.linalg.norm(np.asarray(state.x - z)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"gamma": None}, {"gamma": 20.0, "dual": False}])
+def test_without_a_dual_variable_none_is_reported(fields):
+    operator, _, y, x_init, _ = small_problem()
+    solver = DDiff(num_steps=4, **fields)
+    key = jax.random.key(0)
+    info = dd.solve_one(solver, gaussian_prior((N, N, 3)), dd.Problem(operator, y, 0.05), key, x_init=x_init).info
+    assert info.dual is None
+    if solver.gamma is not None:  # then x - z is the step
+        assert info.gap is not None
+        want = 20.0 * (3.3 * (np.asarray(respaced_timesteps(1000, 4))[:-1] > 90)) * math.sqrt(N * N / 256**2)
+        np.testing.assert_allclose(info.gap, want, rtol=1e-5)
 
 
 def test_step_down_and_noise_stop_where_the_paper_says():

@@ -135,6 +135,9 @@ def test_convergence_is_what_the_steps_reported(found):
     assert len(records) == 2
     np.testing.assert_allclose(line.get_ydata(), np.mean([r["trace"]["misfit"] for r in records], axis=0))
     np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 10))
+    assert [axis.get_ylabel() for axis in figure.axes] == ["mean squared misfit", "||x - z||", "||u||"]
+    dual = np.mean([r["trace"]["dual"] for r in records], axis=0)
+    np.testing.assert_allclose(figure.axes[2].get_lines()[0].get_ydata(), dual)
 
 
 def test_a_study_stands_beside_the_published_numbers(found):

@@ -20,6 +20,7 @@ NAMES = {
     "lpips_vgg": "LPIPS (VGG16)",
     "misfit": "mean squared misfit",
 }
+REPORTED = {"misfit": "mean squared misfit", "gap": "||x - z||", "dual": "||u||"}  # by the steps
 
 
 def _figure(num_axes: int, title: str) -> tuple[Any, list[Any]]:
@@ -127,7 +128,7 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
             )
         _logarithmic(axis.yaxis)
         axis.set_xlabel("network evaluations", fontsize=9)
-        axis.set_ylabel("mean squared misfit" if name == "misfit" else name.replace("_", " "), fontsize=9)
+        axis.set_ylabel(REPORTED.get(name, name.replace("_", " ")), fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
 

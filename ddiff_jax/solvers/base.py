@@ -61,9 +61,13 @@ class StepInfo:
 
     Args:
         misfit: mean |A(v) - y|^2 at the point v where the step met the data.
+        gap: ||x - z||, how far the data step's x lies from the denoised z; None from solvers that split nothing.
+        dual: ||u||, the length of the dual variable; None from solvers that keep none.
     """
 
     misfit: Float[Array, "..."]
+    gap: Float[Array, "..."] | None = None
+    dual: Float[Array, "..."] | None = None
 
 
 @runtime_checkable
@@ -148,6 +152,11 @@ def serving(*needs: str) -> list[str]:
 def size_factor(x: Image) -> float:
     """Scale lengths that are quoted for 256x256x3 to the size of x, so that the change per pixel is the same."""
     return math.sqrt(x.size / REFERENCE_PIXELS)
+
+
+def norm(x: Image) -> Float[Array, ""]:
+    """Compute the L2 norm over all numbers of an image."""
+    return jnp.sqrt(jnp.sum(x**2))
 
 
 def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, size_factor
+from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm, size_factor
 from ddiff_jax.types import Image, Scalar
 
 
@@ -159,9 +159,10 @@ class DDiff:
         eps_hat = (x_t - point.signal * x) / point.sigma_t
         n = noise.draw(0, x_t.shape)
         x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
-        if self.dual and not self.accumulate and self.gamma is not None:
+        keeps_dual = self.dual and self.gamma is not None
+        if keeps_dual and not self.accumulate:
             u = u + x - z
-        return State(x_t, u, x), StepInfo(misfit)
+        return State(x_t, u, x), StepInfo(misfit, gap=norm(x - z), dual=norm(u) if keeps_dual else None)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
@@ -181,7 +182,7 @@ def data_step(
     misfit, g = problem.misfit_and_gradient(v)
     if not normalise:
         return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
-    return misfit, v - gamma * size_factor(v) * g / jnp.maximum(jnp.linalg.norm(g.ravel()), TINY)
+    return misfit, v - gamma * size_factor(v) * g / jnp.maximum(norm(g), TINY)
 
 
 def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Image]:

@@ -11,7 +11,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, norm
 from ddiff_jax.solvers.ddiff import data_step
 from ddiff_jax.types import Image, Scalar
 
@@ -104,7 +104,7 @@ class DiffPnPADMM:
         misfit, x = data_step(problem, z - u, point.gamma)
         if self.dual:
             u = u + x - z
-        return State(x + u, u, x), StepInfo(misfit)
+        return State(x + u, u, x), StepInfo(misfit, gap=norm(x - z), dual=norm(u) if self.dual else None)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

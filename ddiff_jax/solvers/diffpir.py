@@ -12,7 +12,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm
+from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm
 from ddiff_jax.types import Image, Scalar
 
 # The published code bounds the noise level from below by 0.001 for images in [0, 1], where it is half of ours.
@@ -147,7 +147,7 @@ class DiffPIR:
         misfit, x = self._step_to_data(problem, z, rho)
         eps_hat = (x_t - point.signal * x) / point.sigma_t
         x_t = point.next_signal * x + point.w_eps * eps_hat + point.w_n * noise.draw(0, x_t.shape)
-        return State(x_t), StepInfo(misfit)
+        return State(x_t), StepInfo(misfit, gap=norm(x - z))
 
     def _step_to_data(self, problem: Problem, z: Image, rho: Scalar) -> tuple[Float[Array, ""], Image]:
         kind = self._data_step_for(problem.operator)
