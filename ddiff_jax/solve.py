@@ -203,7 +203,7 @@ CPU_OPTIONS = {
 CPU_BLOCK = 4 * 64 * 64
 
 
-def _block_size(num_images: int, shape: ImageShape) -> int | None:
+def block_size(num_images: int, shape: ImageShape) -> int | None:
     """Choose how many images a step takes at a time; a divisor, so that one program serves all blocks."""
     if jax.default_backend() != "cpu":
         return None
@@ -296,7 +296,7 @@ def solve(
     shape = _resolve_shape(prior, operator, x_init, batched=1)
     noise_model, sigma_axis = likelihood or Gaussian(), _axis(sigma_y.ndim or None)
     check_likelihood(solver, noise_model)
-    block = _block_size(num_images, shape) if mesh is None else None
+    block = block_size(num_images, shape) if mesh is None else None
     run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, shape, operator_axis, sigma_axis, block)
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)
