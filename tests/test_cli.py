@@ -107,7 +107,7 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     document = metrics("restored")
     (row,), (run,) = document["images"], document["runs"]
     assert run["settings"]["solver"] == {
-        **{"name": "ddiff", "gamma": 18.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0, "noise_schedule": "full"},
+        **{"name": "ddiff", "gamma": None, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0, "noise_schedule": "full"},
         **{"num_steps": 3, "dual": True, "accumulate": False, "normalise": True, "output": "state"},
     }
     assert run["settings"]["sigma_y"] == 0.05
