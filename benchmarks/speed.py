@@ -11,6 +11,7 @@ network also runs in bfloat16 and the peer also compiled. What cannot run is rep
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import platform
@@ -58,6 +59,13 @@ def load(name: str, dtype: str) -> dd.DiffusionPrior:
     return dd.DiffusionPrior(random_params(module), dd.linear_schedule(), module, (256, 256, 3))
 
 
+def in_blocks(function: Any, block: int | None) -> Any:
+    """Vectorise over images as `solve` does."""
+    if block is None:
+        return jax.vmap(function)
+    return lambda *arguments: jax.lax.map(lambda image: function(*image), arguments, batch_size=block)
+
+
 def synchronised(function: Callable[[], Any]) -> Run:
     """Wait for PyTorch's device after a call."""
 
@@ -88,14 +96,15 @@ def memory() -> float:
     return used / 2**30
 
 
-def peak(options: argparse.Namespace) -> list[dict[str, Any]]:
+def peak() -> list[dict[str, Any]]:
     """Measure what large matrix products reach."""
     rows, side = [], 2048 if ON_CPU else 8192
     for dtype in ("float32", "bfloat16"):
         a = jnp.ones((side, side), dtype)
         run, _ = compiled(lambda a: a @ a, a)
         seconds = alternate({"product": run}, 5)["product"]
-        rows.append({"what": f"{dtype} product of side {side}", "gflops": float(2e-9 * side**3 / seconds.min())})
+        gflops = float(2e-9 * side**3 / seconds.min())
+        rows.append({"what": f"{dtype} product of side {side}", "dtype": dtype, "gflops": gflops})
     return rows
 
 
@@ -113,48 +122,47 @@ def peers(module: Any, params: Any) -> dict[str, Any]:
     return {"PyTorch": (eager, None), "PyTorch compiled, bfloat16": (fast, torch.bfloat16)}
 
 
-def network(options: argparse.Namespace) -> list[dict[str, Any]]:
+def network(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time one evaluation of the network."""
     rows = []
-    for size in options.batches:
-        runs: dict[str, Run] = {}
-        facts: dict[str, dict[str, Any]] = {}
-        prior = load(options.network, "float32")
-        x = jax.random.normal(jax.random.key(0), (size, *prior.image_shape))
-        t = jnp.full(size, 500)
-        for dtype in ("float32",) if ON_CPU else ("float32", "bfloat16"):
-            variant = load(options.network, dtype)
-            runs[dtype], seconds = compiled(jax.vmap(variant.eps), x, t)
-            facts[dtype] = {"compile_s": seconds}
-        expected = np.asarray(jax.jit(jax.vmap(prior.eps))(x, t))
-        for name, (net, autocast) in peers(prior.module, prior.params).items():
-            device = next(net.parameters()).device
-            xt = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), device=device)
-            xt, tt = xt.contiguous(memory_format=torch.channels_last), torch.full((size,), 500, device=device)
+    runs: dict[str, Run] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    prior = load(options.network, "float32")
+    x = jax.random.normal(jax.random.key(0), (size, *prior.image_shape))
+    t = jnp.full(size, 500)
+    for dtype in ("float32",) if ON_CPU else ("float32", "bfloat16"):
+        variant = load(options.network, dtype)
+        runs[dtype], seconds = compiled(in_blocks(variant.eps, block_size(size, prior.image_shape)), x, t)
+        facts[dtype] = {"compile_s": seconds}
+    expected = np.asarray(jax.jit(jax.vmap(prior.eps))(x, t))
+    for name, (net, autocast) in peers(prior.module, prior.params).items():
+        device = next(net.parameters()).device
+        xt = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), device=device)
+        xt, tt = xt.contiguous(memory_format=torch.channels_last), torch.full((size,), 500, device=device)
 
-            def call(net: Any = net, autocast: Any = autocast, xt: Any = xt, tt: Any = tt) -> Any:
-                enabled = autocast is not None
-                with torch.no_grad(), torch.autocast(xt.device.type, autocast or torch.bfloat16, enabled=enabled):
-                    return net(xt, tt)
+        def call(net: Any = net, autocast: Any = autocast, xt: Any = xt, tt: Any = tt) -> Any:
+            enabled = autocast is not None
+            with torch.no_grad(), torch.autocast(xt.device.type, autocast or torch.bfloat16, enabled=enabled):
+                return net(xt, tt)
 
-            got = call().float().cpu().numpy().transpose(0, 2, 3, 1)[..., :3]
-            worst = float(np.abs(got - expected).max())
-            if autocast is None and worst > AGREEMENT:
-                raise SystemExit(f"the peer disagrees with us by {worst}")
-            facts[name] = {"largest_difference": worst}
-            runs[name] = synchronised(call)
-        times = alternate(runs, options.repeats)
-        gflop = evaluation_flops(prior) / 1e9
-        for name, values in times.items():
-            row = {"batch": size, "what": name, **spread(values, size), **facts[name]}
-            row["gflops"] = gflop * size / float(np.median(values))
-            if name in peers(prior.module, prior.params):
-                row |= compare(times["float32" if ON_CPU or "bf" not in name else "bfloat16"], values)
-            rows.append(row | {"memory_gib": memory()})
+        got = call().float().cpu().numpy().transpose(0, 2, 3, 1)[..., :3]
+        worst = float(np.abs(got - expected).max())
+        if autocast is None and worst > AGREEMENT:
+            raise SystemExit(f"the peer disagrees with us by {worst}")
+        facts[name] = {"largest_difference": worst}
+        runs[name] = synchronised(call)
+    times = alternate(runs, options.repeats)
+    gflop = evaluation_flops(prior) / 1e9
+    for name, values in times.items():
+        row = {"batch": size, "what": name, **spread(values, size), **facts[name]}
+        row["gflops"] = gflop * size / float(np.median(values))
+        if name in peers(prior.module, prior.params):
+            row |= compare(times["float32" if ON_CPU or "bf" not in name else "bfloat16"], values)
+        rows.append(row | {"memory_gib": memory()})
     return rows
 
 
-def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time one DDiff step per operator beside an evaluation of the network alone."""
     rows, dtype = [], "float32" if ON_CPU else "bfloat16"
     prior, key = load(options.network, dtype), jax.random.key(0)
@@ -174,42 +182,41 @@ def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     solver = DDiff(gamma=10.0)
     row = jax.tree.map(lambda column: column[500], solver.grid(prior.schedule))
-    for size in options.batches:
-        block, keys = block_size(size, shape), dd.image_keys(key, jnp.arange(size))
-        x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
+    block, keys = block_size(size, shape), dd.image_keys(key, jnp.arange(size))
+    x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
 
-        # As in `solve`: a loop in one program, in its blocks, so that calling the program does not count as a step.
-        def loop(one: Any, images: Any, x: Any, block: int | None = block) -> Any:
-            step = lambda k, x: jax.lax.map(lambda i: one(k, *i), (*images, x), batch_size=block or len(x))  # noqa: E731
-            return jax.lax.fori_loop(0, LOOP, step, x)
+    # As in `solve`: a loop in one program, in its blocks, so that calling the program does not count as a step.
+    def loop(one: Any, images: Any, x: Any) -> Any:
+        step = lambda k, x: in_blocks(functools.partial(one, k), block)(*images, x)  # noqa: E731
+        return jax.lax.fori_loop(0, LOOP, step, x)
 
-        def evaluate(prior: Any, x: Any, loop: Any = loop) -> Any:
-            return loop(lambda k, x: prior.eps(x, 500), (), x)
+    def evaluate(prior: Any, x: Any) -> Any:
+        return loop(lambda k, x: prior.eps(x, 500), (), x)
 
-        def make_steps(solver: Any, prior: Any, operator: Any, y: Any, keys: Any, x: Any, loop: Any = loop) -> Any:
-            def one(k: Any, y: Any, key: Any, state: Any) -> Any:
-                noise = dd.KeyNoise(jax.random.fold_in(key, k))
-                return solver.step(prior, dd.Problem(operator, y, 0.05), state, row, noise)[0]
+    def make_steps(solver: Any, prior: Any, operator: Any, y: Any, keys: Any, x: Any) -> Any:
+        def one(k: Any, y: Any, key: Any, state: Any) -> Any:
+            noise = dd.KeyNoise(jax.random.fold_in(key, k))
+            return solver.step(prior, dd.Problem(operator, y, 0.05), state, row, noise)[0]
 
-            problem = dd.Problem(operator, y, 0.05)
-            state = jax.vmap(lambda x: solver.init(prior, problem, shape, dd.KeyNoise(key), x))(x)
-            return loop(one, (y, keys), state)
+        problem = dd.Problem(operator, y, 0.05)
+        state = jax.vmap(lambda x: solver.init(prior, problem, shape, dd.KeyNoise(key), x))(x)
+        return loop(one, (y, keys), state)
 
-        runs = {"network": compiled(evaluate, prior, x)[0]}
-        for name, operator in made.items():
-            y = jax.jit(jax.vmap(operator.forward))(x)
-            runs[name], _ = compiled(make_steps, solver, prior, operator, y, keys, x)
-        times = alternate(runs, options.repeats)
-        for name, values in times.items():
-            found = {"batch": size, "what": name, **spread(values, size * LOOP)}
-            if name != "network":
-                low, middle, high = np.percentile(values / times["network"] - 1, [25, 50, 75])
-                found |= {"beyond_network": float(middle), "low": float(low), "high": float(high)}
-            rows.append(found)
+    runs = {"network": compiled(evaluate, prior, x)[0]}
+    for name, operator in made.items():
+        y = jax.jit(jax.vmap(operator.forward))(x)
+        runs[name], _ = compiled(make_steps, solver, prior, operator, y, keys, x)
+    times = alternate(runs, options.repeats)
+    for name, values in times.items():
+        found = {"batch": size, "what": name, **spread(values, size * LOOP)}
+        if name != "network":
+            low, middle, high = np.percentile(values / times["network"] - 1, [25, 50, 75])
+            found |= {"beyond_network": float(middle), "low": float(low), "high": float(high)}
+        rows.append(found)
     return rows
 
 
-def restore(options: argparse.Namespace) -> list[dict[str, Any]]:
+def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time whole restorations: `solve` and the peer's loop on the same measurements."""
     rows = []
     prior = load(options.network, "float32" if ON_CPU else "bfloat16")
@@ -217,43 +224,51 @@ def restore(options: argparse.Namespace) -> list[dict[str, Any]]:
     shape = prior.image_shape
     operator = operators.super_resolution(shape, factor=4)
     solver = DDiff(gamma=18.0, num_steps=options.steps)
-    for size in options.batches:
-        keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
-        x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
-        y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
-        begin = time.perf_counter()
-        jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)
-        first = time.perf_counter() - begin
-        runs: dict[str, Run] = {
-            "ours": lambda y=y, keys=keys: jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)
-        }
-        for name, (net, autocast) in peers(exact.module, exact.params).items():
-            device = str(next(net.parameters()).device)
-            grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(solver.grid(prior.schedule)).items()}
-            forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
-            yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
-            generator = torch.Generator(device).manual_seed(0)
-            fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(x[0]), generator)
-            runs[name] = synchronised(
-                lambda fixed=fixed, autocast=autocast: torch_peer.restore(*fixed, autocast=autocast)
-            )
-        times = alternate(runs, max(2, options.repeats // 4))
-        for name, values in times.items():
-            row = {"batch": size, "what": name, "steps": options.steps, **spread(values, size)}
-            row["images_per_second"] = size / float(np.median(values))
-            row |= {"compile_s": first - float(np.median(values))} if name == "ours" else compare(times["ours"], values)
-            rows.append(row)
+    keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
+    x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
+    y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
+    begin = time.perf_counter()
+    jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)
+    first = time.perf_counter() - begin
+    runs: dict[str, Run] = {"ours": lambda: jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)}
+    for name, (net, autocast) in peers(exact.module, exact.params).items():
+        device = str(next(net.parameters()).device)
+        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(solver.grid(prior.schedule)).items()}
+        forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
+        yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
+        generator = torch.Generator(device).manual_seed(0)
+        fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(x[0]), generator)
+        runs[name] = synchronised(lambda fixed=fixed, autocast=autocast: torch_peer.restore(*fixed, autocast=autocast))
+    times = alternate(runs, max(2, options.repeats // 4))
+    for name, values in times.items():
+        row = {"batch": size, "what": name, "steps": options.steps, **spread(values, size)}
+        row["images_per_second"] = size / float(np.median(values))
+        row |= {"compile_s": first - float(np.median(values))} if name == "ours" else compare(times["ours"], values)
+        rows.append(row)
     return rows
 
 
-SECTIONS = {"peak": peak, "network": network, "steps": steps, "restore": restore}
+SECTIONS = {"network": network, "steps": steps, "restore": restore}
+
+
+def measure(section: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run a section with growing batches, as far as they fit."""
+    rows = []
+    for size in sorted(options.batches):
+        try:
+            rows += SECTIONS[section](options, size)
+        except RuntimeError as error:  # both libraries derive theirs from it
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+                raise
+            return [*rows, {"batch": size, "what": "not run: out of memory"}]
+    return rows
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="faces64", help="name or folder of a prior, or ffhq or imagenet")
-    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS)
+    parser.add_argument("--sections", nargs="+", default=["peak", *SECTIONS], choices=["peak", *SECTIONS])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--steps", type=int, default=50, help="of the whole restorations")
@@ -268,9 +283,20 @@ def main() -> None:
     }
     print(json.dumps(found))
     if torch is None:
-        print("PyTorch is not installed: the peer is not run")
+        print("not run: the peer, because PyTorch is not installed")
+    elif not ON_CPU and not torch.cuda.is_available():
+        print("not run: the peer, because PyTorch sees no accelerator")
+    if ON_CPU:
+        print("not run: bfloat16, and the peer compiled, because there is no accelerator")
+    peaks: dict[str, float] = {}
     for section in options.sections:
-        found[section] = SECTIONS[section](options)
+        found[section] = peak() if section == "peak" else measure(section, options)
+        if section == "peak":
+            peaks = {row["dtype"]: row["gflops"] for row in found[section]}
+        for row in found[section] if section == "network" else ():
+            dtype = "bfloat16" if "bfloat16" in row["what"] else "float32"
+            if "gflops" in row and dtype in peaks:
+                row["of_peak"] = row["gflops"] / peaks[dtype]
         print(f"\n{section}")
         for row in found[section]:
             print(
