@@ -13,6 +13,7 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff
 
+solving = sys.modules["ddiff_jax.solve"]  # the name `dd.solve` is taken by the function
 SHAPE = (8, 8, 3)
 PROGRAMS = 1e-5  # two compiled programs of the same mathematics
 SOLVER = DDiff(gamma=20.0, num_steps=12)
@@ -110,6 +111,24 @@ def test_replayed_noise_and_start_are_used(batch):
     one = dd.solve_one(SOLVER, gaussian_prior(SHAPE), problem, key, noise[1], x_init[1])
     np.testing.assert_allclose(solution.x[1], one.x, atol=PROGRAMS)
     assert not np.allclose(solution.x, run(batch).x, atol=1e-3)
+
+
+@pytest.mark.parametrize("pixels", [64, 130])
+def test_steps_in_blocks_of_images_give_the_same(batch, pixels, monkeypatch):
+    four = take(batch, [0, 1, 2, 3])
+    noise, sigma_y = jax.random.normal(jax.random.key(5), (4, 12, 1, *SHAPE)), jnp.asarray([0.05, 0.1, 0.2, 0.4])
+    whole = run(four, sigma_y=sigma_y, noise=noise)
+    assert solving.block_size(4, SHAPE) == 4
+    monkeypatch.setattr(solving, "CPU_BLOCK", pixels)
+    assert solving.block_size(4, SHAPE) == pixels // 64
+    parts = run(four, sigma_y=sigma_y, noise=noise)
+    np.testing.assert_allclose(parts.x, whole.x, atol=PROGRAMS)
+    np.testing.assert_allclose(parts.info.misfit, whole.info.misfit, rtol=1e-4)
+
+
+def test_blocks_divide_the_batch():
+    assert [solving.block_size(n, (64, 64, 3)) for n in (1, 2, 5, 6, 7, 8, 16)] == [1, 2, 1, 3, 1, 4, 4]
+    assert [solving.block_size(n, (256, 256, 3)) for n in (1, 8)] == [1, 1]
 
 
 def test_one_trace_serves_all_values(batch):
