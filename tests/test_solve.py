@@ -141,9 +141,8 @@ def test_one_trace_serves_all_values(batch):
 
 
 def test_one_compiled_program_serves_all_values_of_solve(batch):
-    module = sys.modules["ddiff_jax.solve"]  # the package's attribute of this name is the function
     run(batch)
-    program = module._chunk_program("cpu")
+    program = solving._chunk_program("cpu")
     before = program._cache_size()
     masks, y, _ = batch
     run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(gamma=1.0, num_steps=12), 0.2)
