@@ -60,7 +60,7 @@ def main() -> None:
         random = [jax.random.key(1)] if is_random(task.operator, task.arguments) else []
         operator = OPERATORS[task.operator](truth.shape[1:], *random, **task.arguments)
         noise = None if task.photons is None else dd.Poisson(task.photons)
-        y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023
+        y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023 - used at once
         for steps in arguments.steps:
             found: list[list[float]] = []
             for variant in arguments.variants:

@@ -135,7 +135,8 @@ def network(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         runs[dtype], seconds = compiled(in_blocks(variant.eps, block_size(size, prior.image_shape)), x, t)
         facts[dtype] = {"compile_s": seconds}
     expected = np.asarray(jax.jit(jax.vmap(prior.eps))(x, t))
-    for name, (net, autocast) in peers(prior.module, prior.params).items():
+    rivals = peers(prior.module, prior.params)
+    for name, (net, autocast) in rivals.items():
         device = next(net.parameters()).device
         xt = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), device=device)
         xt, tt = xt.contiguous(memory_format=torch.channels_last), torch.full((size,), 500, device=device)
@@ -156,7 +157,7 @@ def network(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     for name, values in times.items():
         row = {"batch": size, "what": name, **spread(values, size), **facts[name]}
         row["gflops"] = gflop * size / float(np.median(values))
-        if name in peers(prior.module, prior.params):
+        if name in rivals:
             row |= compare(times["float32" if ON_CPU or "bf" not in name else "bfloat16"], values)
         rows.append(row | {"memory_gib": memory()})
     return rows

@@ -19,7 +19,7 @@ def _conv(params: Any, *, stride: int = 1) -> nn.Conv2d:
     size, _, width, features = kernel.shape
     conv = nn.Conv2d(width, features, size, stride=stride, padding=size // 2)
     conv.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1))
-    conv.bias.data = torch.tensor(np.asarray(params["bias"]))  # pyright: ignore[reportOptionalMemberAccess]
+    conv.bias.data = torch.tensor(np.asarray(params["bias"]))  # pyright: ignore[reportOptionalMemberAccess] - it has one
     return conv
 
 
@@ -112,7 +112,7 @@ class Unet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Map [N, C, H, W] and t [N] to the predicted noise and variance."""
-        phase = t.float()[:, None] * self.frequencies[None]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        phase = t.float()[:, None] * self.frequencies[None]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript] - a buffer
         emb = F.silu(self.time_2(F.silu(self.time_1(torch.cat([phase.cos(), phase.sin()], dim=1)))))
         blocks = self.blocks
         h = self.conv_in(x)
@@ -139,7 +139,7 @@ class Unet(nn.Module):
 
 def unet(module: Any, params: Any, device: str) -> Unet:
     """Build the network with our weights."""
-    return Unet(module, params).to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore
+    return Unet(module, params).to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore - the stubs lack memory_format with device
 
 
 def restore(

@@ -36,10 +36,13 @@ class Task:
     few_steps: dict[str, dict[int, dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def hyper_parameters(self, solver: str, num_steps: int | None = None) -> dict[str, Any]:
-        """Look up the hyper-parameters of a solver for so many steps; None are the published ones."""
+        """Look up the hyper-parameters of a solver for so many steps; None is the published number of them.
+
+        Empty for a solver that has no preset here.
+        """
         few = self.few_steps.get(solver, {})
         served = [count for count in few if num_steps is not None and num_steps <= count]
-        return {**self.solvers[solver], **(few[min(served)] if served else {})}
+        return {**self.solvers.get(solver, {}), **(few[min(served)] if served else {})}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -129,7 +132,7 @@ def build_solver(name: str, values: dict[str, Any]) -> Solver:
     """
     check_name("solver", name, SOLVERS)
     solver = SOLVERS[name]
-    check_keys(f"solver {name}", values, (f.name for f in dataclasses.fields(solver)))  # pyright: ignore[reportArgumentType] - they are
+    check_keys(f"solver {name}", values, (f.name for f in dataclasses.fields(solver)))  # pyright: ignore[reportArgumentType] - solvers are dataclasses
     return solver(**values)
 
 

@@ -213,7 +213,10 @@ def block_size(num_images: int, shape: ImageShape) -> int | None:
 
 @functools.cache
 def _chunk_program(backend: str, *, looped: bool = True) -> Any:
-    """Compile chunks with options that suit the backend, or without where this version of XLA does not know them."""
+    """Compile chunks with options that suit the backend, or without where this version of XLA does not know them.
+
+    Without `looped` the host makes the steps one by one; a chunk of none then costs one step, whose result is dropped.
+    """
     options = CPU_OPTIONS if backend == "cpu" else {}
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
@@ -225,7 +228,7 @@ def _chunk_program(backend: str, *, looped: bool = True) -> Any:
 
     def from_the_host(carry: Any, start: int, stop: int, grid: Any, run: _Run) -> Any:
         if start == stop:
-            jax.block_until_ready(step(start, carry, grid, run))  # compiles; what it made is dropped
+            jax.block_until_ready(step(start, carry, grid, run))  # only to compile
         for k in range(start, stop):
             carry = step(k, carry, grid, run)
         return carry

@@ -123,9 +123,9 @@ def test_every_mistake_is_found(name, unchecked):
 
 def test_what_is_no_operator_or_shape_is_refused(unchecked):
     with pytest.raises(TypeError, match="has a method forward, or is a function; got int"):
-        dd.check_operator(3, SHAPE)  # pyright: ignore[reportArgumentType]
+        dd.check_operator(3, SHAPE)  # pyright: ignore[reportArgumentType] - a wrong type on purpose
     with pytest.raises(ValueError, match="three positive integers"):
-        dd.check_operator(jnp.sin, (4, 4))  # pyright: ignore[reportArgumentType]
+        dd.check_operator(jnp.sin, (4, 4))  # pyright: ignore[reportArgumentType] - a wrong type on purpose
 
 
 def test_functions_become_operators(unchecked):
@@ -137,7 +137,7 @@ def test_functions_become_operators(unchecked):
     with pytest.raises(TypeError, match="must return one array; it returns tuple"):
         operators.from_function(lambda x: (x, x), SHAPE)
     with pytest.raises(TypeError, match="a function of one image is wanted; got int"):
-        operators.from_function(3, SHAPE)  # pyright: ignore[reportArgumentType]
+        operators.from_function(3, SHAPE)  # pyright: ignore[reportArgumentType] - a wrong type on purpose
 
 
 MODULE = """

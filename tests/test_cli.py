@@ -119,7 +119,7 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     # The files and the numbers say the same.
     restored, truth = io.read_picture(Path("restored/restored.png"))[0], io.read_picture(SAMPLE)[0]
     assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
-    assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2, abs=1e-8)
+    assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2, abs=1e-9)  # of float32 numbers near 0.0025
     assert row["input_sha256"] == file_hash(SAMPLE)
     for text in (
         "5.17 million parameters",

@@ -66,7 +66,7 @@ def test_what_cannot_be_compared_is_refused(unchecked):
     with pytest.raises(ValueError, match="needs images of at least 11 pixels a side; got 8x8"):
         metrics.ssim(x, truth, protocol="standard")
     with pytest.raises(ValueError, match="protocol must be one of paper, standard; got 'ours'"):
-        metrics.psnr(x, truth, protocol="ours")  # pyright: ignore[reportArgumentType]
+        metrics.psnr(x, truth, protocol="ours")  # pyright: ignore[reportArgumentType] - a wrong type on purpose
     with pytest.raises(ValueError, match="one shape"):
         metrics.psnr(x[:4], truth, protocol="paper")
 

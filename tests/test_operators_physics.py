@@ -256,7 +256,7 @@ SHAPE = (16, 16, 3)
         (lambda: operators.high_dynamic_range(SHAPE, scale=float("inf")), "finite"),
         (lambda: operators.camera_blur(SHAPE, 0), "larger image"),
         (lambda: operators.colourisation((16, 16, 1)), "3 channels"),
-        (lambda: operators.colourisation(SHAPE, standard="rec2020"), "rec601, rec709"),  # pyright: ignore[reportArgumentType]
+        (lambda: operators.colourisation(SHAPE, standard="rec2020"), "rec601, rec709"),  # pyright: ignore[reportArgumentType] - a wrong type on purpose
         (lambda: operators.fourier(SHAPE, np.ones((16, 15))), r"\(16, 16\)"),
         (lambda: operators.fourier(SHAPE, np.full((16, 16), 0.5)), "threshold"),
         (lambda: operators.fourier(SHAPE, np.zeros((16, 16))), "nothing is measured"),

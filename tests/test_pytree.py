@@ -22,7 +22,7 @@ def test_unflatten_skips_the_constructor():
     assert placeholder.value is None
     assert placeholder.size == 3
     with pytest.raises(TypeError, match="constructor ran"):
-        Sample(1.0)  # pyright: ignore[reportArgumentType]
+        Sample(1.0)  # pyright: ignore[reportArgumentType] - a wrong type on purpose
 
 
 def test_static_fields_are_structure_and_others_are_leaves():
@@ -43,7 +43,7 @@ def test_equality_is_by_value():
 def test_frozen_and_printable():
     sample = Sample(jnp.ones((2, 5)))
     with pytest.raises(AttributeError):
-        sample.size = 4  # pyright: ignore[reportAttributeAccessIssue]
+        sample.size = 4  # pyright: ignore[reportAttributeAccessIssue] - forbidden on purpose
     assert repr(sample) == "Sample(value=float32[2, 5], size=3)"
 
 

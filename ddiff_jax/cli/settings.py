@@ -164,8 +164,8 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     taken = {f.name for f in dataclasses.fields(Options)}
     operator_flags = _operator_flags(task, taken)
     steps = peek(argv, "--steps", "")
-    tuned = task.hyper_parameters(name, int(steps) if steps.isdecimal() else None) if name in task.solvers else {}
-    solver_flags = _solver_flags(name, tuned, taken)
+    values = task.hyper_parameters(name, int(steps) if steps.isdecimal() else None)
+    solver_flags = _solver_flags(name, values, taken)
     command = dataclasses.make_dataclass(
         "Command",
         [

@@ -106,7 +106,7 @@ class _Run:
         self._weights = weights_hash(self.card.files)
         self._lpips_weights = {name: weights_hash(read_card(where).files) for name, where in plan.lpips.items()}
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
-        self.batch_size = plan.batch_size or choose_batch_size(None, len(self.jobs))
+        self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
         self._prior: DiffusionPrior | None = None
 
     def _check_names(self) -> None:

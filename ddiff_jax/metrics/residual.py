@@ -19,7 +19,7 @@ def observed(operator: Operator, y: Measurement) -> Float[Array, "..."]:
     """
     last = operator
     while hasattr(last, "outer"):
-        last = last.outer  # pyright: ignore[reportAttributeAccessIssue]
+        last = last.outer  # pyright: ignore[reportAttributeAccessIssue] - tested in the line above
     mask = getattr(last, "mask", None)
     return jnp.ones(y.shape, jnp.float32) if mask is None else jnp.broadcast_to(mask, y.shape).astype(jnp.float32)
 
