@@ -187,17 +187,20 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
 
     # As in `solve`: a loop in one program, in its blocks, so that calling the program does not count as a step.
+    # What a step reports is kept, too: without it the compiler would leave out parts of the step and fuse it otherwise.
     def loop(one: Any, images: Any, x: Any) -> Any:
-        step = lambda k, x: in_blocks(functools.partial(one, k), block)(*images, x)  # noqa: E731
-        return jax.lax.fori_loop(0, LOOP, step, x)
+        def step(x: Any, k: Any) -> Any:
+            return in_blocks(functools.partial(one, k), block)(*images, x)
+
+        return jax.lax.scan(step, x, jnp.arange(LOOP))
 
     def evaluate(prior: Any, x: Any) -> Any:
-        return loop(lambda k, x: prior.eps(x, 500), (), x)
+        return loop(lambda k, x: (prior.eps(x, 500), None), (), x)
 
     def make_steps(solver: Any, prior: Any, operator: Any, y: Any, keys: Any, x: Any) -> Any:
         def one(k: Any, y: Any, key: Any, state: Any) -> Any:
             noise = dd.KeyNoise(jax.random.fold_in(key, k))
-            return solver.step(prior, dd.Problem(operator, y, 0.05), state, row, noise)[0]
+            return solver.step(prior, dd.Problem(operator, y, 0.05), state, row, noise)
 
         problem = dd.Problem(operator, y, 0.05)
         state = jax.vmap(lambda x: solver.init(prior, problem, shape, dd.KeyNoise(key), x))(x)
