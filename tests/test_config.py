@@ -54,9 +54,9 @@ def test_changes_replace_preset_values():
 
 
 def test_few_steps_have_values_of_their_own():
-    assert dd.preset("faces64", "gaussian_blur", num_steps=100) == DDiff(num_steps=100)
-    published = DDiff(gamma=2.9, t0=50, noise_schedule="posterior", num_steps=101)
-    assert dd.preset("faces64", "gaussian_blur", num_steps=101) == published
+    assert dd.preset("faces64", "gaussian_blur", num_steps=250) == DDiff(num_steps=250)
+    published = DDiff(gamma=2.9, t0=50, noise_schedule="posterior", num_steps=251)
+    assert dd.preset("faces64", "gaussian_blur", num_steps=251) == published
     assert dd.preset("faces64", "gaussian_blur", num_steps=20, gamma=3.0) == DDiff(gamma=3.0, num_steps=20)
 
 

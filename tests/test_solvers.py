@@ -56,7 +56,7 @@ def replay(solver, operator, y, sigma_y, rows, x_init, n=16):
 def test_dps_fixture_of_the_released_code():
     operator = operators.super_resolution((16, 16, 3), factor=4)
     y = operator.forward(jnp.asarray(wave(16))) + jnp.asarray(perturbation(4))
-    solver = DPS(zeta=0.3 / math.sqrt(16 * 16 / 256**2))
+    solver = DPS(zeta=0.3)
     out = replay(solver, operator, y, 0.05, range(1000, 0, -1), jnp.asarray(start(16)))
     np.testing.assert_allclose(out[:6], [0.659584, 0.653380, 0.433895, 0.187825, -0.223707, -0.433780], atol=SIX_DIGITS)
     np.testing.assert_allclose(out[-3:], [-0.406219, -0.530852, -0.623129], atol=SIX_DIGITS)
@@ -177,7 +177,7 @@ ORACLES = {
         for step in ("prox", "line", "gradient")
     },
     "dps": (
-        DPS(zeta=0.5 * TO_256, num_steps=STEPS),
+        DPS(zeta=0.5, num_steps=STEPS),
         lambda m, x, tape: oracle.dps(m, x, TO_CLEAN, tape, zeta=0.5),
         True,
     ),

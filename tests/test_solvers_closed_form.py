@@ -85,7 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "daps current hamiltonian": {"variant": "current", "tau": math.sqrt(2) * SIGMA_Y, "momentum": 0.5},
 }
 SAMPLERS = {
-    "dps": DPS(zeta=0.3 * TO_256, num_steps=300),
+    "dps": DPS(zeta=0.3, num_steps=300),
     **{
         name: DAPS(lr=5e-5, lr_min_ratio=1.0, timestep="table", num_steps=50, **options)
         for name, options in VARIANTS.items()

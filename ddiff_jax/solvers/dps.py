@@ -10,7 +10,7 @@ from ddiff_jax.prior import DiffusionPrior, Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, timesteps_to_clean
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce, size_factor
+from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce
 from ddiff_jax.types import Image, Scalar
 
 
@@ -46,8 +46,8 @@ class DPS:
     3. x_s = x' - zeta grad_{x_t} ||y - A(z(x_t))||: the norm, not its square; through operator, clipping and network.
 
     Args:
-        zeta: step size for 256x256x3 images. Other sizes scale it by sqrt(numbers in the image / 196608), so that the
-            change per pixel is the same. It is insensitive to sigma_y.
+        zeta: step size, as released. It is insensitive to sigma_y, and the values for 256x256 serve 64x64 as well:
+            scaled to the same change per pixel they are too short there.
         num_steps: network evaluations, spread evenly over the schedule; None is every timestep, as published.
 
     Raises:
@@ -106,7 +106,7 @@ class DPS:
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
         norm = jnp.maximum(jnp.sqrt(2 * half), TINY)
-        return State(x - self.zeta * size_factor(x) / norm * gradient), StepInfo(2 * half / problem.y.size)
+        return State(x - self.zeta / norm * gradient), StepInfo(2 * half / problem.y.size)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
