@@ -3,13 +3,14 @@
     python benchmarks/few_steps.py PHOTOGRAPHS                              # published values against no gamma
     python benchmarks/few_steps.py PHOTOGRAPHS --steps 20 --variants "" "gamma: null, noise_schedule: full"
 
-A variant is what it changes in the published values of the task, in YAML; "preset" stands for what `ddiff restore
---steps N` would use. All variants get the same measurements, starts and noise. PHOTOGRAPHS is a folder of 64x64
-pictures. Prints the mean PSNR (range 2, clamped), and the mean difference to the first variant with half of its 95%
-interval.
+A variant is what it changes in the published values of the task, in YAML, or "dtype: bfloat16", the network's
+precision; "preset" stands for what `ddiff restore --steps N` would use. All variants get the same measurements, starts
+and noise. PHOTOGRAPHS is a folder of 64x64 pictures. Prints the mean PSNR (range 2, clamped), and the mean difference
+to the first variant with half of its 95% interval.
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from ddiff_jax.evaluation import interval
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.restarts import nearest_equivalent
 
+load_prior = functools.cache(dd.load_prior)
 
-def solver_of(task: str, variant: str, steps: int | None) -> Any:
-    """Build DDiff for a task as a variant says."""
+
+def build(task: str, variant: str, steps: int | None) -> tuple[Any, dd.DiffusionPrior]:
+    """Build DDiff for a task, and the prior, as a variant says."""
     counted = {} if steps is None else {"num_steps": steps}
     if variant == "preset":
-        return dd.preset("faces64", task, "ddiff", **counted)
+        return dd.preset("faces64", task, "ddiff", **counted), load_prior("faces64")
     changes = yaml.safe_load("{" + variant + "}")
-    return build_solver("ddiff", {**task_preset("faces64", task).solvers["ddiff"], **counted, **changes})
+    prior = load_prior("faces64", dtype=changes.pop("dtype", "float32"))
+    return build_solver("ddiff", {**task_preset("faces64", task).solvers["ddiff"], **counted, **changes}), prior
 
 
 def main() -> None:
@@ -51,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = sorted(arguments.photographs.glob("*.png"))[arguments.skip :][: arguments.count]
     truth = jnp.asarray(np.stack([io.read_picture(path)[0] for path in paths]))
-    prior, keys = dd.load_prior("faces64"), dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
+    keys = dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
     names = [variant or "published" for variant in arguments.variants]
     print(f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
     rows = []
@@ -64,7 +68,7 @@ def main() -> None:
         for steps in arguments.steps:
             found: list[list[float]] = []
             for variant in arguments.variants:
-                solver = solver_of(name, variant, steps or None)
+                solver, prior = build(name, variant, steps or None)
                 restored = dd.solve(solver, prior, operator, y, task.sigma_y, keys, likelihood=noise).x
                 restored = [nearest_equivalent(operator, *pair) for pair in zip(restored, truth, strict=True)]
                 pairs = zip(restored, truth, strict=True)

@@ -5,9 +5,10 @@
     python benchmarks/speed.py --sections steps --batches 1 --repeats 20
 
 Sections: `peak` (large matrix products), `network` (one evaluation), `steps` (one DDiff step per operator and what it
-costs beyond the network), `restore` (the whole loop). Ours and the peer's take turns in the same run; a ratio above 1
-says that ours is faster. The peer loads our weights and must agree with us before it is timed. On an accelerator the
-network also runs in bfloat16 and the peer also compiled. What cannot run is reported as not run.
+costs beyond the network), `restore` (the whole loop), `loop` (the loop with more and fewer returns to the host, and its
+memory with more steps). Ours and the peer's take turns in the same run; a ratio above 1 says that ours is faster. The
+peer loads our weights and must agree with us before it is timed. On an accelerator the network also runs in bfloat16
+and the peer also compiled. What cannot run is reported as not run.
 """
 
 import argparse
@@ -188,14 +189,14 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 
     # As in `solve`: a loop in one program, in its blocks, so that calling the program does not count as a step.
     # What a step reports is kept, too: without it the compiler would leave out parts of the step and fuse it otherwise.
-    def loop(one: Any, images: Any, x: Any) -> Any:
+    def repeated(one: Any, images: Any, x: Any) -> Any:
         def step(x: Any, k: Any) -> Any:
             return in_blocks(functools.partial(one, k), block)(*images, x)
 
         return jax.lax.scan(step, x, jnp.arange(LOOP))
 
     def evaluate(prior: Any, x: Any) -> Any:
-        return loop(lambda k, x: (prior.eps(x, 500), None), (), x)
+        return repeated(lambda k, x: (prior.eps(x, 500), None), (), x)
 
     def make_steps(solver: Any, prior: Any, operator: Any, y: Any, keys: Any, x: Any) -> Any:
         def one(k: Any, y: Any, key: Any, state: Any) -> Any:
@@ -204,7 +205,7 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
 
         problem = dd.Problem(operator, y, 0.05)
         state = jax.vmap(lambda x: solver.init(prior, problem, shape, dd.KeyNoise(key), x))(x)
-        return loop(one, (y, keys), state)
+        return repeated(one, (y, keys), state)
 
     runs = {"network": compiled(evaluate, prior, x)[0]}
     for name, operator in made.items():
@@ -220,28 +221,54 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def restoration(prior: dd.DiffusionPrior, size: int) -> tuple[Any, Any, Any]:
+    """Make an operator, the measurements of some images, and a call of `solve` on them for so many steps and chunks."""
+    shape = prior.image_shape
+    operator = operators.super_resolution(shape, factor=4)
+    keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
+    x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
+    y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
+
+    def run(num_steps: int, num_chunks: int = 20) -> None:
+        solver = DDiff(gamma=18.0, num_steps=num_steps)
+        jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys, num_chunks=num_chunks).x)
+
+    return operator, y, run
+
+
+def loop(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
+    """Time whole restorations that return to the host more or less often, and see what more steps take of memory."""
+    rows = []
+    _, _, solve = restoration(load(options.network, "float32" if ON_CPU else "bfloat16"), size)
+    counts = [1, 5, 20, options.steps]
+    runs: dict[str, Run] = {f"{count} chunks": functools.partial(solve, options.steps, count) for count in counts}
+    for name, values in alternate(runs, max(2, options.repeats // 4)).items():
+        rows.append({"batch": size, "what": name, "steps": options.steps, **spread(values, size)})
+    for steps in (options.steps, 4 * options.steps):
+        solve(steps)
+        rows.append({"batch": size, "what": "memory", "steps": steps, "memory_gib": memory()})
+    return rows
+
+
 def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time whole restorations: `solve` and the peer's loop on the same measurements."""
     rows = []
     prior = load(options.network, "float32" if ON_CPU else "bfloat16")
     exact = prior if ON_CPU else load(options.network, "float32")
     shape = prior.image_shape
-    operator = operators.super_resolution(shape, factor=4)
-    solver = DDiff(gamma=18.0, num_steps=options.steps)
-    keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
-    x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
-    y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
+    operator, y, solve = restoration(prior, size)
     begin = time.perf_counter()
-    jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)
+    solve(options.steps)
     first = time.perf_counter() - begin
-    runs: dict[str, Run] = {"ours": lambda: jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys).x)}
+    runs: dict[str, Run] = {"ours": lambda: solve(options.steps)}
     for name, (net, autocast) in peers(exact.module, exact.params).items():
         device = str(next(net.parameters()).device)
-        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(solver.grid(prior.schedule)).items()}
+        table = DDiff(gamma=18.0, num_steps=options.steps).grid(prior.schedule)
+        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(table).items()}
         forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
         yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
         generator = torch.Generator(device).manual_seed(0)
-        fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(x[0]), generator)
+        fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(jnp.zeros(shape)), generator)
         runs[name] = synchronised(lambda fixed=fixed, autocast=autocast: torch_peer.restore(*fixed, autocast=autocast))
     times = alternate(runs, max(2, options.repeats // 4))
     for name, values in times.items():
@@ -252,7 +279,7 @@ def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     return rows
 
 
-SECTIONS = {"network": network, "steps": steps, "restore": restore}
+SECTIONS = {"network": network, "steps": steps, "restore": restore, "loop": loop}
 
 
 def measure(section: str, options: argparse.Namespace) -> list[dict[str, Any]]:
