@@ -211,6 +211,13 @@ def test_image_keys_follow_the_identity_not_the_place():
     np.testing.assert_array_equal(jax.random.key_data(forward), jax.random.key_data(backward)[::-1])
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (5, 7, 3)])
+def test_draws_are_jax_normals_of_the_key_and_the_index(shape):
+    key = jax.random.key(3)
+    expected = jax.random.normal(jax.random.fold_in(key, 2), shape)
+    np.testing.assert_array_equal(dd.KeyNoise(key).draw(2, shape), expected)
+
+
 def test_a_users_operator_needs_nothing_but_forward(batch):
     @dd.pytree_dataclass
     class Gain:
