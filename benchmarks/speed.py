@@ -5,10 +5,10 @@
     python benchmarks/speed.py --sections steps --batches 1 --repeats 20
 
 Sections: `peak` (large matrix products), `network` (one evaluation), `steps` (one DDiff step per operator and what it
-costs beyond the network), `restore` (the whole loop), `loop` (the loop with more and fewer returns to the host, and its
-memory with more steps). Ours and the peer's take turns in the same run; a ratio above 1 says that ours is faster. The
-peer loads our weights and must agree with us before it is timed. On an accelerator the network also runs in bfloat16
-and the peer also compiled. What cannot run is reported as not run.
+costs beyond the network), `restore` (the whole loop), `loop` (the loop with more and fewer returns to the host). Ours
+and the peer's take turns in the same run; a ratio above 1 says that ours is faster. The peer loads our weights and must
+agree with us before it is timed. On an accelerator the network also runs in bfloat16 and the peer also compiled. What
+cannot run is reported as not run.
 """
 
 import argparse
@@ -235,16 +235,14 @@ def restoration(prior: dd.DiffusionPrior, size: int) -> tuple[Any, Any, Any]:
 
 
 def loop(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
-    """Time whole restorations that return to the host more or less often, and see what more steps take of memory."""
+    """Time whole restorations that return to the host more or less often."""
     rows = []
     _, _, solve = restoration(load(options.network, "float32" if ON_CPU else "bfloat16"), size)
     counts = [1, 5, 20, options.steps]
     runs: dict[str, Run] = {f"{count} chunks": functools.partial(solve, options.steps, count) for count in counts}
     for name, values in alternate(runs, max(2, options.repeats // 4)).items():
-        rows.append({"batch": size, "what": name, "steps": options.steps, **spread(values, size)})
-    for steps in (options.steps, 4 * options.steps):
-        solve(steps)
-        rows.append({"batch": size, "what": "memory", "steps": steps, "memory_gib": memory()})
+        found = {"batch": size, "what": name, "steps": options.steps, **spread(values, size)}
+        rows.append(found | {"memory_gib": memory()})
     return rows
 
 
