@@ -219,16 +219,15 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def restoration(prior: dd.DiffusionPrior, size: int) -> tuple[Any, Any, Any]:
-    """Make an operator, the measurements of some images, and a call of `solve` on them for so many steps and chunks."""
+def restoration(prior: dd.DiffusionPrior, solver: DDiff, size: int) -> tuple[Any, Any, Any]:
+    """Make an operator, the measurements of some images, and a call of `solve` on them in so many chunks."""
     shape = prior.image_shape
     operator = operators.super_resolution(shape, factor=4)
     keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
     x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
     y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
 
-    def run(num_steps: int, num_chunks: int = 20) -> None:
-        solver = DDiff(gamma=18.0, num_steps=num_steps)
+    def run(num_chunks: int = 20) -> None:
         jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys, num_chunks=num_chunks).x)
 
     return operator, y, run
@@ -237,9 +236,10 @@ def restoration(prior: dd.DiffusionPrior, size: int) -> tuple[Any, Any, Any]:
 def loop(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time whole restorations that return to the host more or less often."""
     rows = []
-    _, _, solve = restoration(load(options.network, "float32" if ON_CPU else "bfloat16"), size)
+    prior = load(options.network, "float32" if ON_CPU else "bfloat16")
+    _, _, solve = restoration(prior, DDiff(gamma=18.0, num_steps=options.steps), size)
     counts = [1, 5, 20, options.steps]
-    runs: dict[str, Run] = {f"{count} chunks": functools.partial(solve, options.steps, count) for count in counts}
+    runs: dict[str, Run] = {f"{count} chunks": functools.partial(solve, count) for count in counts}
     for name, values in alternate(runs, max(2, options.repeats // 4)).items():
         found = {"batch": size, "what": name, "steps": options.steps, **spread(values, size)}
         rows.append(found | {"memory_gib": memory()})
@@ -252,15 +252,15 @@ def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     prior = load(options.network, "float32" if ON_CPU else "bfloat16")
     exact = prior if ON_CPU else load(options.network, "float32")
     shape = prior.image_shape
-    operator, y, solve = restoration(prior, size)
+    solver = DDiff(gamma=18.0, num_steps=options.steps)
+    operator, y, solve = restoration(prior, solver, size)
     begin = time.perf_counter()
-    solve(options.steps)
+    solve()
     first = time.perf_counter() - begin
-    runs: dict[str, Run] = {"ours": lambda: solve(options.steps)}
+    runs: dict[str, Run] = {"ours": solve}
     for name, (net, autocast) in peers(exact.module, exact.params).items():
         device = str(next(net.parameters()).device)
-        table = DDiff(gamma=18.0, num_steps=options.steps).grid(prior.schedule)
-        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(table).items()}
+        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(solver.grid(prior.schedule)).items()}
         forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
         yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
         generator = torch.Generator(device).manual_seed(0)

@@ -212,7 +212,7 @@ def block_size(num_images: int, shape: ImageShape) -> int | None:
 
 
 @functools.cache
-def _chunk_program(backend: str, *, looped: bool = True) -> Any:
+def _chunk_program(backend: str, looped: bool) -> Any:
     """Compile chunks with options that suit the backend, or without where this version of XLA does not know them.
 
     Without `looped` the host makes the steps one by one; a chunk of none then costs one step, whose result is dropped.
@@ -332,7 +332,7 @@ def solve(
         misfit = np.asarray(carry[1].misfit[:, max(step - 1, 0)])
         return bool(on_chunk(Progress(step, num_steps, misfit, preview)))
 
-    run_chunk = _chunk_program(backend, looped=looped)
+    run_chunk = _chunk_program(backend, looped)
     carry = run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
     jax.block_until_ready(carry)
     stopped, done = report(0), 0

@@ -142,8 +142,9 @@ def test_one_trace_serves_all_values(batch):
 
 def test_one_compiled_program_serves_all_values_of_solve(batch):
     run(batch)
-    program = solving._chunk_program("cpu")
+    program = solving._chunk_program("cpu", True)
     before = program._cache_size()
+    assert before > 0  # it is the program that `solve` runs
     masks, y, _ = batch
     run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(gamma=1.0, num_steps=12), 0.2)
     run(take(batch, [4, 3, 2, 1, 0]), num_chunks=3)
