@@ -19,7 +19,10 @@ Run = Callable[[], None]
 def random_params(module: Any) -> Any:
     """Draw weights of the right shapes, small enough that nothing overflows; what a network costs is not in them."""
     generator = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.02 * generator.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+
+    def draw(leaf: Any) -> jax.Array:
+        return jnp.asarray(0.02 * generator.standard_normal(leaf.shape), leaf.dtype)
+
     return jax.tree.map(draw, abstract_params(module))
 
 

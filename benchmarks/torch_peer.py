@@ -170,7 +170,10 @@ def restore(
         noise: draws to replay, [K, N, C, H, W].
     """
     device = y.device
-    draw = lambda: torch.randn(shape, generator=generator, device=device)  # noqa: E731
+
+    def draw() -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
     x_t = draw() if x_init is None else x_init
     u = torch.zeros_like(x_t)
     columns = {name: values.tolist() for name, values in grid.items()}

@@ -93,7 +93,10 @@ def solve_restarts(
 
     def report(progress: Progress) -> bool | None:
         least = np.fmin.reduce(progress.misfit.reshape(num_images, restarts), axis=1)
-        preview = lambda: progress.preview()[::restarts]  # noqa: E731
+
+        def preview() -> np.ndarray:
+            return progress.preview()[::restarts]
+
         return None if on_chunk is None else on_chunk(dataclasses.replace(progress, misfit=least, preview=preview))
 
     solution = solve(

@@ -47,7 +47,9 @@ def test_poisson_likelihood_is_its_formula_where_photons_are_expected():
 def test_poisson_likelihood_continues_smoothly_below_black(x64):
     # One pixel with two photons of ten: value, slope and curvature are continuous at black, the least value is where
     # two photons are expected, and darkness below zero costs more and more.
-    term = lambda v: dd.Poisson(10.0).data_term(jnp.asarray([v]), jnp.asarray([-0.6], jnp.float64))  # noqa: E731
+    def term(v):
+        return dd.Poisson(10.0).data_term(jnp.asarray([v]), jnp.asarray([-0.6], jnp.float64))
+
     for derivative in (term, jax.grad(term), jax.grad(jax.grad(term))):
         below, above = (float(derivative(jnp.float64(-1 + h))) for h in (-1e-7, 1e-7))
         np.testing.assert_allclose(below, above, rtol=1e-4, atol=1e-5)

@@ -177,9 +177,10 @@ def test_fourier_with_all_frequencies_is_inverted_by_its_adjoint():
     "width, acceleration, centre", [(64, 4.0, 0.08), (21, 3.0, 0.0), (40, 1.0, 0.08), (64, 4.0, 0.25)]
 )
 def test_undersampled_fourier_samples_whole_columns(width, acceleration, centre):
-    make = lambda seed: operators.undersampled_fourier(  # noqa: E731
-        (5, width, 3), jax.random.key(seed), acceleration=acceleration, centre_fraction=centre
-    )
+    def make(seed):
+        key = jax.random.key(seed)
+        return operators.undersampled_fourier((5, width, 3), key, acceleration=acceleration, centre_fraction=centre)
+
     mask = np.asarray(make(0).mask)[..., 0]
     np.testing.assert_array_equal(mask, np.tile(mask[0], (5, 1)))
     assert mask[0].sum() == round(width / acceleration)
@@ -193,7 +194,10 @@ def test_undersampled_fourier_samples_whole_columns(width, acceleration, centre)
 
 def test_undersampled_fourier_can_be_drawn_under_vmap():
     keys = jax.random.split(jax.random.key(0), 3)
-    make = lambda key: operators.undersampled_fourier((4, 16, 1), key)  # noqa: E731
+
+    def make(key):
+        return operators.undersampled_fourier((4, 16, 1), key)
+
     stacked = jax.vmap(make)(keys)
     for i in range(3):
         assert jax.tree.map(lambda leaf, i=i: leaf[i], stacked) == make(keys[i])

@@ -199,7 +199,9 @@ def test_shard_map_of_the_users_own_gives_the_same(batch):
     prior = gaussian_prior(SHAPE)
 
     def block(masks, y, keys):
-        one = lambda operator, y, key: dd.solve_one(SOLVER, prior, dd.Problem(operator, y, 0.05), key).x  # noqa: E731
+        def one(operator, y, key):
+            return dd.solve_one(SOLVER, prior, dd.Problem(operator, y, 0.05), key).x
+
         return jax.vmap(one)(masks, y, keys)
 
     sharded = jax.shard_map(block, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)

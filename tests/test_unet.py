@@ -89,7 +89,10 @@ def test_vmap_over_images_equals_a_batch():
     x = jax.random.normal(jax.random.key(2), (3, 8, 12, 3))
     t = jnp.asarray([0, 400, 999])
     batch = jax.jit(module.apply)({"params": params}, x, t)
-    one = lambda x, t: module.apply({"params": params}, x[None], t[None])[0]  # noqa: E731
+
+    def one(x, t):
+        return module.apply({"params": params}, x[None], t[None])[0]
+
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(x, t), batch, atol=1e-5)
 
 

@@ -32,8 +32,7 @@ class Inpainting(DecomposableOperator):
 
     def svd(self) -> Decomposition:
         """Decompose: pixels are singular vectors, the mask holds their singular values."""
-        observe = lambda y: self.mask.astype(y.dtype) * y  # noqa: E731
-        return Decomposition(self.mask, from_image=lambda x: x, to_image=lambda c: c, from_measurement=observe)
+        return Decomposition(self.mask, from_image=lambda x: x, to_image=lambda c: c, from_measurement=self.forward)
 
 
 def inpainting(shape: ImageShape, mask: ArrayLike) -> Inpainting:
