@@ -1,76 +1,75 @@
 """Computed tomography: line integrals along parallel rays, at few angles."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
-from ddiff_jax.operators.blur import fast_length
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement
-
-
-@pytree_dataclass
-class Rays:
-    """The rays of those angles at which a ray crosses every row of the image (and not several columns per row).
-
-    With s = column cos + row sin (both from the centre of the image), a ray meets a row at column s / cos - row tan.
-    So a projection is: shift every row by row * tan, add up the rows, read the sum at the columns s / cos, and
-    multiply by the length 1 / |cos| of the ray in a row. In the Fourier domain along the row the shift is a product
-    with exp(-2 pi i k tan row / N), and the sum over rows of all angles at once is a matrix product per frequency k.
-    Rows are counted as row = coarse + fine, so that the matrices need not be stored, only their two factors.
-
-    Args:
-        fine: exp(-2 pi i k tan fine / N), fine = 0, 1, ...
-        coarse: the same for the coarse part; also holds the length 1 / |cos| and the units.
-        place: where the detectors lie among 2N points, two per pixel.
-        weights: linear interpolation between the point at `place` and the next; 0 for detectors outside.
-    """
-
-    fine: Complex[Array, "K T b"]
-    coarse: Complex[Array, "K T a"]
-    place: Int[Array, "T D"]
-    weights: Float[Array, "2 T D"]
-
-    def project(self, x: Image) -> Float[Array, "T D C"]:
-        """Add up a picture along the rays."""
-        num_frequencies, num_angles, num_fine = self.fine.shape
-        length, num_coarse = 2 * (num_frequencies - 1), self.coarse.shape[2]
-        rows = jnp.pad(x, ((0, num_fine * num_coarse - x.shape[0]), (0, 0), (0, 0)))
-        spectra = jnp.moveaxis(jnp.fft.rfft(rows, length, axis=1), 1, 0)
-        spectra = spectra.reshape(num_frequencies, num_coarse, num_fine, x.shape[2])
-        fine, coarse = self.fine.astype(spectra.dtype), self.coarse.astype(spectra.dtype)
-        sums = jnp.einsum("ktb,kabc->ktac", fine, spectra, precision=jax.lax.Precision.HIGHEST)
-        lines = jnp.fft.irfft(jnp.sum(coarse[..., None] * sums, axis=2), 2 * length, axis=0)
-        angles, weights = jnp.arange(num_angles)[:, None], self.weights.astype(x.dtype)[..., None]
-        following = (self.place + 1) % (2 * length)
-        return lines[self.place, angles] * weights[0] + lines[following, angles] * weights[1]
 
 
 @pytree_dataclass
 class Tomography(LinearOperator):
     """Radon transform with parallel rays, per channel.
 
+    With s = column cos + row sin, all from the centre of the image, a ray of a steep angle (|cos| >= |sin|) meets a
+    row at column u - row tan, where u = s / cos. So a projection is: shift every row by row * tan, add up the rows,
+    read the sum at the detectors' u, and multiply by 1 / |cos|, the length of a ray in a row. For a flat angle the same
+    holds for the transposed image with cot instead of tan. One product shifts both images by all slopes: evenly spaced
+    angles, even in number, need nearly every slope twice, once for each image.
+
+    Everything is a product of real matrices. Columns become frequencies, where a shift is a product with
+    exp(-i omega shift). Columns, and rows, at the same distance from the centre have conjugate factors: their sum meets
+    the cosine alone, their difference the sine alone. Lines are read off the summed spectra twice per pixel.
+
     Args:
-        steep: rays that cross every row, |cos| >= |sin|.
-        flat: the others, which cross every column.
-        order: where each angle stands in [steep, flat].
+        to_spectra: cosine, for sums, and -sine, for differences, of omega * column, for columns from the centre on.
+        shear: cosine, for sums, and sine, for differences, of omega * slope * row, for rows from the centre on.
+        to_lines: from the real and imaginary part of a spectrum to points half a pixel apart.
+        line: which line an angle reads, of all slopes' for the image, then for its transpose.
+        place: the last point before every detector.
+        weights: linear interpolation between that point and the next, with length and units; 0 outside of the image.
         image_shape: (H, W, C) of the input.
     """
 
-    steep: Rays
-    flat: Rays
-    order: Int[Array, " T"]
+    to_spectra: Float[Array, "2 K half"]
+    shear: Float[Array, "K size U"]
+    to_lines: Float[Array, "K 2 P"]
+    line: Int[Array, "T 1"]
+    place: Int[Array, "T D"]
+    weights: Float[Array, "2 T D"]
     image_shape: ImageShape = static_field()
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [T, D, C]: angles, detectors, channels."""
-        projections = [self.steep.project(x), self.flat.project(jnp.swapaxes(x, 0, 1))]
-        return jnp.concatenate(projections)[self.order]
+        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        tables = self.to_spectra, self.shear, self.to_lines, self.weights
+        to_spectra, shear, to_lines, weights = (table.astype(x.dtype) for table in tables)
+        size, (height, width, channels) = shear.shape[1], x.shape
+        square = jnp.pad(x, ((0, size - height), (0, size - width), (0, 0)))
+        quarters = _mirrored(_mirrored(square, 0), 2)  # [columns summed or not, rows summed or not, row, column, C]
+        pictures = [quarters.transpose(0, 3, 1, 2, 4), quarters.transpose(1, 2, 0, 3, 4)]  # the image and its transpose
+        real, imaginary = product("pkw,pwsrnc->pksrnc", to_spectra, jnp.stack(pictures, 4))
+        # The factor of a difference of rows is -i sine: it swaps the parts.
+        reals = jnp.concatenate([real[:, 0], imaginary[:, 1]], 1)
+        imaginaries = jnp.concatenate([imaginary[:, 0], -real[:, 1]], 1)
+        summed = product("krqnc,kru->kqncu", jnp.stack([reals, imaginaries], 2), shear)
+        lines = jnp.moveaxis(product("kqncu,kql->ncul", summed, to_lines), 1, 3).reshape(-1, channels)
+        first = self.line * to_lines.shape[2] + self.place
+        return lines[first] * weights[0, ..., None] + lines[first + 1] * weights[1, ..., None]
+
+
+def _mirrored(x: Float[Array, "..."], axis: int) -> Float[Array, "2 ..."]:
+    """Stack sum and difference of the entries at the same distance from the middle, from there on."""
+    before, after = jnp.split(x, 2, axis)
+    before = jnp.flip(before, axis)
+    return jnp.stack([after + before, after - before])
 
 
 def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | None = None) -> Tomography:
@@ -89,12 +88,14 @@ def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | Non
     Returns:
         Operator; input [H, W, C] in [-1, 1], measurement [angles, num_detectors, C]: line integrals divided by the
         longer side of the image, so that an image of ones measures 1 along its longer side and at most sqrt(2).
+        Its tables take about 4 S^2 bytes per slope (half the number of angles if they are evenly spaced and even in
+        number), S the longer side: 6 MB for 30 angles at 256x256, 107 MB for 180 angles at 512x512.
 
     Raises:
         ValueError: the angles are not one row of finite numbers, or num_detectors is not a whole number above 0.
 
     Source: Joseph, "An improved algorithm for reprojecting rays through pixel images", IEEE TMI 1982; the shift of
-    rows in the Fourier domain, instead of gathering pixels ray by ray, is ours: on a CPU it is 20 times as fast.
+    rows in the Fourier domain, instead of gathering pixels ray by ray, is ours.
     """
     height, width, _ = shape = check_shape(shape)
     theta = np.deg2rad(np.asarray(angles, np.float64))
@@ -104,13 +105,41 @@ def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | Non
     num_detectors = diagonal if num_detectors is None else num_detectors
     if int(num_detectors) != num_detectors or num_detectors < 1:
         raise ValueError(f"num_detectors must be a whole number above 0; got {num_detectors}")
+    cos, sin = np.cos(theta)[:, None], np.sin(theta)[:, None]
+    flat = np.abs(cos) < np.abs(sin)
+    across, along = np.where(flat, sin, cos), np.where(flat, cos, sin)
+    # Angles that are each other's mirror images have the same slope but for rounding.
+    slopes, slope = np.unique(np.round(along / across, 12), return_inverse=True)
+
+    size = 2 * math.ceil(max(height, width) / 2)
+    middle = (size - 1) / 2
+    # Sheared rows reach this far from the centre, and one pixel more to fade out; then nothing wraps around.
+    reach = math.ceil(middle * (1 + np.max(np.abs(slopes)))) + 1
+    omega = np.pi / reach * np.arange(reach + 1)
+    halves = np.arange(size // 2) + 0.5
+    points = np.arange(4 * reach + 2) / 2 - reach
+    # A real signal has every frequency twice, with positive and negative sign, but for the first and the last.
+    share = np.where(np.arange(reach + 1) % reach > 0, 2, 1) / (2 * reach)
+    columns = np.exp(-1j * omega[:, None] * halves)
+    rows = np.exp(1j * omega[:, None, None] * halves[:, None] * slopes)
+    lines = share[:, None] * np.exp(-1j * omega[:, None] * points)
+
     s = np.arange(num_detectors) - (num_detectors - 1) / 2
-    cos, sin = np.cos(theta), np.sin(theta)
-    is_steep = np.abs(cos) >= np.abs(sin)
-    steep = _rays(height, width, cos[is_steep], sin[is_steep], s)
-    flat = _rays(width, height, sin[~is_steep], cos[~is_steep], s)
-    order = np.argsort(np.argsort(~is_steep, kind="stable"))
-    return Tomography(steep, flat, jnp.asarray(order, jnp.int32), shape)
+    s = s + cos * (width - size) / 2 + sin * (height - size) / 2  # from the centre of the padded square
+    u = s / across
+    exact = 2 * (u + reach)
+    place = np.floor(exact)
+    weights = np.stack([place + 1 - exact, exact - place])
+    weights *= (np.abs(u) <= reach) / (np.abs(across) * max(height, width))
+    return Tomography(
+        to_spectra=jnp.asarray([columns.real, columns.imag], jnp.float32),
+        shear=jnp.asarray(np.concatenate([rows.real, rows.imag], 1), jnp.float32),
+        to_lines=jnp.asarray(np.stack([lines.real, lines.imag], 1), jnp.float32),
+        line=jnp.asarray(slope.reshape(-1, 1) + len(slopes) * flat, jnp.int32),
+        place=jnp.asarray(np.clip(place, 0, 4 * reach), jnp.int32),
+        weights=jnp.asarray(weights, jnp.float32),
+        image_shape=shape,
+    )
 
 
 def sparse_tomography(shape: ImageShape, *, num_angles: int, num_detectors: int | None = None) -> Tomography:
@@ -130,30 +159,3 @@ def sparse_tomography(shape: ImageShape, *, num_angles: int, num_detectors: int 
     if int(num_angles) != num_angles or num_angles < 1:
         raise ValueError(f"num_angles must be a whole number above 0; got {num_angles}")
     return tomography(shape, angles=np.arange(num_angles) * 180 / num_angles, num_detectors=num_detectors)
-
-
-def _rays(num_rows: int, num_cols: int, cos: np.ndarray, sin: np.ndarray, s: np.ndarray) -> Rays:
-    """Tabulate the rays of some angles for images of num_rows x num_cols."""
-    num_fine = round(math.sqrt(num_rows))
-    num_coarse = -(-num_rows // num_fine)
-    # The rows slide by up to half the height to either side; with room for that nothing wraps around.
-    half_support = (num_rows + num_cols) / 2 + 1
-    length = 2 * fast_length(math.ceil(half_support) + 1)
-    frequency = np.arange(length // 2 + 1)[:, None, None] / length
-    turns = frequency * (sin / cos)[:, None]
-    fine = np.exp(-2j * np.pi * turns * np.arange(num_fine))
-    coarse = np.exp(-2j * np.pi * turns * (np.arange(num_coarse) * num_fine - (num_rows - 1) / 2))
-
-    coarse *= 2 / max(num_rows, num_cols) / np.abs(cos)[:, None]  # 2: the inverse transform divides by 2N
-    coarse[-1] /= 2  # the highest frequency counts twice when the spectrum is continued to 2N points
-
-    u = s / cos[:, None]
-    place = 2 * (u + (num_cols - 1) / 2)
-    left = np.floor(place)
-    weights = np.stack([left + 1 - place, place - left]) * (np.abs(u) <= half_support)
-    return Rays(
-        fine=jnp.asarray(fine, jnp.complex64),
-        coarse=jnp.asarray(coarse, jnp.complex64),
-        place=jnp.asarray(left % (2 * length), jnp.int32),
-        weights=jnp.asarray(weights, jnp.float32),
-    )
