@@ -62,6 +62,15 @@ def test_a_turned_image_gives_the_same_projections_a_quarter_later():
     np.testing.assert_allclose(turned, first, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("shape", [(10, 10, 1), (9, 12, 2)])
+def test_half_a_turn_reverses_the_detectors_and_a_whole_turn_changes_nothing(shape):
+    x = np.random.RandomState(0).uniform(-1, 1, shape)
+    angles = np.array([-35.0, 0.0, 20.0, 45.0, 100.0, 135.0])
+    first, half, whole = (measure(operators.tomography(shape, angles=angles + turn), x) for turn in (0, 180, 360))
+    np.testing.assert_allclose(half, first[:, ::-1], atol=ROUNDING)
+    np.testing.assert_allclose(whole, first, atol=ROUNDING)
+
+
 def test_more_detectors_see_more_of_the_same_and_nothing_beyond():
     x = np.random.RandomState(0).uniform(-1, 1, (9, 9, 1))
     few = operators.sparse_tomography(x.shape, num_angles=4, num_detectors=11)
