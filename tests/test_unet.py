@@ -11,10 +11,12 @@ import ddiff_jax as dd
 from convert_weights import adm_unet, mapping, plan
 from convert_weights.torch_file import read_tensors
 from ddiff_jax.models import UNet
+from ddiff_jax.models.unet import GroupNorm
 
 PARITY = 1e-4  # absolute, on outputs of order 1 to 4: the bar for float32
 ORACLE = 2e-5  # absolute; float32 against a float64 oracle on tiny networks
 BFLOAT16 = 0.1  # absolute, on outputs of order 1: eight bits through some thirty layers
+NORM = {"float32": 2e-5, "bfloat16": 1e-4}  # absolute; values around 8 with a spread of 1, normalised
 
 VARIANTS = (
     "class_conditional",
@@ -106,6 +108,26 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
     assert not np.array_equal(rough, exact)
     wanted = jax.eval_shape(half.init, jax.random.key(0), *half.example_inputs())
     assert {leaf.dtype for leaf in jax.tree.leaves(wanted)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_of_values_far_from_zero(dtype):
+    x = (8 + jax.random.normal(jax.random.key(0), (2, 16, 16, 64))).astype(dtype)
+    scale, shift = np.linspace(0.5, 2, 64), np.linspace(-1, 1, 64)
+    params = {"scale": jnp.asarray(scale, jnp.float32), "bias": jnp.asarray(shift, jnp.float32)}
+    got = jax.jit(GroupNorm("float32").apply)({"params": params}, x)
+    groups = np.asarray(x, np.float64).reshape(2, 256, 32, 2)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    normalised = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, normalised * scale + shift, atol=NORM[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_of_a_constant_is_the_shift(dtype):
+    params = {"scale": jnp.ones(32), "bias": jnp.linspace(-1, 1, 32)}
+    got = jax.jit(GroupNorm("float32").apply)({"params": params}, jnp.full((1, 7, 9, 32), 3.3, dtype))
+    np.testing.assert_allclose(got, np.broadcast_to(params["bias"], got.shape), atol=1e-3)
 
 
 def test_equal_configurations_are_one_static_value():
