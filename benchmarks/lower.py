@@ -123,7 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     module: Any = UNet(dtype="bfloat16", **ARCHITECTURES[arguments.network])
     shape, failed = (256, 256, 3), 0
-    prior = dd.DiffusionPrior(abstract_params(module), dd.linear_schedule(), module, shape)
+    params = jax.eval_shape(module.cast, abstract_params(module))
+    prior = dd.DiffusionPrior(params, dd.linear_schedule(), module, shape)
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), arguments.batch))
     made = {k: v for k, v in build().items() if k in (arguments.operators or [k])}
     for platform in arguments.platforms:

@@ -56,8 +56,8 @@ def load(name: str, dtype: str) -> dd.DiffusionPrior:
     """Load the packaged or a converted prior, or make one of a published architecture with random weights."""
     if name not in ARCHITECTURES:
         return dd.load_prior(name, dtype=dtype)
-    module = UNet(dtype=dtype, **ARCHITECTURES[name])
-    return dd.DiffusionPrior(random_params(module), dd.linear_schedule(), module, (256, 256, 3))
+    module: Any = UNet(dtype=dtype, **ARCHITECTURES[name])
+    return dd.DiffusionPrior(module.cast(random_params(module)), dd.linear_schedule(), module, (256, 256, 3))
 
 
 def in_blocks(function: Any, block: int | None) -> Any:

@@ -301,8 +301,8 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
 
     Args:
         name_or_path: the name of a packaged prior ("faces64"), or a folder that `ddiff convert` wrote.
-        dtype: type of the network's computation, "float32" (also None) or "bfloat16"; the parameters, the statistics
-            of the norms and the output are float32 in both.
+        dtype: type of the network's computation, "float32" (also None) or "bfloat16"; the statistics of the norms, the
+            embedding of the timestep, the last layer and the output are float32 in both.
 
     Raises:
         FileNotFoundError: there are no such weights, or a file of them is missing.
@@ -311,4 +311,4 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
     module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype or "float32")
-    return DiffusionPrior(params, linear_schedule(**card.schedule), module, card.image_shape)
+    return DiffusionPrior(module.cast(params), linear_schedule(**card.schedule), module, card.image_shape)

@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from weights import synthetic, write_state_dict
@@ -32,8 +33,14 @@ def test_a_converted_prior_loads(folder, state_dict):
     assert prior.image_shape == (16, 16, 3)
     assert prior.schedule.num_timesteps == 1000
     assert getattr(prior.module, "dtype") == "bfloat16"  # noqa: B009 - not in the protocol
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(prior.params))
     np.testing.assert_allclose(prior.params["norm_out"]["scale"], state_dict["out.0.weight"], rtol=1e-3)
+
+
+def test_weights_are_kept_in_the_type_that_the_network_computes_in(folder):
+    exact, rough = (dd.load_prior(folder, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(exact.params)} == {jnp.dtype("float32")}
+    assert rough.params["down_0_0"]["conv_1"]["kernel"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(rough.params["down_0_0"]["norm_1"])} == {jnp.dtype("float32")}
 
 
 def test_damage_anywhere_is_found_and_the_file_is_named(folder):

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import jax
@@ -108,6 +109,20 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
     assert not np.array_equal(rough, exact)
     wanted = jax.eval_shape(half.init, jax.random.key(0), *half.example_inputs())
     assert {leaf.dtype for leaf in jax.tree.leaves(wanted)} == {jnp.dtype(jnp.float32)}
+
+
+def test_weights_cast_once_give_the_same_results_and_are_not_converted_again():
+    module, params = small(num_classes=5, dtype="bfloat16")
+    x, t, y = jax.random.normal(jax.random.key(2), (2, 8, 8, 3)), jnp.asarray([10, 700]), jnp.asarray([0, 4])
+    cast = module.cast(params)
+    np.testing.assert_array_equal(*(jax.jit(module.apply)({"params": p}, x, t, y) for p in (params, cast)))
+
+    def num_converted_kernels(params):
+        jaxpr = jax.make_jaxpr(lambda params: module.apply({"params": params}, x, t, y))(params)
+        return len(re.findall(r"bf16\[(3,3,)?\d\d+,\d\d+\] = convert_element_type", str(jaxpr)))
+
+    assert num_converted_kernels(params) > 10
+    assert num_converted_kernels(cast) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
