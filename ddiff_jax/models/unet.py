@@ -83,17 +83,25 @@ class GroupNorm(nn.Module):
         mean, variance = (a.reshape(num_images, GROUPS, channels // GROUPS) for a in (mean, variance))
         group_mean = mean.mean(-1, keepdims=True)
         inv_std = jax.lax.rsqrt((variance + jnp.square(mean - group_mean)).mean(-1) + EPSILON)
-        # A product with a 0-1 matrix copies the groups' values to their channels: XLA would fuse a broadcast into the
-        # loop over pixels and repeat it for each of them, which doubles the time of the whole norm on CPU.
-        spread = jnp.repeat(jnp.eye(GROUPS), channels // GROUPS, axis=1)
-        stats = jnp.stack([inv_std, inv_std * group_mean[..., 0]])
-        inv_std, scaled_mean = jnp.matmul(stats, spread, precision="highest")
+        inv_std, scaled_mean = _to_channels(jnp.stack([inv_std, inv_std * group_mean[..., 0]]), channels)
         # Everything per channel is folded into one multiply-add on the image.
         gain, offset = inv_std * scale, shift - scaled_mean * scale
         if modulation is not None:
             extra_scale, extra_shift = (m.astype(jnp.float32) for m in modulation)
             gain, offset = gain * (1 + extra_scale), offset * (1 + extra_scale) + extra_shift
         return (wide * gain[:, None, None] + offset[:, None, None]).astype(self.dtype or x.dtype)
+
+
+def _to_channels(values: Float[Array, "K N G"], channels: int) -> Float[Array, "K N C"]:
+    """Copy the groups' values to their channels."""
+    width = channels // GROUPS
+
+    def product(values: Array) -> Array:
+        # XLA for CPUs would fuse the copy into the loop over pixels and repeat it, with all that leads to it, for each
+        # of them, which doubles the time of a norm. A product with a 0-1 matrix stays outside.
+        return jnp.matmul(values, jnp.repeat(jnp.eye(GROUPS), width, axis=1), precision="highest")
+
+    return jax.lax.platform_dependent(values, cpu=product, default=lambda values: jnp.repeat(values, width, axis=-1))
 
 
 def average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
