@@ -11,6 +11,7 @@ how much a step reads and writes. Platforms whose compiler is missing are report
 """
 
 import argparse
+import math
 import re
 import time
 from collections import Counter
@@ -66,38 +67,31 @@ def precision(text: str) -> str:
     return "convolutions and products: " + ", ".join(f"{count} in {kind}" for kind, count in Counter(found).items())
 
 
-def traffic(text: str) -> int:
-    """Add up what every kernel of the loop reads and writes in a program compiled for a GPU; the loop is where most is.
+def size(shapes: str) -> int:
+    """Add up the bytes of typed shapes; workspaces, which are untyped bytes, count nothing."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    return sum(BYTES.get(kind, 0) * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in found)
 
-    Slices count what they cut out, and workspaces (bytes without a type of their own) nothing.
+
+def kernels(text: str) -> tuple[int, int]:
+    """Count the bytes that a step reads and writes, and its kernels, in a program compiled for a GPU.
+
+    A step is the computation that moves most: the body of the loop.
     """
-
-    def size(shapes: str) -> int:
-        total = 0
-        for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-            number = 1
-            for side in filter(None, sides.split(",")):
-                number *= int(side)
-            total += number * BYTES.get(kind, 0)
-        return total
-
-    largest = 0
+    found = [(0, 0)]
     for computation in re.split(r"\n(?=(?:ENTRY )?%)", text):
+        if computation.startswith("ENTRY"):
+            continue
         sizes: dict[str, int] = {}
-        total = 0
-        kernels = re.findall(r"%([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)", computation)
-        for name, shapes, kind, operands in kernels:
-            sizes[name] = size(shapes)
+        moved = []
+        pattern = r"%([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)"
+        for name, shapes, kind, operands in re.findall(pattern, computation):
+            sizes[name] = written = size(shapes)
+            read = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
             if kind in ("fusion", "custom-call", "copy"):
-                read = (
-                    sizes[name]
-                    if "slice" in name
-                    else sum(sizes.get(o, 0) for o in re.findall(r"%([\w.\-]+)", operands))
-                )
-                total += sizes[name] + read
-        if "ENTRY" not in computation[:6] and "fused" not in computation[:40]:
-            largest = max(largest, total)
-    return largest
+                moved.append(written + (written if "slice" in name else read))  # a slice reads what it cuts out
+        found.append((sum(moved), len(moved)))
+    return max(found)
 
 
 def compiled(lowered: Any, platform: str, batch: int) -> str:
@@ -105,11 +99,10 @@ def compiled(lowered: Any, platform: str, batch: int) -> str:
     begin = time.perf_counter()
     program = lowered.compile(OPTIONS[platform])
     seconds = time.perf_counter() - begin
-    moved = traffic(program.as_text()) if platform == "cuda" else program.cost_analysis()["bytes accessed"]
-    return (
-        f"{seconds:.0f} s, {program.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB beside the arguments, "
-        f"{moved / batch / 1e9:.2f} GB read and written per image and step"
-    )
+    moved, count = kernels(program.as_text()) if platform == "cuda" else (program.cost_analysis()["bytes accessed"], 0)
+    memory = program.memory_analysis().temp_size_in_bytes / 2**30
+    step = f"a step reads and writes {moved / batch / 1e9:.2f} GB per image" + f" in {count} kernels" * bool(count)
+    return f"{seconds:.0f} s, {memory:.2f} GiB beside the arguments, {step}"
 
 
 def main() -> None:
