@@ -71,8 +71,8 @@ class GroupNorm(nn.Module):
         shift = self.param("bias", nn.initializers.zeros, (channels,))[None]
 
         wide = x.astype(jnp.float32)
-        # Per channel first, then over a group by the law of total variance: as exact as if the group were taken at once,
-        # and the long reductions keep the channel axis.
+        # Per channel first, then over a group by the law of total variance: as exact as over the group at once, and the
+        # long reductions keep the channel axis.
         mean = wide.mean((1, 2))
         if jnp.finfo(x.dtype).bits >= 32:
             variance = jnp.square(wide - mean[:, None, None]).mean((1, 2))
