@@ -43,14 +43,14 @@ class Blur(LinearOperator):
         height, width, _ = x.shape
         kernel_height, kernel_width = self.kernel.shape
         pads = (kernel_height // 2, kernel_width // 2)
-        padded = jnp.pad(x, ((pads[0], pads[0]), (pads[1], pads[1]), (0, 0)), mode="reflect")
+        # Channels come first, since transforms run along the last axes.
+        padded = jnp.pad(jnp.moveaxis(x, 2, 0), ((0, 0), (pads[0],) * 2, (pads[1],) * 2), mode="reflect")
         # The linear correlation at the H x W places that matter only needs a circular one of the padded size:
         # what wraps around lands outside of them. A direct 61x61 convolution would cost a hundred times more.
-        size = (fast_length(padded.shape[0]), fast_length(padded.shape[1]))
-        image_spectrum = jnp.fft.rfft2(padded, size, axes=(0, 1))
+        size = (fast_length(padded.shape[1]), fast_length(padded.shape[2]))
         kernel_spectrum = jnp.fft.rfft2(self.kernel.astype(x.dtype), size)
-        product = image_spectrum * jnp.conj(kernel_spectrum)[..., None]
-        return jnp.fft.irfft2(product, size, axes=(0, 1))[:height, :width]
+        product = jnp.fft.rfft2(padded, size) * jnp.conj(kernel_spectrum)[None]
+        return jnp.moveaxis(jnp.fft.irfft2(product, size), 0, 2)[:height, :width]
 
 
 def blur(shape: ImageShape, *, kernel: ArrayLike) -> Blur:
