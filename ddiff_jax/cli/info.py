@@ -38,8 +38,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     for title, values in facts.items():
         print(title)
+        width = max(map(len, values), default=0) + 2
         for name, value in values.items():
-            print(f"  {name:<12}{', '.join(value) if isinstance(value, list) else value}")
+            print(f"  {name:<{width}}{', '.join(value) if isinstance(value, list) else value}")
     return 0
 
 
