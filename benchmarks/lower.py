@@ -99,9 +99,13 @@ def compiled(lowered: Any, platform: str, batch: int) -> str:
     begin = time.perf_counter()
     program = lowered.compile(OPTIONS[platform])
     seconds = time.perf_counter() - begin
-    moved, count = kernels(program.as_text()) if platform == "cuda" else (program.cost_analysis()["bytes accessed"], 0)
+    if platform == "cuda":
+        moved, count = kernels(program.as_text())
+        launched = f" in {count} kernels"
+    else:
+        moved, launched = program.cost_analysis()["bytes accessed"], ""
     memory = program.memory_analysis().temp_size_in_bytes / 2**30
-    step = f"a step reads and writes {moved / batch / 1e9:.2f} GB per image" + f" in {count} kernels" * bool(count)
+    step = f"a step reads and writes {moved / batch / 1e9:.2f} GB per image{launched}"
     return f"{seconds:.0f} s, {memory:.2f} GiB beside the arguments, {step}"
 
 
@@ -119,7 +123,9 @@ def main() -> None:
     params = jax.eval_shape(module.cast, abstract_params(module))
     prior = dd.DiffusionPrior(params, dd.linear_schedule(), module, shape)
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), arguments.batch))
-    made = {k: v for k, v in build().items() if k in (arguments.operators or [k])}
+    made = build()
+    if unknown := set(arguments.operators or ()) - set(made):
+        parser.error(f"there are no operators {', '.join(sorted(unknown))}; there are {', '.join(made)}")
     for platform in arguments.platforms:
         sharding = None
         if arguments.compile:
@@ -133,7 +139,8 @@ def main() -> None:
         def describe(leaf: Any, sharding: Any = sharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        for name, operator in made.items():
+        for name in arguments.operators or made:
+            operator = made[name]
             y = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
             y = jax.ShapeDtypeStruct((arguments.batch, *y.shape), y.dtype)
             try:

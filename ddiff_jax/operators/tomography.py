@@ -108,13 +108,12 @@ def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | Non
     cos, sin = np.cos(theta)[:, None], np.sin(theta)[:, None]
     flat = np.abs(cos) < np.abs(sin)
     across, along = np.where(flat, sin, cos), np.where(flat, cos, sin)
-    # Angles that are each other's mirror images have the same slope but for rounding.
+    # Angles mirrored at the diagonal have the same slope, but for rounding.
     slopes, slope = np.unique(np.round(along / across, 12), return_inverse=True)
 
     size = 2 * math.ceil(max(height, width) / 2)
-    middle = (size - 1) / 2
     # Sheared rows reach this far from the centre, and one pixel more to fade out; then nothing wraps around.
-    reach = math.ceil(middle * (1 + np.max(np.abs(slopes)))) + 1
+    reach = math.ceil((size - 1) / 2 * (1 + np.max(np.abs(slopes)))) + 1
     omega = np.pi / reach * np.arange(reach + 1)
     halves = np.arange(size // 2) + 0.5
     points = np.arange(4 * reach + 2) / 2 - reach
