@@ -1,43 +1,62 @@
 """Imaging inverse problems with diffusion priors in JAX."""
 
-from ddiff_jax import operators, solvers
+from ddiff_jax import operators, priors, solvers
 from ddiff_jax._version import __version__
 from ddiff_jax.check import check_operator
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.config import preset
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
-from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
+from ddiff_jax.priors import (
+    DiffusionPrior,
+    GaussianPrior,
+    LatentPrior,
+    MixturePrior,
+    OnSchedule,
+    Prior,
+    SlicePrior,
+    from_denoiser,
+)
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
-from ddiff_jax.schedule import NoiseSchedule, linear_schedule
+from ddiff_jax.schedule import EDMSchedule, FlowSchedule, Level, Schedule, VPSchedule, linear_schedule
 from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 
 __all__ = [
     "DiffusionPrior",
+    "EDMSchedule",
+    "FlowSchedule",
     "Gaussian",
     "GaussianPrior",
     "KeyNoise",
+    "LatentPrior",
+    "Level",
     "Likelihood",
+    "MixturePrior",
     "Noise",
-    "NoiseSchedule",
+    "OnSchedule",
     "Poisson",
     "Prior",
     "Problem",
     "Progress",
     "Restarts",
+    "Schedule",
+    "SlicePrior",
     "Solution",
     "Stream",
     "TapeNoise",
+    "VPSchedule",
     "__version__",
     "check_operator",
+    "from_denoiser",
     "image_keys",
     "linear_schedule",
     "load_prior",
     "nearest_equivalent",
     "operators",
     "preset",
+    "priors",
     "pytree_dataclass",
     "raise_if_not_finite",
     "simulate",

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.operators.base import ImageShape, Operator, check_shape, spectral_norm
+from ddiff_jax.operators.base import Operator, check_shape, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.ddiff import DDiff
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 AGREEMENT = 1e-5  # of two float32 programs, relative to the largest entry
 GRADIENT = {jnp.dtype(jnp.float64): 1e-5, jnp.dtype(jnp.float32): 2e-2}  # relative, against a central difference

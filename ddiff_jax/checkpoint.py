@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.config import nearest
-from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.types import Params
 

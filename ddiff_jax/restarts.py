@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddiff_jax.likelihood import Likelihood
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solve import Progress, Solution, solve

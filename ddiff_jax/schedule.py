@@ -1,31 +1,179 @@
-"""The noise schedule of a variance-preserving diffusion and the sub-sequences that solvers walk."""
+"""Noise levels as values, and the schedules that list them: variance preserving, variance exploding and flow.
+
+Schedules hold few numbers, are hashable, and answer in float64 NumPy outside of any trace: per-step tables lose nothing
+to rounding before they are stored in the type that a run computes in.
+"""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from ddiff_jax.pytree import pytree_dataclass
+from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.types import Column, Image
+
+Spacing = Literal["even", "strided", "uniform", "quad"]
+Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
+
+LEAST_RATIO = 1e-12  # of noise to signal: stands for none where a logarithm is taken
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """The noise levels that a prior knows, and what its network is told at each.
+
+    A schedule is a hashable value (a frozen dataclass of numbers): it is part of a program's structure, and another
+    one compiles another program.
+    """
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels a solver walks that asks for all of them."""
+        ...
+
+    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> "Level":
+        """List the levels of a walk, noisiest first: num_steps + 1 rows, of which the last is the clean image."""
+        ...
+
+    def at(self, ratio: Any) -> "Level":
+        """Find the level at which sigma / signal is `ratio`; ratios beyond the noisiest level give that one."""
+        ...
 
 
 @pytree_dataclass
-class NoiseSchedule:
-    """Noise levels of x_t = sqrt(alpha_bar[t]) x_0 + sqrt(noise_var[t]) eps, for t = 0 (least noise) to T - 1.
-
-    Build it from `alpha_bar` alone. `noise_var` is 1 - alpha_bar, formed in float64 before both are stored as
-    float32, because the difference loses four digits at t = 0 when it is formed in float32.
+class Level:
+    """One noise level, or a column of K of them: x_t = signal x_0 + sigma n with n ~ N(0, I).
 
     Args:
-        alpha_bar: decreasing cumulative products in (0, 1); give float64.
-
-    Raises:
-        ValueError: alpha_bar is not a decreasing sequence in (0, 1).
+        signal: factor of the clean image; 0 at most at the noisiest level.
+        sigma: standard deviation of the noise; 0 is the clean image.
+        time: what the network is told, in the units of `schedule`.
+        schedule: whose time that is. A prior with another schedule rescales x_t and finds its own time by the ratio
+            sigma / signal; None always makes it do so.
     """
 
-    alpha_bar: Float[jax.Array | np.ndarray, " T"]
-    noise_var: Float[jax.Array, " T"] = dataclasses.field(init=False)
+    signal: Column
+    sigma: Column
+    time: Column
+    schedule: Schedule | None = static_field(default=None)
+
+    def __getitem__(self, rows: Any) -> "Level":
+        return jax.tree.map(lambda column: column[rows], self)
+
+    @property
+    def ratio(self) -> Column:
+        """Noise to signal, sigma / signal: the noise level of x_t / signal = x_0 + ratio n."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.sigma / self.signal
+
+    @property
+    def scale(self) -> Column:
+        """Root mean square of x_t for images of unit variance: 1 for variance-preserving levels.
+
+        Published step lengths that belong to x_t are stated for such levels; times this they serve any others.
+        """
+        both = (self.signal, self.sigma)
+        return np.hypot(*both) if isinstance(self.signal, np.ndarray | float) else jnp.hypot(*both)
+
+    def eps(self, x_t: Image, x_0: Image) -> Image:
+        """Compute the noise that x_t holds if the clean image is x_0."""
+        return (x_t - self.signal * x_0) / self.sigma
+
+    def x_0(self, x_t: Image, eps: Image) -> Image:
+        """Compute the clean image if the noise in x_t is eps."""
+        return (x_t - self.sigma * eps) / self.signal
+
+    def score(self, x_t: Image, x0_hat: Image) -> Image:
+        """Compute the gradient of log p(x_t), given x0_hat = E[x_0 | x_t] (Tweedie)."""
+        return (self.signal * x0_hat - x_t) / self.sigma**2
+
+    def velocity(self, x_t: Image, x0_hat: Image) -> Image:
+        """Compute E[n - x_0 | x_t], the velocity of the straight path from image to noise."""
+        return self.eps(x_t, x0_hat) - x0_hat
+
+    def step_variance(self, cleaner: "Level") -> Column:
+        """Compute the variance sigma^2 - (signal / signal')^2 sigma'^2 that leads from a cleaner level to this one.
+
+        For variance-preserving levels it is beta = 1 - ab / ab'.
+        """
+        ratio, cleaner_ratio = self.ratio, cleaner.ratio
+        return self.signal**2 * (ratio - cleaner_ratio) * (ratio + cleaner_ratio)
+
+    def posterior_std(self, cleaner: "Level") -> Column:
+        """Compute the standard deviation of x_t' at the cleaner level, given x_t and x_0 (the DDPM posterior)."""
+        return cleaner.sigma / self.sigma * self.step_variance(cleaner) ** 0.5
+
+
+def _check_num_steps(num_steps: int, most: float | int, what: str) -> None:
+    if not 1 <= num_steps <= most:
+        raise ValueError(f"the number of steps must lie between 1 and {most}, the length of {what}; got {num_steps}")
+
+
+def _positions(num_steps: int, spacing: Spacing) -> np.ndarray:
+    """Place the noisy levels of a walk between the noisiest, 0, and the least noisy, 1."""
+    k = np.arange(num_steps, dtype=np.float64)
+    if spacing == "strided":
+        return (k + 1) / num_steps
+    share = k / max(num_steps - 1, 1)
+    return np.sqrt(share) if spacing == "quad" else share
+
+
+def _with_clean(schedule: Schedule, signal: np.ndarray, sigma: np.ndarray, time: np.ndarray) -> Level:
+    return Level(np.append(signal, 1.0), np.append(sigma, 0.0), np.append(time, time[-1]), schedule)
+
+
+def walk(
+    schedule: Schedule, num_steps: int | None, spacing: Spacing = "even", *, to_clean: bool = True
+) -> tuple[Level, Level]:
+    """List where every step of a solver starts and where it ends.
+
+    Args:
+        schedule: whose levels.
+        num_steps: K, updates and so evaluations of the network; None is all levels.
+        spacing: as in `levels`.
+        to_clean: end at the clean image. False ends at the least noisy level: the evaluation there, which changes
+            nothing in such solvers, is left out, and as many steps as there are levels are one less.
+
+    Returns:
+        Two columns of K levels, noisiest first.
+
+    Raises:
+        ValueError: num_steps is not between 1 and the number of levels.
+    """
+    if to_clean:
+        rows = schedule.levels(num_steps, spacing)
+    else:
+        total = schedule.num_levels
+        num_steps = total - 1 if num_steps is None or num_steps == total else num_steps
+        if num_steps < 1:  # would be one level, which is no step
+            schedule.levels(num_steps, spacing)
+        rows = schedule.levels(num_steps + 1, spacing)[:-1]
+    return rows[:-1], rows[1:]
+
+
+def _library(values: Any) -> Any:
+    return jnp if isinstance(values, jax.Array) else np
+
+
+@dataclasses.dataclass(frozen=True)
+class VPSchedule:
+    """Variance-preserving levels from a table: x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) n, t = 0 (least noise) to T - 1.
+
+    Args:
+        alpha_bar: the table ab, decreasing cumulative products in (0, 1); give float64.
+        time_scale: the network is told t times this: 1000 / T for networks trained with rescaled timesteps.
+
+    Raises:
+        ValueError: alpha_bar is not a decreasing sequence in (0, 1), or time_scale is not positive.
+    """
+
+    alpha_bar: Sequence[float]
+    time_scale: float | int = 1.0
 
     def __post_init__(self):
         table = np.asarray(self.alpha_bar, np.float64)
@@ -35,125 +183,261 @@ class NoiseSchedule:
                 "alpha_bar must be one decreasing sequence inside (0, 1), least noise first; "
                 f"got shape {table.shape} with values {table.ravel()[:3]}..."
             )
-        object.__setattr__(self, "alpha_bar", jnp.asarray(table, jnp.float32))
-        object.__setattr__(self, "noise_var", jnp.asarray(1 - table, jnp.float32))
+        _check_positive("time_scale", self.time_scale)
+        object.__setattr__(self, "alpha_bar", tuple(table.tolist()))
+
+    def __repr__(self) -> str:
+        ends = f"{self.alpha_bar[0]:.6g}, ..., {self.alpha_bar[-1]:.6g}"
+        return f"VPSchedule(alpha_bar=[{ends}] of {self.num_levels}, time_scale={self.time_scale:g})"
 
     @property
-    def num_timesteps(self) -> int:
-        """T, the number of noise levels."""
-        return self.alpha_bar.shape[0]
+    def num_levels(self) -> int:
+        """T."""
+        return len(self.alpha_bar)
 
-    def posterior_std(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
-        """Standard deviation s of x_{t_prev} given x_t and x_0 (the DDPM posterior), for -1 <= t_prev < t.
+    @functools.cached_property
+    def _log_ratio(self) -> np.ndarray:
+        table = np.asarray(self.alpha_bar)
+        return 0.5 * (np.log1p(-table) - np.log(table))
 
-        s^2 = (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev).
-        """
-        (_, v), (_, v_prev) = self.levels(t), self.levels(t_prev)
-        return jnp.sqrt(v_prev / v * self.beta(t, t_prev))
+    def _rows(self, t: Any) -> Level:
+        """Look up integer timesteps; -1 is the clean image."""
+        table = np.append(np.asarray(self.alpha_bar), 1.0)  # index -1
+        alpha_bar = table[t]
+        return Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), t * float(self.time_scale), self)
 
-    def beta(self, t: jax.Array, t_prev: jax.Array) -> jax.Array:
-        """Variance 1 - ab_t / ab_prev that the step from t_prev to t > t_prev adds."""
-        (ab, v), (ab_prev, v_prev) = self.levels(t), self.levels(t_prev)
-        # ab_prev - ab, from whichever of the two tables has small entries there: that difference keeps its digits.
-        return jnp.where(v < 0.5, v - v_prev, ab_prev - ab) / ab_prev
-
-    def levels(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Look up alpha_bar and 1 - alpha_bar.
+    def at_time(self, t: Any) -> Level:
+        """Find the level of timestep t.
 
         Args:
-            t: integers from -1, the clean image, to T - 1; or fractions, between whose neighbours the logarithm of
-                the signal-to-noise ratio is interpolated.
+            t: 0 (least noise) to T - 1; -1 is the clean image. Between whole numbers the logarithm of the
+                noise-to-signal ratio is interpolated.
         """
-        if jnp.issubdtype(t.dtype, jnp.floating):
-            log_ratio = jnp.interp(t, jnp.arange(self.num_timesteps, dtype=t.dtype), self._log_ratio())
-            return jax.nn.sigmoid(-log_ratio), jax.nn.sigmoid(log_ratio)
-        is_clean = t < 0
-        return jnp.where(is_clean, 1.0, self.alpha_bar[t]), jnp.where(is_clean, 0.0, self.noise_var[t])
+        if not isinstance(t, jax.Array) and np.all(np.asarray(t) == np.round(t)):
+            return self._rows(np.clip(np.asarray(t, np.int64), -1, self.num_levels - 1))
+        library = _library(t)
+        t = library.asarray(t, library.result_type(float))
+        index = library.arange(self.num_levels, dtype=t.dtype)
+        ratio = library.exp(library.interp(t, index, library.asarray(self._log_ratio, t.dtype)))
+        level = dataclasses.replace(self.at(ratio), time=t * self.time_scale)
+        clean = (library.ones_like(t), library.zeros_like(t))
+        signal, sigma = (library.where(t <= -1, a, b) for a, b in zip(clean, (level.signal, level.sigma), strict=True))
+        return dataclasses.replace(level, signal=signal, sigma=sigma)
 
-    def timestep(self, sigma_ve: jax.Array) -> jax.Array:
-        """Find the fractional timestep at which x_t / sqrt(ab) = x_0 + sigma_ve n; the inverse of `levels`."""
-        return jnp.interp(2 * jnp.log(sigma_ve), self._log_ratio(), jnp.arange(self.num_timesteps, dtype=jnp.float32))
+    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
+        """List the levels of a walk from the noisiest timestep to the clean image.
 
-    def _log_ratio(self) -> jax.Array:
-        return jnp.log(self.noise_var) - jnp.log(self.alpha_bar)
+        Args:
+            num_steps: K, how many levels hold noise; None is all T.
+            spacing: "even" spreads whole timesteps from T - 1 to 0; "strided" takes every T / K-th up from 0, as the
+                codes of RED-diff and DDRM do (990, 980, ..., 0 for 100 of 1000); "uniform" every floor(T / (K - 1))-th
+                down from T - 1 and then 0, and "quad" lies densely at low noise, both as in DiffPIR's code.
+
+        Returns:
+            K + 1 levels, the last one clean.
+
+        Raises:
+            ValueError: num_steps is not between 1 and T, or so large that timesteps repeat.
+        """
+        total, count = self.num_levels, self.num_levels if num_steps is None else num_steps
+        _check_num_steps(count, total, f"the noise schedule, {total} levels")
+        if spacing == "even":
+            t = np.round(np.linspace(total - 1, 0, count))
+        elif spacing == "strided":
+            t = np.arange(count)[::-1] * total // count
+        elif spacing == "uniform":
+            stride = total // max(count - 1, 1) if count < total else 1
+            t = np.append(total - 1 - stride * np.arange(count - 1), 0)
+        else:
+            t = total - 1 - np.minimum(np.floor(total * np.sqrt(np.linspace(0, 1, count))), total - 1)
+        skips = spacing == "uniform" and count < total and total // max(count - 1, 1) == 1  # strides of 1, then a leap
+        if skips or np.any(np.diff(t) >= 0):
+            raise ValueError(
+                f"{count} {spacing} levels of a schedule of {total} repeat timesteps; take at most about {total // 2}"
+            )
+        return self._rows(np.append(t, -1).astype(np.int64))
+
+    def at(self, ratio: Any) -> Level:
+        """Find the level at which sigma / signal is `ratio`; its time is fractional, by interpolation of log ratio.
+
+        Args:
+            ratio: at least 0; beyond the noisiest level of the table it counts as that level's. Below the least noisy
+                one the level is as asked for, and the network is told 0.
+        """
+        library = _library(ratio)
+        table = library.asarray(self._log_ratio, library.result_type(float))
+        ratio = library.minimum(library.asarray(ratio, table.dtype), library.exp(table[-1]))
+        index = library.arange(self.num_levels, dtype=table.dtype)
+        t = library.interp(library.log(library.maximum(ratio, LEAST_RATIO)), table, index)
+        signal = 1 / library.sqrt(1 + ratio**2)
+        return Level(signal, ratio * signal, t * self.time_scale, self)
 
 
-def linear_schedule(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+@dataclasses.dataclass(frozen=True)
+class EDMSchedule:
+    """Variance-exploding levels x_t = x_0 + sigma n, spaced evenly in sigma^(1/rho).
+
+    Args:
+        sigma_max: noisiest level.
+        sigma_min: least noisy one.
+        rho: 7 crowds the levels at low noise as EDM does; 1 spaces them evenly.
+        conditioning: what the network is told: "log" is time_scale ln(sigma), "sigma" is time_scale sigma.
+        time_scale: EDM's networks take ln(sigma) / 4, OpenAI's 250 ln(sigma), plain denoisers D(x, sigma) sigma.
+        num_levels: how many levels a solver walks that asks for all.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max, or another number is not positive.
+
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", equation 5.
+    """
+
+    sigma_max: float | int = 80.0
+    sigma_min: float | int = 0.002
+    rho: float | int = 7.0
+    conditioning: Literal["log", "sigma"] = "log"
+    time_scale: float | int = 0.25
+    num_levels: int = 1000
+
+    def __post_init__(self):
+        for name in ("sigma_min", "rho", "time_scale", "num_levels"):
+            _check_positive(name, getattr(self, name))
+        _check_ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        if self.conditioning not in ("log", "sigma"):
+            raise ValueError(f"conditioning must be log or sigma; got {self.conditioning!r}")
+
+    def _level(self, sigma: Any) -> Level:
+        library = _library(sigma)
+        told = library.log(library.maximum(sigma, LEAST_RATIO)) if self.conditioning == "log" else sigma
+        return Level(library.ones_like(sigma), sigma, self.time_scale * told, self)
+
+    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
+        """List num_steps + 1 levels from sigma_max to sigma_min, and then the clean image.
+
+        Args:
+            num_steps: K, how many levels hold noise; None is `num_levels`.
+            spacing: "even" in sigma^(1/rho); "strided" leaves out the noisiest level, "quad" lies more densely at low
+                noise.
+
+        Raises:
+            ValueError: num_steps is below 1.
+        """
+        count = self.num_levels if num_steps is None else num_steps
+        _check_num_steps(count, math.inf, "any walk")
+        first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        level = self._level((first + _positions(count, spacing) * (last - first)) ** self.rho)
+        return _with_clean(self, level.signal, level.sigma, level.time)
+
+    def at(self, ratio: Any) -> Level:
+        """Find the level sigma = `ratio`; above sigma_max it is that one."""
+        library = _library(ratio)
+        return self._level(library.minimum(library.asarray(ratio, library.result_type(float)), self.sigma_max))
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSchedule:
+    """Levels of the straight path x_t = (1 - s) x_0 + s n, for s from 0, the image, to 1, noise alone.
+
+    Args:
+        s_max: noisiest level; below 1, where no signal is left and the noise-to-signal ratio is infinite.
+        s_min: least noisy one.
+        time_scale: the network is told s times this; 1000 for networks trained with diffusers.
+        num_levels: how many levels a solver walks that asks for all.
+
+    Raises:
+        ValueError: not 0 < s_min < s_max < 1, or another number is not positive.
+
+    Source: Lipman et al. 2023, "Flow matching for generative modeling"; Liu et al. 2023, "Flow straight and fast".
+    """
+
+    s_max: float | int = 0.999
+    s_min: float | int = 0.001
+    time_scale: float | int = 1.0
+    num_levels: int = 1000
+
+    def __post_init__(self):
+        for name in ("s_min", "time_scale", "num_levels"):
+            _check_positive(name, getattr(self, name))
+        _check_ordered("s_min", self.s_min, "s_max", self.s_max)
+        _check_ordered("s_max", self.s_max, "1, where no signal is left,", 1.0)
+
+    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
+        """List num_steps + 1 levels from s_max to s_min, and then the clean image.
+
+        Args:
+            num_steps: K, how many levels hold noise; None is `num_levels`.
+            spacing: "even" in s; "strided" leaves out the noisiest level, "quad" lies more densely at low noise.
+
+        Raises:
+            ValueError: num_steps is below 1.
+        """
+        count = self.num_levels if num_steps is None else num_steps
+        _check_num_steps(count, math.inf, "any walk")
+        s = self.s_max + _positions(count, spacing) * (self.s_min - self.s_max)
+        return _with_clean(self, 1 - s, s, s * self.time_scale)
+
+    def at(self, ratio: Any) -> Level:
+        """Find the level s = ratio / (1 + ratio); above s_max it is that one."""
+        library = _library(ratio)
+        ratio = library.minimum(library.asarray(ratio, library.result_type(float)), self.s_max / (1 - self.s_max))
+        signal = 1 / (1 + ratio)
+        return Level(signal, ratio * signal, ratio * signal * self.time_scale, self)
+
+
+def _check_positive(name: str, value: float | int) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} of a noise schedule must be positive and finite; got {value}")
+
+
+def _check_ordered(lesser: str, low: float | int, greater: str, high: float | int) -> None:
+    if not low < high < math.inf:
+        raise ValueError(f"{lesser} of a noise schedule must lie below {greater}; got {low} and {high}")
+
+
+def linear_schedule(
+    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, time_scale: float | int = 1.0
+) -> VPSchedule:
     """Build the schedule with beta rising linearly from `beta_start` to `beta_end` (both included).
+
+    Args:
+        num_timesteps: T.
+        beta_start: variance that the first step adds.
+        beta_end: variance that the last step adds.
+        time_scale: as in `VPSchedule`.
 
     Source: Ho et al. 2020; guided-diffusion's "linear" schedule, that of the FFHQ and 256x256 ImageNet checkpoints.
 
     Raises:
         ValueError: fewer than one level, or betas outside 0 < beta_start <= beta_end < 1.
     """
+    _check_betas("linear", num_timesteps, beta_start, beta_end)
+    betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+    return VPSchedule(np.cumprod(1 - betas).tolist(), time_scale)
+
+
+def _check_betas(what: str, num_timesteps: int, beta_start: float, beta_end: float) -> None:
     if num_timesteps < 1 or not 0 < beta_start <= beta_end < 1:
         raise ValueError(
-            "a linear schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1; "
+            f"a {what} schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1; "
             f"got {num_timesteps}, {beta_start}, {beta_end}"
         )
-    betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
-    return NoiseSchedule(np.cumprod(1 - betas))
 
 
-def respaced_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
-    """Choose the timesteps of a run, from the noisiest to 0, evenly spaced and rounded to integers.
-
-    Args:
-        num_timesteps: T, the number of levels in the schedule.
-        num_steps: number of updates, that is of network evaluations. None, T - 1 and T all mean every
-            timestep: the T-th evaluation, at t = 0, changes nothing and is not made.
-
-    Returns:
-        Integers of shape [num_steps + 1], strictly decreasing from T - 1 to 0.
-
-    Raises:
-        ValueError: num_steps is not between 1 and T.
-    """
-    if num_steps is None or num_steps == num_timesteps:
-        num_steps = num_timesteps - 1
-    _check_num_steps(num_steps, num_timesteps - 1, num_timesteps)
-    return np.round(np.linspace(num_timesteps - 1, 0, num_steps + 1)).astype(np.int32)
+PUBLISHED = linear_schedule()
 
 
-def timesteps_to_clean(num_timesteps: int, num_steps: int | None) -> np.ndarray:
-    """Choose the timesteps of a run that evaluates the network at t = 0 too and ends at the clean image, -1.
+def published_time(level: Level) -> np.ndarray:
+    """Find the timesteps of the published schedule (linear, T = 1000) with the same noise-to-signal ratios.
+
+    Published thresholds such as DDiff's t0 and t_gamma are timesteps of that schedule; this carries them over to every
+    other one, and is exact for levels of its own.
 
     Args:
-        num_timesteps: T, the number of levels in the schedule.
-        num_steps: number of network evaluations, spread evenly from T - 1 to 0; None is all T.
+        level: concrete, not traced.
 
     Returns:
-        Integers of shape [num_steps + 1], strictly decreasing from T - 1 to -1.
-
-    Raises:
-        ValueError: num_steps is not between 1 and T.
+        Fractional timesteps, whole where the level is one of the schedule's; -1 for the clean image.
     """
-    num_steps = num_timesteps if num_steps is None else num_steps
-    _check_num_steps(num_steps, num_timesteps, num_timesteps)
-    return np.append(np.round(np.linspace(num_timesteps - 1, 0, num_steps)), -1).astype(np.int32)
-
-
-def _check_num_steps(num_steps: int, most: int, num_timesteps: int) -> None:
-    if not 1 <= num_steps <= most:
-        raise ValueError(
-            f"the number of steps must lie between 1 and {num_timesteps}, the length of the noise schedule; "
-            f"got {num_steps}"
-        )
-
-
-def strided_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
-    """Choose every T / num_steps-th timestep up from 0, as the codes of RED-diff and DDRM do, and then the clean image.
-
-    Args:
-        num_timesteps: T, the number of levels in the schedule.
-        num_steps: number of network evaluations; None is all T.
-
-    Returns:
-        Integers of shape [num_steps + 1], strictly decreasing to 0 and -1: 990, 980, ..., 0, -1 for 100 of 1000.
-
-    Raises:
-        ValueError: num_steps is not between 1 and T.
-    """
-    num_steps = num_timesteps if num_steps is None else num_steps
-    _check_num_steps(num_steps, num_timesteps, num_timesteps)
-    return np.append(np.arange(num_steps)[::-1] * num_timesteps // num_steps, -1).astype(np.int32)
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(np.asarray(level.ratio, np.float64))
+    t = np.round(np.interp(log_ratio, PUBLISHED._log_ratio, np.arange(PUBLISHED.num_levels)), 6)
+    return np.where(np.asarray(level.sigma) == 0, -1.0, t)

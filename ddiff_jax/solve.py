@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,13 @@ from jaxtyping import Array, Bool, Float, Key
 
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.operators.compose import Composition
+from ddiff_jax.priors import Decoder, Latent, Prior, picture_shape
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
-from ddiff_jax.types import Image, PRNGKey, Scalar
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, as_tables, check_likelihood, check_operator
+from ddiff_jax.types import Image, ImageShape, PRNGKey, Scalar
 
 
 @pytree_dataclass
@@ -31,7 +33,7 @@ class Solution:
         cost: what the steps that were made cost per image.
     """
 
-    x: Float[Array, "*N H W C"]
+    x: Float[Array, "..."]
     info: StepInfo
     finite: Bool[Array, "*N"]
     cost: Cost = static_field(default=Cost())
@@ -49,21 +51,23 @@ def _advance(
     return solver.step(prior, problem, state, point, noise)
 
 
-def _finish(solver: Solver, state: Any, info: StepInfo) -> Solution:
+def _finish(solver: Solver, prior: Prior, state: Any, info: StepInfo) -> Solution:
     x = solver.estimate(state)
+    if isinstance(prior, Latent):
+        x = prior.decode(x)
     return Solution(x, info, jnp.all(jnp.isfinite(x)))
 
 
 def _resolve_shape(prior: Prior, operator: Operator, x_init: Any | None, batched: int = 0) -> ImageShape:
-    """Find the image shape, and refuse a start or an operator that does not fit the prior."""
-    shape = prior.image_shape
-    given = {"the operator": getattr(operator, "image_shape", None)}
+    """Find the shape of the prior's images, and refuse a start or an operator that does not fit them."""
+    shape, measured = tuple(prior.image_shape), getattr(operator, "image_shape", None)
+    fits = {"the operator": (measured, picture_shape(prior))} if measured is not None else {}
     if x_init is not None:
-        given["x_init"] = tuple(jnp.shape(x_init))[batched:]
-    for what, other in given.items():
-        if other is not None and tuple(other) != shape:
+        fits["x_init"] = (jnp.shape(x_init)[batched:], shape)
+    for what, (given, wanted) in fits.items():
+        if tuple(given) != wanted:
             raise ValueError(
-                f"{what} is for images of shape {tuple(other)}, the prior for {shape}; crop or resize the image, or, "
+                f"{what} is for images of shape {tuple(given)}, the prior for {wanted}; crop or resize the image, or, "
                 "for a fully convolutional network, use dataclasses.replace(prior, image_shape=...)"
             )
     return shape
@@ -74,7 +78,7 @@ def solve_one(
     prior: Prior,
     problem: Problem,
     key: PRNGKey,
-    noise: Float[Array, "K draws H W C"] | None = None,
+    noise: Float[Array, "K draws ..."] | None = None,
     x_init: Image | None = None,
 ) -> Solution:
     """Restore one image: a pure function for your own `jit`, `vmap`, `grad` or `shard_map`.
@@ -94,18 +98,19 @@ def solve_one(
     """
     check_operator(solver, problem.operator)
     check_likelihood(solver, problem.likelihood)
-    shape = _resolve_shape(prior, problem.operator, x_init)
-    grid = solver.grid(prior.schedule)
+    _resolve_shape(prior, problem.operator, x_init)
+    problem = _decoded(prior, problem)
+    grid = _grid(solver, prior, problem.y)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 0)
-    state = solver.init(prior, problem, shape, KeyNoise(stream_key(key, Stream.INIT)), x_init)
+    state = solver.init(prior, problem, _rows(grid, 0), KeyNoise(stream_key(key, Stream.INIT)), x_init)
 
     def body(state: Any, row: Any) -> tuple[Any, StepInfo]:
         k, point = row
         return _advance(solver, prior, problem, state, k, point, key, noise)
 
     state, info = jax.lax.scan(body, state, (jnp.arange(num_steps), grid))
-    return dataclasses.replace(_finish(solver, state, info), cost=solver.cost(problem.operator) * num_steps)
+    return dataclasses.replace(_finish(solver, prior, state, info), cost=solver.cost(problem.operator) * num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Progress:
     step: int
     num_steps: int
     misfit: Float[np.ndarray, " N"]
-    preview: Callable[[], Float[np.ndarray, "N H W C"]]
+    preview: Callable[[], Float[np.ndarray, "N ..."]]
 
 
 @pytree_dataclass
@@ -135,21 +140,19 @@ class _Run:
     y: Float[Array, "N ..."]
     sigma_y: Float[Array, "*N"]
     keys: Key[Array, " N"]
-    tape: Float[Array, "N K draws H W C"] | None
+    tape: Float[Array, "N K draws ..."] | None
     likelihood: Likelihood
-    shape: ImageShape = static_field()
     operator_axis: int | None = static_field()
     sigma_axis: int | None = static_field()
     block: int | None = static_field()  # images that a step takes at a time; None takes all
 
-    def init(self, x_init: Float[Array, "N H W C"] | None) -> Any:
+    def init(self, point: Any, x_init: Float[Array, "N ..."] | None) -> Any:
         """Make the first state of every image."""
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
             noise = KeyNoise(stream_key(key, Stream.INIT))
-            return self.solver.init(
-                self.prior, Problem(operator, y, sigma_y, self.likelihood), self.shape, noise, x_init
-            )
+            problem = _decoded(self.prior, Problem(operator, y, sigma_y, self.likelihood))
+            return self.solver.init(self.prior, problem, point, noise, x_init)
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
         return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
@@ -163,12 +166,25 @@ class _Run:
         def one(of_image: list[Any]) -> Any:
             values = (v if axis is None else i for v, i, axis in zip(everything, of_image, axes, strict=True))
             operator, y, sigma_y, key, tape, state = values
-            problem = Problem(operator, y, sigma_y, self.likelihood)
+            problem = _decoded(self.prior, Problem(operator, y, sigma_y, self.likelihood))
             return _advance(self.solver, self.prior, problem, state, k, point, key, tape)
 
         if self.block is None:
             return jax.vmap(one)(of_images)
         return jax.lax.map(one, of_images, batch_size=self.block)
+
+
+def _grid(solver: Solver, prior: Prior, y: Array) -> Any:
+    """Tabulate the steps in the precision of the measurement."""
+    return as_tables(solver.grid(prior.schedule), jnp.finfo(y.dtype).dtype)
+
+
+def _decoded(prior: Prior, problem: Problem) -> Problem:
+    """See a problem as one about the prior's own images: where these are latents, they are decoded first."""
+    if not isinstance(prior, Latent):
+        return problem
+    operator = Composition(problem.operator, Decoder(prior), prior.image_shape)
+    return dataclasses.replace(problem, operator=operator)
 
 
 def _axis(batch: Any | None) -> int | None:
@@ -180,11 +196,11 @@ def _rows(grid: Any, k: Any) -> Any:
 
 
 @jax.jit
-def _start(run: _Run, x_init: Float[Array, "N H W C"] | None) -> tuple[Any, Any]:
+def _start(run: _Run, x_init: Float[Array, "N ..."] | None) -> tuple[Any, Any]:
     """Make the grid and the carry: the first states, and tables (of NaN) for what the steps will report."""
-    grid = run.solver.grid(run.prior.schedule)
+    grid = _grid(run.solver, run.prior, run.y)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
-    state = run.init(x_init)
+    state = run.init(_rows(grid, 0), x_init)
     _, row = jax.eval_shape(run.step, state, 0, _rows(grid, 0))
     tables = jax.tree.map(lambda r: jnp.full((r.shape[0], num_steps, *r.shape[1:]), jnp.nan, r.dtype), row)
     return grid, (state, tables)
@@ -207,7 +223,7 @@ def block_size(num_images: int, shape: ImageShape) -> int | None:
     """Choose how many images a step takes at a time; a divisor, so that one program serves all blocks."""
     if jax.default_backend() != "cpu":
         return None
-    most = max(1, CPU_BLOCK // (shape[0] * shape[1]))
+    most = max(1, CPU_BLOCK // math.prod(shape[:-1]))
     return max(n for n in range(1, most + 1) if num_images % n == 0)
 
 
@@ -248,8 +264,8 @@ def _run_chunk(carry: Any, start: Any, stop: Any, grid: Any, run: _Run) -> Any:
 
 
 @jax.jit
-def _finish_batch(solver: Solver, carry: Any) -> Solution:
-    return jax.vmap(functools.partial(_finish, solver))(*carry)
+def _finish_batch(solver: Solver, prior: Prior, carry: Any) -> Solution:
+    return jax.vmap(functools.partial(_finish, solver, prior))(*carry)
 
 
 def solve(
@@ -261,8 +277,8 @@ def solve(
     keys: Key[Array, " N"],
     *,
     operator_axis: int | None = None,
-    x_init: Float[Array, "N H W C"] | None = None,
-    noise: Float[Array, "N K draws H W C"] | None = None,
+    x_init: Float[Array, "N ..."] | None = None,
+    noise: Float[Array, "N K draws ..."] | None = None,
     likelihood: Likelihood | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
@@ -315,7 +331,7 @@ def solve(
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.
     looped = backend != "cpu" or not solver.cost(operator).network_gradients
     block = block_size(num_images, shape) if mesh is None and looped else None
-    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, shape, operator_axis, sigma_axis, block)
+    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, operator_axis, sigma_axis, block)
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)
     grid, carry = _start(run, x_init)
@@ -324,7 +340,7 @@ def solve(
     _check_tape(noise, num_steps, 1)
 
     def preview() -> np.ndarray:
-        return np.asarray(_finish_batch(solver, carry).x)
+        return np.asarray(_finish_batch(solver, run.prior, carry).x)
 
     def report(step: int) -> bool:
         if on_chunk is None:
@@ -342,7 +358,7 @@ def solve(
             break
         carry = run_chunk(carry, start, stop, grid, run)
         stopped, done = report(stop), stop
-    return dataclasses.replace(_finish_batch(solver, carry), cost=solver.cost(operator) * done)
+    return dataclasses.replace(_finish_batch(solver, run.prior, carry), cost=solver.cost(operator) * done)
 
 
 def raise_if_not_finite(solution: Solution) -> None:

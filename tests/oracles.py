@@ -4,6 +4,24 @@ import itertools
 
 import numpy as np
 
+
+def timesteps(num_steps, spacing="even", total=1000):
+    """Timesteps of a walk over a table, ending at the clean image, -1; written down apart from the package."""
+    count = total if num_steps is None else num_steps
+    if spacing == "even":
+        walked = np.round(np.linspace(total - 1, 0, count))
+    elif spacing == "strided":
+        walked = np.arange(count)[::-1] * total // count
+    else:
+        walked = total - 1 - np.minimum(np.floor(total * np.sqrt(np.linspace(0, 1, count))), total - 1)
+    return np.append(walked, -1).astype(int)
+
+
+def to_least(num_steps, spacing="even", total=1000):
+    """The same for num_steps updates that end at timestep 0."""
+    return timesteps(total if num_steps is None else num_steps + 1, spacing, total)[:-1]
+
+
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 

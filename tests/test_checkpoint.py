@@ -31,7 +31,7 @@ def weight_files(folder):
 def test_a_converted_prior_loads(folder, state_dict):
     prior = dd.load_prior(folder, dtype="bfloat16")
     assert prior.image_shape == (16, 16, 3)
-    assert prior.schedule.num_timesteps == 1000
+    assert prior.schedule.num_levels == 1000
     assert getattr(prior.module, "dtype") == "bfloat16"  # noqa: B009 - not in the protocol
     np.testing.assert_allclose(prior.params["norm_out"]["scale"], state_dict["out.0.weight"], rtol=1e-3)
 

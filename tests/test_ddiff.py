@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import gaussian_prior
-from oracles import ddiff, ddiff_memoryless, gaussian_denoise, perturbation, start, tape_row, wave
+from oracles import ddiff, ddiff_memoryless, gaussian_denoise, perturbation, start, tape_row, to_least, wave
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.schedule import respaced_timesteps
 from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers.base import as_tables
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits; two runs in float32 and float64 end 2.5e-6 apart
 CHAOTIC = 5e-3  # the deblurring fixture: float32 and float64 runs of the original end this far apart
@@ -80,7 +80,7 @@ def test_every_variant_equals_a_float64_loop(noise_schedule, dual, num_steps):
         matrix,
         flat[0].ravel(),
         flat[1].ravel(),
-        respaced_timesteps(1000, num_steps),
+        to_least(num_steps),
         flat[2].reshape(1000, -1),
         gamma=20.0 * math.sqrt(N * N / 256**2),
         t0=30,
@@ -103,7 +103,7 @@ def test_unnormalised_step_of_the_paper_equals_a_float64_loop():
         matrix,
         flat[0].ravel(),
         flat[1].ravel(),
-        respaced_timesteps(1000, 40),
+        to_least(40),
         flat[2].reshape(1000, -1),
         gamma=1e-4,
         t0=1,
@@ -125,7 +125,7 @@ def test_the_dual_variable_has_no_memory():
         matrix,
         flat[0].ravel(),
         flat[1].ravel(),
-        respaced_timesteps(1000, None),
+        to_least(None),
         flat[2].reshape(1000, -1),
         gamma=20.0 * math.sqrt(N * N / 256**2),
         t0=1,
@@ -138,15 +138,17 @@ def test_the_dual_variable_always_has_the_length_of_the_step():
     operator, _, y, x_init, _ = small_problem()
     solver = DDiff(gamma=20.0)
     prior = gaussian_prior((N, N, 3))
-    grid = solver.grid(prior.schedule)
+    grid = as_tables(solver.grid(prior.schedule), jnp.float32)
     problem = dd.Problem(operator, y, 0.05)
-    state = solver.init(prior, problem, (N, N, 3), dd.KeyNoise(jax.random.key(0)), x_init)
+    state = solver.init(
+        prior, problem, jax.tree.map(lambda column: column[0], grid), dd.KeyNoise(jax.random.key(0)), x_init
+    )
     step = jax.jit(solver.step)
     for k in (0, 1, 500, 908, 909, 998):
         point = jax.tree.map(lambda column, k=k: column[k], grid)
-        z = prior.denoise(state.x_t, point.t)
+        z = prior.denoise(state.x_t, point.level)
         state, info = step(prior, problem, state, point, dd.KeyNoise(jax.random.key(k)))
-        want = 20.0 * (3.3 if point.t > 90 else 0.1) * math.sqrt(N * N / 256**2)
+        want = 20.0 * (3.3 if point.level.time > 90 else 0.1) * math.sqrt(N * N / 256**2)
         np.testing.assert_allclose(np.linalg.norm(np.asarray(state.u)), want, rtol=1e-5)
         assert info.dual is not None
         assert info.gap is not None
@@ -163,13 +165,13 @@ def test_without_a_dual_variable_none_is_reported(fields):
     assert info.dual is None
     if solver.gamma is not None:  # then x - z is the step
         assert info.gap is not None
-        want = 20.0 * (3.3 * (np.asarray(respaced_timesteps(1000, 4))[:-1] > 90)) * math.sqrt(N * N / 256**2)
+        want = 20.0 * (3.3 * (np.asarray(to_least(4))[:-1] > 90)) * math.sqrt(N * N / 256**2)
         np.testing.assert_allclose(info.gap, want, rtol=1e-5)
 
 
 def test_step_down_and_noise_stop_where_the_paper_says():
     grid = DDiff(gamma=1.0, t0=50).grid(dd.linear_schedule())
-    t = np.asarray(grid.t)
+    t = np.asarray(grid.level.time)
     np.testing.assert_allclose(np.asarray(grid.gamma), np.where(t > 90, 3.3, 0.1), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(grid.w_n) > 0, t > 50)
     assert t[0] == 999 and t[-1] == 1

@@ -13,6 +13,7 @@ from ddiff_jax import cli, reproduction
 from ddiff_jax.operators import released_box_mask
 from ddiff_jax.reproduction import Published, ledger, plan_study, published
 from ddiff_jax.schedule import linear_schedule
+from ddiff_jax.solvers.base import count_steps
 
 
 def test_the_published_numbers_are_read_strictly_and_none_is_there_twice():
@@ -50,7 +51,7 @@ def test_every_cell_of_the_miniature_can_be_set_up(study, tmp_path):
             except ValueError as error:  # the only reason: nobody has tuned this solver for this task yet
                 assert f"solver {cell.solver} has no preset for faces64/{cell.task}" in str(error)
                 continue
-            jax.eval_shape(settings.solver.grid, schedule)
+            count_steps(settings.solver, schedule)
 
 
 def test_the_masks_are_those_of_the_released_code(tmp_path):

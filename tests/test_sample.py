@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import gaussian_prior
-from oracles import ALPHA_BAR
+from oracles import ALPHA_BAR, timesteps
 from PIL import Image as Pillow
 
 import ddiff_jax as dd
 from ddiff_jax.cli import main
 from ddiff_jax.cli.sample import grid
-from ddiff_jax.schedule import timesteps_to_clean
 from ddiff_jax.solvers.sampling import Sampler, nothing
 
 SHAPE = (4, 4, 2)
@@ -35,7 +34,7 @@ def test_sampler_equals_a_float64_loop(eta):
     tape = jax.random.normal(jax.random.key(2), (1, steps, 1, *SHAPE))
     solution = draw(Sampler(eta=eta, num_steps=steps), keys, clip=True, x_init=x_init, noise=tape)
     x, n = np.asarray(x_init[0], np.float64), np.asarray(tape[0, :, 0], np.float64)
-    for k, (t, s) in enumerate(itertools.pairwise(timesteps_to_clean(1000, steps))):
+    for k, (t, s) in enumerate(itertools.pairwise(timesteps(steps))):
         ab, ab_s = ALPHA_BAR[t], ALPHA_BAR[s] if s >= 0 else 1.0
         z = np.clip(MEAN + np.sqrt(ab) * VAR / (ab * VAR + 1 - ab) * (x - np.sqrt(ab) * MEAN), -1, 1)
         eps = (x - np.sqrt(ab) * z) / np.sqrt(1 - ab)

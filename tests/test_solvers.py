@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import solver_oracles as oracle
 from conftest import gaussian_prior
-from oracles import perturbation, start, tape_row, wave
+from oracles import perturbation, start, tape_row, timesteps, to_least, wave
 from solver_oracles import Model
 
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.operators import DecomposableOperator, Decomposition
-from ddiff_jax.schedule import respaced_timesteps, strided_timesteps, timesteps_to_clean
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, REDDiff
 from ddiff_jax.solvers.sampling import Sampler
 
@@ -77,7 +76,7 @@ def test_diffpir_fixture():
 
 
 def test_diffpir_walks_the_published_timesteps_and_weights():
-    t = DiffPIR(num_steps=19).grid(dd.linear_schedule()).t
+    t = DiffPIR(num_steps=19).grid(dd.linear_schedule()).level.time
     published = [999, 770, 675, 602, 541, 487, 438, 393, 351, 311, 274, 239, 205, 172, 141, 111, 82, 54, 26]
     np.testing.assert_array_equal(t, published)
     variance = DiffPIR(spacing="uniform", num_steps=999).grid(dd.linear_schedule()).variance
@@ -92,12 +91,14 @@ def test_daps_walks_the_published_noise_levels():
     want = [100, 97.8252053, 95.6910778, 7.1771323, 0.1123904, 0.1060402]
     np.testing.assert_allclose(np.asarray(grid.sigma_ve)[[0, 1, 2, 100, 198, 199]], want, rtol=1e-5)
     np.testing.assert_allclose(grid.nodes[0], [100, 33.0348895, 8.8564417, 1.7479650, 0.2106299, 0.01], rtol=1e-5)
-    np.testing.assert_allclose(grid.t[0, 0], 956.1496, rtol=1e-6)
+    np.testing.assert_allclose(grid.level.time[0, 0], 956.1496, rtol=1e-6)
     assert grid.next_sigma_ve[-1] == 0
     published = DAPS(lr=1e-4, variant="published").grid(dd.linear_schedule())
     np.testing.assert_allclose(published.sigma_ve[-1], 0.1, rtol=1e-5)
     np.testing.assert_allclose(published.nodes[0, 4:], [0.01, 0.0], rtol=1e-5)
-    np.testing.assert_allclose(DAPS(lr=1e-4, timestep="table").grid(dd.linear_schedule()).t[0, 0], 953.05, atol=0.01)
+    np.testing.assert_allclose(
+        DAPS(lr=1e-4, timestep="table").grid(dd.linear_schedule()).level.time[0, 0], 953.05, atol=0.01
+    )
 
 
 @functools.cache
@@ -121,9 +122,9 @@ def cases():
 
 
 STRIDED, TO_CLEAN, RESPACED = (
-    strided_timesteps(1000, STEPS),
-    timesteps_to_clean(1000, STEPS),
-    respaced_timesteps(1000, STEPS),
+    timesteps(STEPS, "strided"),
+    timesteps(STEPS),
+    to_least(STEPS),
 )
 GAMMA = 0.3 * TO_256
 DIFFPIR: dict[str, Any] = {"zeta": 0.3, "eta": 0.4}
@@ -137,8 +138,7 @@ def pnp(model, x, tape, **options):
 
 
 def pir(model, x, tape, step):
-    timesteps = DiffPIR(num_steps=STEPS)._timesteps(1000)
-    return oracle.diffpir(model, x, timesteps, tape, step=step, lam=LAM[step], **DIFFPIR)
+    return oracle.diffpir(model, x, to_least(STEPS, "quad"), tape, step=step, lam=LAM[step], **DIFFPIR)
 
 
 # Solver, the same in float64, and whether the prior clips.
@@ -247,8 +247,8 @@ def test_hqs_as_released_is_a_table_of_values_for_ddiff():
         (lambda: DDiff(accumulate=True), "give gamma and leave dual=True"),
         (lambda: DDiff(1.0, dual=False, accumulate=True), "give gamma and leave dual=True"),
         (lambda: DiffPIR(zeta=1.5), "zeta must be fraction"),
-        (lambda: DiffPIR(num_steps=0).grid(dd.linear_schedule()), "at least 1"),
-        (lambda: DiffPIR(num_steps=700).grid(dd.linear_schedule()), "with quad spacing up to about 500"),
+        (lambda: DiffPIR(num_steps=0).grid(dd.linear_schedule()), "between 1 and 1000"),
+        (lambda: DiffPIR(num_steps=700).grid(dd.linear_schedule()), "at most about 500"),
         (lambda: DPS(zeta=-1.0), "zeta must be non-negative"),
         (lambda: DPS(1.0, num_steps=1001).grid(dd.linear_schedule()), "between 1 and 1000"),
         (lambda: DAPS(1e-4, ode_steps=0), "ode_steps must be at least 1"),

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import gaussian_prior
-from oracles import ALPHA_BAR
+from oracles import ALPHA_BAR, timesteps
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.schedule import strided_timesteps
 from ddiff_jax.solvers import DDNM, DDRM, PiGDM
+from ddiff_jax.solvers.base import as_tables
 
 SHAPE = (8, 8, 2)
 MEAN, VAR = 0.1, 0.2
@@ -39,6 +39,10 @@ def dense(operator):
     size = int(np.prod(SHAPE))
     images = jnp.eye(size, dtype=jnp.float32).reshape(size, *SHAPE)
     return np.asarray(jax.vmap(operator.forward)(images), np.float64).reshape(size, -1).T
+
+
+def first_row(solver):
+    return jax.tree.map(lambda column: column[0], as_tables(solver.grid(dd.linear_schedule()), jnp.float32))
 
 
 def levels(t):
@@ -144,8 +148,8 @@ def distance_to(loop, solver, operator, matrix, sigma_y, **arguments):
     got = np.asarray(run(solver, operator, y, sigma_y), np.float64).ravel()
     y, x_init, tape = (np.asarray(a, np.float64) for a in (y, *draws(solver.num_steps)))
     tape = tape.reshape(solver.num_steps, -1)
-    timesteps = strided_timesteps(1000, solver.num_steps)
-    want = loop(matrix, y.ravel(), x_init.ravel(), timesteps, tape, sigma_y=sigma_y, **arguments)
+    walked = timesteps(solver.num_steps, "strided")
+    want = loop(matrix, y.ravel(), x_init.ravel(), walked, tape, sigma_y=sigma_y, **arguments)
     return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
@@ -188,21 +192,24 @@ def test_starts_are_the_published_ones(case):
             use_data = s[i] * sigma > sigma_y
             missing = np.sqrt(sigma**2 - sigma_y**2 / s[i] ** 2) if use_data else 0.0
             want[i] = seen[i] / s[i] + missing * n[i] if use_data else sigma * n[i]
-        got = DDRM().init(prior, problem, SHAPE, dd.KeyNoise(key))
+        got = DDRM().init(prior, problem, first_row(DDRM()), dd.KeyNoise(key))
         np.testing.assert_allclose(np.asarray(got).ravel(), np.sqrt(ab) * vt.T @ want, atol=1e-4)
     ab, noise_var = levels(990)
     inverse = np.divide(seen, s, where=s > 0, out=np.zeros(len(s)))
-    got = PiGDM().init(prior, problem, SHAPE, dd.KeyNoise(key))
+    got = PiGDM().init(prior, problem, first_row(PiGDM()), dd.KeyNoise(key))
     np.testing.assert_allclose(
         np.asarray(got).ravel(), vt.T @ (np.sqrt(ab) * inverse + np.sqrt(noise_var) * n), atol=1e-4
     )
 
 
 def test_timesteps_are_the_published_ones():
-    np.testing.assert_array_equal(strided_timesteps(1000, 20), [*range(950, -1, -50), -1])
-    np.testing.assert_array_equal(strided_timesteps(1000, 100), [*range(990, -1, -10), -1])
-    np.testing.assert_array_equal(strided_timesteps(1000, 1000), range(999, -2, -1))
-    uneven = strided_timesteps(1000, 300)
+    def strided(num_steps):
+        return dd.linear_schedule().levels(num_steps, "strided").time
+
+    np.testing.assert_array_equal(strided(20), [*range(950, -1, -50), -1])
+    np.testing.assert_array_equal(strided(100), [*range(990, -1, -10), -1])
+    np.testing.assert_array_equal(strided(1000), range(999, -2, -1))
+    uneven = strided(300)
     assert len(uneven) == 301 and np.all(np.diff(uneven) < 0) and list(uneven[-2:]) == [0, -1]
 
 

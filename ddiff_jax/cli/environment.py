@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ddiff_jax._version import __version__
-from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior
 
 
 def versions() -> dict[str, str]:
@@ -67,6 +67,6 @@ def use_compilation_cache() -> None:
 def evaluation_flops(prior: DiffusionPrior) -> float:
     """Count the floating-point operations of one evaluation of the network on one image, without compiling it."""
     x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
-    t = jax.ShapeDtypeStruct((), jnp.int32)
-    analysis = jax.jit(lambda prior, x, t: prior.eps(x, t)).lower(prior, x, t).cost_analysis()
+    level = jax.tree.map(jnp.float32, prior.schedule.levels(1)[0])
+    analysis = jax.jit(lambda prior, x, level: prior.denoise(x, level)).lower(prior, x, level).cost_analysis()
     return float((analysis or {}).get("flops", float("nan")))

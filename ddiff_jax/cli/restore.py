@@ -37,10 +37,10 @@ from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings, resolve
 from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
-from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restarts import nearest_equivalent, solve_restarts
 from ddiff_jax.solve import Progress, Solution
-from ddiff_jax.solvers.base import check_operator
+from ddiff_jax.solvers.base import check_operator, count_steps
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 LISTED = 20  # rows of the closing list
@@ -178,7 +178,7 @@ class _Restoration:
         options, settings, device = self.options, self.settings.as_dict(), jax.devices()[0]
         solver = self.settings.solver
         check_operator(solver, operator)
-        num_steps = jax.tree.leaves(jax.eval_shape(solver.grid, prior.schedule))[0].shape[0]
+        num_steps = count_steps(solver, prior.schedule)
         cost = solver.cost(operator) * num_steps * options.restarts
         gflop = evaluation_flops(prior) / 1e9
         card = self.settings.card

@@ -24,8 +24,9 @@ from ddiff_jax.cli.jobs import prepare
 from ddiff_jax.cli.restore import CHUNKS
 from ddiff_jax.cli.settings import check_label
 from ddiff_jax.noise import image_keys
-from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
+from ddiff_jax.solvers.base import count_steps
 from ddiff_jax.solvers.sampling import Sampler, nothing
 
 GRID_IMAGES = 100  # that many samples at most are shown together
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
     if options.cache:
         use_compilation_cache()
     prior = load_prior(options.prior, dtype=options.dtype).with_label(options.label)
-    jax.eval_shape(sampler.grid, prior.schedule)  # says now what is wrong with the number of steps
+    count_steps(sampler, prior.schedule)  # says now what is wrong with the number of steps
     return _Sampling(options, card, prior, sampler, size).run()
 
 

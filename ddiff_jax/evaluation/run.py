@@ -22,7 +22,7 @@ from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
 from ddiff_jax.metrics import BACKBONES, METRICS, load_lpips, measure
 from ddiff_jax.noise import restart_keys
-from ddiff_jax.prior import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
 
 TRACE_POINTS = 100  # kept of what the steps report

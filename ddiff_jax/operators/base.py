@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
-
-ImageShape = tuple[int, int, int]
+from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey, Scalar
 
 
 @runtime_checkable
@@ -22,7 +20,7 @@ class Operator(Protocol):
     """
 
     def forward(self, x: Image) -> Measurement:
-        """Map one image [H, W, C] in [-1, 1] to its measurement."""
+        """Map one image in [-1, 1], channels last, to its measurement."""
         ...
 
 
@@ -36,7 +34,7 @@ class LinearOperator:
     image_shape: ImageShape
 
     def forward(self, x: Image) -> Measurement:
-        """Map one image [H, W, C] to its measurement."""
+        """Map one image to its measurement."""
         raise NotImplementedError
 
     def adjoint(self, y: Measurement) -> Image:

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator
+from ddiff_jax.operators.base import LinearOperator
 from ddiff_jax.operators.motion_blur import motion_blur
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, Measurement, PRNGKey
+from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey
 
 # The response curve of sRGB (IEC 61966-2-1): linear near black, an offset power law above. The standard rounds the
 # place where they meet (0.0031308, slope 12.92); these are the values before rounding, for which curve and slope are

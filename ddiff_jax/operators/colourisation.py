@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 # Weights of red, green and blue in the luma of gamma-encoded pictures: ITU-R BT.601-7 section 2.5.1, BT.709-6 item 3.2.
 LUMA = {"rec601": (0.299, 0.587, 0.114), "rec709": (0.2126, 0.7152, 0.0722)}

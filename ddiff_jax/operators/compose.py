@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
+from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 
 @pytree_dataclass

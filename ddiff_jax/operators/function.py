@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator, check_shape
+from ddiff_jax.operators.base import LinearOperator, Operator, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 
 @pytree_dataclass

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_mask, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, check_mask, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement, PRNGKey
+from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey
 
 
 @pytree_dataclass

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ddiff_jax.operators.base import ImageShape
 from ddiff_jax.operators.blur import Blur, blur
-from ddiff_jax.types import PRNGKey
+from ddiff_jax.types import ImageShape, PRNGKey
 
 EPSILON = 0.1  # keeps steps and angles from vanishing at intensity 1 and 0
 MAX_SIZE = 105  # above, the original draws the trajectory with a pen of two pixels, whose outline is Pillow's own

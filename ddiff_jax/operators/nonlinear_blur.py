@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators.base import ImageShape, check_shape
+from ddiff_jax.operators.base import check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement, Params
+from ddiff_jax.types import Image, ImageShape, Measurement, Params
 
 CODE_STD = 1.2  # of the published kernel codes
 

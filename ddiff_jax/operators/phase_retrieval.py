@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from ddiff_jax.operators.base import ImageShape, check_shape
+from ddiff_jax.operators.base import check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 RANGES = ((-1, 1), (0, 1))
 

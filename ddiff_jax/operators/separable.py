@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators.base import DecomposableOperator, Decomposition, ImageShape, check_shape
+from ddiff_jax.operators.base import DecomposableOperator, Decomposition, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 
 @pytree_dataclass

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import ImageShape, LinearOperator, check_shape
+from ddiff_jax.operators.base import LinearOperator, check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.types import Image, Measurement
+from ddiff_jax.types import Image, ImageShape, Measurement
 
 
 @pytree_dataclass

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators import OPERATORS
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.schedule import NoiseSchedule
+from ddiff_jax.schedule import Level, Schedule
 from ddiff_jax.types import Image
 
 State = TypeVar("State")
@@ -88,14 +88,15 @@ class Solver(Protocol[State]):
         """Declare what one step costs with this operator."""
         ...
 
-    def grid(self, schedule: NoiseSchedule) -> PyTree[Shaped[Array, "K ..."]]:
-        """Tabulate all per-step numbers: a pytree whose leaves have K rows, one per step."""
+    def grid(self, schedule: Schedule) -> PyTree[Shaped[Array | np.ndarray, "K ..."]]:
+        """Tabulate all per-step numbers: a pytree whose leaves have K rows, one per step.
+
+        Schedules answer in float64; the driver casts the table to the type that the run computes in.
+        """
         ...
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
-        """Make the first state, from `x_init` where it is given."""
+    def init(self, prior: Prior, problem: Problem, point: Any, noise: Noise, x_init: Image | None = None) -> State:
+        """Make the first state, from `x_init` where it is given; `point` is the first row of the grid."""
         ...
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Any, noise: Noise) -> tuple[State, StepInfo]:
@@ -147,6 +148,34 @@ def serving(*needs: str) -> list[str]:
         for name, factory in OPERATORS.items()
         if inspect.isclass(made_by(factory)) and all(hasattr(made_by(factory), need) for need in needs)
     ]
+
+
+def start(prior: Prior, level: Level, noise: Noise) -> Image:
+    """Draw the noisy state that a walk from this level starts at: N(0, I) for variance-preserving levels."""
+    return level.scale * noise.draw(0, prior.image_shape)
+
+
+def wide(value: Any) -> Any:
+    """Cast a hyper-parameter or a column to the type in which tables are made: float64 where there is it."""
+    return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, jax.Array) else np.asarray(value, np.float64)
+
+
+def as_tables(grid: Any, dtype: Any) -> Any:
+    """Cast the numbers of a grid to the type that a run computes in; whole numbers stay whole."""
+
+    def cast(column: Any) -> Array:
+        return jnp.asarray(column, dtype if jnp.issubdtype(column.dtype, jnp.floating) else None)
+
+    return jax.tree.map(cast, grid)
+
+
+def count_steps(solver: Solver, schedule: Schedule) -> int:
+    """Count the steps that a solver makes on a schedule.
+
+    Raises:
+        ValueError: the schedule does not have as many levels as the solver wants.
+    """
+    return jax.tree.leaves(solver.grid(schedule))[0].shape[0]
 
 
 def size_factor(x: Image) -> float:

@@ -1,18 +1,19 @@
 """DAPS: decoupled annealing posterior sampling (CVPR 2025)."""
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
+from ddiff_jax.schedule import PUBLISHED, Level, Schedule
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
 from ddiff_jax.types import Image, Scalar
 
 # The continuous process of Song et al. whose noise levels DAPS hands to the network.
@@ -28,7 +29,7 @@ class Grid:
     next_sigma_ve: Float[Array, " K"]
     lr: Float[Array, " K"]
     nodes: Float[Array, "K nodes"]  # noise levels of the probability flow
-    t: Float[Array, "K J"]  # their timesteps, fractional
+    level: Level  # of the prior's schedule, for the first J nodes: signal (x_0 + sigma n) is what the prior takes
 
 
 @pytree_dataclass
@@ -46,7 +47,8 @@ class DAPS:
     For noise levels sigma_0 = 100 > ... > sigma_(K-1), then 0:
 
     1. w = x_t. Over nodes tau_0 = sigma_i > ... > tau_J: w <- w + (tau_(j+1) - tau_j) / tau_j (w - D(w, tau_j)), with
-       D(w, tau) = w - tau eps(w / sqrt(1 + tau^2), t(tau)), not clipped. Call the result x_0.
+       D the denoiser, not clipped: w - tau eps(w / sqrt(1 + tau^2), t(tau)) for the published networks. Call the
+       result x_0.
     2. Langevin: w <- w + lr_i s + sqrt(2 lr_i) n, with s = -c / tau^2 J^T (A(w) - y) + (x_0 - w) / r_i^2, where
        r_i = sigma_i. With a momentum m instead, from a normal velocity:
        v <- m v + sqrt(lr_i) s + sqrt(2 (1 - m)) n, w <- w + sqrt(lr_i) v.
@@ -75,8 +77,8 @@ class DAPS:
         ode_steps: J.
         langevin_steps: steps of the dynamics per annealing step.
         variant: "current" or "published".
-        timestep: t(tau): "continuous" as published, from the continuous process, up to 3 steps off, for the linear
-            schedule only; "table" inverts the prior's own schedule.
+        timestep: t(tau) with the published schedule: "continuous" as published, from the continuous process, up to 3
+            steps off; "table" inverts the schedule. With all other schedules it is inverted in any case.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -118,34 +120,31 @@ class DAPS:
         draws = self.langevin_steps + (1 if self.momentum is None else 2)
         return Cost(network_evaluations=self.ode_steps, operator_gradients=self.langevin_steps, normal_draws=draws)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
+    def grid(self, schedule: Schedule) -> Grid:
         """Tabulate noise levels, step sizes and nodes."""
         is_current = self.variant == "current"
-        k, j = jnp.arange(self.num_steps, dtype=jnp.float32), jnp.arange(self.ode_steps + 1, dtype=jnp.float32)
-        sigma_ve = _spaced(self.sigma_max, self.sigma_min, k / max(self.num_steps - (not is_current), 1))
+        k, j = jnp.arange(self.num_steps, dtype=float), jnp.arange(self.ode_steps + 1, dtype=float)
+        sigma_ve = _spaced(wide(self.sigma_max), wide(self.sigma_min), k / max(self.num_steps - (not is_current), 1))
         ratio = k / (self.num_steps + is_current)
         nodes = _spaced(sigma_ve[:, None], 0.01, j[None] / max(self.ode_steps - (not is_current), 1))
         if not is_current:
             nodes = nodes.at[:, -1].set(0.0)
-        if self.timestep == "table":
-            t = schedule.timestep(nodes[:, :-1])
-        else:
+        level = schedule.at(nodes[:, :-1])
+        if self.timestep == "continuous" and schedule == PUBLISHED:
             exponent = jnp.log1p(nodes[:, :-1] ** 2)
             t = (jnp.sqrt(BETA_MIN**2 + 2 * BETA_RANGE * exponent) - BETA_MIN) / BETA_RANGE
-            t = (schedule.num_timesteps - 1) * t
+            level = dataclasses.replace(level, time=(schedule.num_levels - 1) * t)
         return Grid(
             sigma_ve=sigma_ve,
             next_sigma_ve=jnp.append(sigma_ve[1:], 0.0),
-            lr=self.lr * (1 + ratio * (self.lr_min_ratio - 1)),
+            lr=wide(self.lr) * (1 + ratio * (wide(self.lr_min_ratio) - 1)),
             nodes=nodes,
-            t=t,
+            level=level,
         )
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at sigma_max n, or at `x_init` taken as the noisy state in units of x_0 + sigma n."""
-        x_t = self.sigma_max * noise.draw(0, shape) if x_init is None else x_init
+        x_t = point.sigma_ve * noise.draw(0, prior.image_shape) if x_init is None else x_init
         return State(x_t, x_t)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
@@ -156,12 +155,12 @@ class DAPS:
         return State(w + point.next_sigma_ve * renoise, w), StepInfo(misfit)
 
     def _flow(self, prior: Prior, x_t: Image, point: Grid) -> Image:
-        def body(w: Image, node: tuple[Array, Array, Array]) -> tuple[Image, None]:
-            tau, next_tau, t = node
-            eps = prior.eps(w / jnp.sqrt(1 + tau**2), t)
+        def body(w: Image, node: tuple[Array, Array, Level]) -> tuple[Image, None]:
+            tau, next_tau, level = node
+            _, eps = predict(prior, level.signal * w, level)
             return w + (next_tau - tau) * eps, None  # (w - D) / tau is eps
 
-        w, _ = jax.lax.scan(body, x_t, (point.nodes[:-1], point.nodes[1:], point.t))
+        w, _ = jax.lax.scan(body, x_t, (point.nodes[:-1], point.nodes[1:], point.level))
         return w
 
     def _walk(self, problem: Problem, x_0: Image, point: Grid, noise: Noise) -> tuple[Float[Array, ""], Image]:
@@ -193,7 +192,7 @@ class DAPS:
         return state.x
 
 
-def _spaced(first: Array | Scalar, last: Scalar, share: Array) -> Array:
+def _spaced(first: Any, last: Any, share: Array) -> Array:
     """Place noise levels between two: share 0 is the first, 1 the last, evenly in the 7th root."""
-    first, last = (jnp.asarray(level, jnp.float32) ** (1 / EXPONENT) for level in (first, last))
+    first, last = (jnp.asarray(level) ** (1 / EXPONENT) for level in (first, last))
     return (first + share * (last - first)) ** EXPONENT

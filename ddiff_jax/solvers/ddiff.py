@@ -4,30 +4,40 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm, size_factor
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, published_time, walk
+from ddiff_jax.solvers.base import (
+    TINY,
+    Cost,
+    StepInfo,
+    check_choice,
+    coerce,
+    derivative_norm,
+    norm,
+    size_factor,
+    start,
+    wide,
+)
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    gamma: Float[Array, " K"] | None  # step length before it is scaled to the image's size
-    memory: Float[Array, " K"]  # 0 in the first step, where there is no x to compare with yet, then 1
-    signal: Float[Array, " K"]  # sqrt(ab_t)
-    sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
-    next_signal: Float[Array, " K"]  # sqrt(ab_t')
-    w_eps: Float[Array, " K"]
-    w_n: Float[Array, " K"]
+    level: Level
+    gamma: Column | None  # step length before it is scaled to the image's size
+    memory: Column  # 0 in the first step, where there is no x to compare with yet, then 1
+    next_signal: Column
+    w_eps: Column
+    w_n: Column
 
 
 @pytree_dataclass
@@ -43,17 +53,17 @@ class State:
 class DDiff:
     r"""Minimise ||y - A(x)||^2 / (2 sigma_y^2) - log p(x) by splitting x = z with a scaled dual variable u.
 
-    Every step goes from timestep t to the next one t', with ab the cumulative products of the schedule:
+    Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the least noisy:
 
-    1. z = denoise(x_t), clipped to [-1, 1]: the prior step, on the diffusion manifold.
+    1. z = denoise(x_t), clipped if the prior clips: the prior step, on the diffusion manifold.
     2. v = z - u.
     3. g = the gradient of ||y - A(v)||^2 / 2, divided by its norm: sigma_y cancels.
     4. x = v - gamma_t g: the data step.
-    5. eps_hat = (x_t - sqrt(ab_t) x) / sqrt(1 - ab_t).
+    5. eps_hat = (x_t - a x) / b.
     6. n ~ N(0, I) while t > t0, then n = 0.
-    7. x_t' = sqrt(ab_t') (x + u) + w_eps eps_hat + w_n n, where
-       "full":      w_eps = 0,                       w_n = sqrt(1 - ab_t');
-       "posterior": w_eps = sqrt(1 - ab_t' - s_t^2), w_n = s_t, the DDPM posterior's standard deviation.
+    7. x_t' = a' (x + u) + w_eps eps_hat + w_n n, where
+       "full":      w_eps = 0,                   w_n = b';
+       "posterior": w_eps = sqrt(b'^2 - s_t^2),  w_n = s_t, the DDPM posterior's standard deviation.
     8. u <- u + x - z.
 
     Steps 4 and 8 together give u = -gamma_t g: the dual variable remembers one step and accumulates nothing. With
@@ -71,7 +81,8 @@ class DDiff:
             image range [-1, 1]. Other sizes scale it by sqrt(numbers in the image / 196608), so that the change
             per pixel is the same. With `normalise=False` it multiplies the gradient and is not scaled. None chooses
             every step's length as above; a, b, t_gamma and normalise then play no part.
-        t0: the last timestep without fresh noise.
+        t0: the last timestep without fresh noise. Like t_gamma it is one of the published schedule, linear with 1000
+            timesteps; in others it stands for the level with the same noise-to-signal ratio.
         a: factor on gamma while t > t_gamma.
         b: factor on gamma from t_gamma down.
         t_gamma: timestep of the step-down.
@@ -119,44 +130,39 @@ class DDiff:
         extra = 1 if self.gamma is None else 0
         return Cost(network_evaluations=1, operator_evaluations=extra, operator_gradients=1, normal_draws=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate steps 4 to 7 over the chosen timesteps."""
-        timesteps = respaced_timesteps(schedule.num_timesteps, self.num_steps)
-        t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        level = t.astype(jnp.float32)  # t0 and t_gamma are floats, so that they can be swept and stacked
-        sigma_next = jnp.sqrt(schedule.noise_var[t_next])
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate steps 4 to 7 over the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps, to_clean=False)
+        t = wide(published_time(level))  # t0 and t_gamma are floats, so that they can be swept and stacked
         if self.noise_schedule == "full":
-            w_eps, w_n = jnp.zeros_like(sigma_next), sigma_next
+            w_eps, w_n = np.zeros_like(cleaner.sigma), cleaner.sigma
         else:
-            w_n = schedule.posterior_std(t, t_next)
-            w_eps = jnp.sqrt(schedule.noise_var[t_next] - w_n**2)
+            w_n = level.posterior_std(cleaner)
+            w_eps = np.sqrt(cleaner.sigma**2 - w_n**2)
+        factor = jnp.where(t > wide(self.t_gamma), wide(self.a), wide(self.b))
         return Grid(
-            t=t,
-            gamma=None if self.gamma is None else self.gamma * jnp.where(level > self.t_gamma, self.a, self.b),
-            memory=jnp.asarray(t != t[0], jnp.float32),
-            signal=jnp.sqrt(schedule.alpha_bar[t]),
-            sigma_t=jnp.sqrt(schedule.noise_var[t]),
-            next_signal=jnp.sqrt(schedule.alpha_bar[t_next]),
+            level,
+            gamma=None if self.gamma is None else wide(self.gamma) * factor,
+            memory=(np.arange(len(t)) > 0).astype(np.float64),
+            next_signal=cleaner.signal,
             w_eps=w_eps,
-            w_n=jnp.where(level > self.t0, w_n, 0.0),
+            w_n=jnp.where(t > wide(self.t0), w_n, 0.0),
         )
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
-        """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state, with u = 0."""
-        x_t = noise.draw(0, shape) if x_init is None else x_init
-        return State(x_t=x_t, u=jnp.zeros(shape, jnp.float32), x=x_t)
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
+        """Start at noise, or at `x_init` taken as the noisy state, with u = 0."""
+        x_t = start(prior, point.level, noise) if x_init is None else x_init
+        return State(x_t=x_t, u=jnp.zeros_like(x_t), x=x_t)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
-        """Make the update from t to t', steps 1 to 8."""
+        """Make steps 1 to 8."""
         x_t, u = state.x_t, state.u
-        z = prior.denoise(x_t, point.t)
+        z = prior.denoise(x_t, point.level)
         if self.accumulate:
             u = u + point.memory * (state.x - z)
         v = z - u
         misfit, x = data_step(problem, v, point.gamma, normalise=self.normalise)
-        eps_hat = (x_t - point.signal * x) / point.sigma_t
+        eps_hat = point.level.eps(x_t, x)
         n = noise.draw(0, x_t.shape)
         x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
         keeps_dual = self.dual and self.gamma is not None

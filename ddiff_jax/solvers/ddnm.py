@@ -3,48 +3,46 @@
 from typing import cast
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import DecomposableOperator, ImageShape, Operator
-from ddiff_jax.prior import Prior, tweedie
+from ddiff_jax.operators.base import DecomposableOperator, Operator
+from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, walk
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, start
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    next_signal: Float[Array, " K"]  # sqrt(ab_t')
-    next_sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t')
+    level: Level
+    next_signal: Column
+    next_sigma_t: Column
 
 
 @pytree_dataclass
 class DDNM:
     r"""Sample with the range of A taken from the data and its null space from the prior.
 
-    A = U diag(s) V^T is linear. Every step goes from timestep t to the next one t', the last one to t' = -1 where
-    ab = 1:
+    A = U diag(s) V^T is linear. Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one
+    to the clean image:
 
-    1. x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), not clipped.
+    1. x0_hat = (x_t - b eps) / a, not clipped.
     2. x = x0_hat - V diag(lambda) V^T A^+ (A x0_hat - y): the data step. In direction i, A^+ y has the noise
-       sigma_y / s_i, and sqrt(ab_t') x must not have more than belongs to t': lambda_i = 1 where
-       sqrt(ab_t') sigma_y / s_i <= sqrt(1 - ab_t'), else
-       lambda_i = sqrt(1 - eta^2) sqrt(1 - ab_t') s_i / (sqrt(ab_t') sigma_y).
-    3. gamma_i^2 = 1 - ab_t' - ab_t' (lambda_i sigma_y / s_i)^2: the noise that is missing; 1 - ab_t' where s_i = 0.
-    4. x_t' = sqrt(ab_t') x + V diag(gamma) V^T e, where e = n ~ N(0, I) in the directions with lambda_i < 1 and
+       sigma_y / s_i, and a' x must not have more than belongs to the next level: lambda_i = 1 where
+       a' sigma_y / s_i <= b', else lambda_i = sqrt(1 - eta^2) b' s_i / (a' sigma_y).
+    3. gamma_i^2 = b'^2 - (a' lambda_i sigma_y / s_i)^2: the noise that is missing; b'^2 where s_i = 0.
+    4. x_t' = a' x + V diag(gamma) V^T e, where e = n ~ N(0, I) in the directions with lambda_i < 1 and
        e = eta n + sqrt(1 - eta^2) eps in all others.
 
     Without noise lambda = 1, and the result fits y exactly.
 
     Args:
         eta: share of fresh noise in step 4, in [0, 1]; the rest is the predicted noise.
-        num_steps: updates, that is network evaluations: every T / num_steps-th timestep; None is all T.
+        num_steps: updates, that is network evaluations: every T / num_steps-th level; None is all of them.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -68,26 +66,21 @@ class DDNM:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate the noise levels over the chosen timesteps."""
-        timesteps = strided_timesteps(schedule.num_timesteps, self.num_steps)
-        t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        alpha_bar, noise_var = schedule.levels(t_next)
-        return Grid(t=t, next_signal=jnp.sqrt(alpha_bar), next_sigma_t=jnp.sqrt(noise_var))
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps, "strided")
+        return Grid(level, cleaner.signal, cleaner.sigma)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> Image:
-        """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state."""
-        return noise.draw(0, shape) if x_init is None else x_init
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
+        """Start at noise, or at `x_init` taken as the noisy state."""
+        return start(prior, point.level, noise) if x_init is None else x_init
 
     def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
-        """Make the update from t to t', steps 1 to 4."""
+        """Make steps 1 to 4."""
         x_t, operator = state, cast(DecomposableOperator, problem.operator)
         parts = operator.svd()
         inverse = parts.inverse()
-        eps = prior.eps(x_t, point.t)
-        x0_hat = tweedie(prior.schedule, x_t, eps, point.t, clip=False)
+        x0_hat, eps = predict(prior, x_t, point.level)
 
         noise_of_inverse = point.next_signal * problem.sigma_y * inverse
         is_clean = point.next_sigma_t >= noise_of_inverse

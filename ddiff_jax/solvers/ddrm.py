@@ -3,36 +3,35 @@
 from typing import cast
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import DecomposableOperator, ImageShape, Operator
-from ddiff_jax.prior import Prior, tweedie
+from ddiff_jax.operators.base import DecomposableOperator, Operator
+from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
+from ddiff_jax.schedule import Level, Schedule, walk
 from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    next_signal: Float[Array, " K"]  # sqrt(ab_t')
-    next_sigma_ve: Float[Array, " K"]  # sqrt((1 - ab_t') / ab_t')
+    level: Level
+    next_signal: Column
+    next_sigma_ve: Column  # of x_0 + sigma n
 
 
 @pytree_dataclass
 class DDRM:
     r"""Sample every coefficient of A = U diag(s) V^T from the prior, the data or both, whichever is less noisy.
 
-    Let x_bar = V^T x_t / sqrt(ab_t), of noise sigma_ve = sqrt((1 - ab_t) / ab_t), and y_bar = U^T y / s, of noise
+    Let x_bar = V^T x_t / a for a level x_t = a x_0 + b n, of noise sigma_ve = b / a, and y_bar = U^T y / s, of noise
     sigma_y / s. The start has x_bar = y_bar + sqrt(sigma_ve^2 - sigma_y^2 / s^2) n where the data are less noisy
-    than the first timestep, and sigma_ve n elsewhere. Every step goes from timestep t to the next one t', the last
-    one to t' = -1 where sigma_ve = 0; with x0_hat the denoised image, not clipped, eps the predicted noise, X and e
-    their coefficients, n ~ N(0, I) and sigma the sigma_ve of t':
+    than the first level, and sigma_ve n elsewhere. Every step goes from one level to the next, the last one to the
+    clean image where sigma_ve = 0; with x0_hat the denoised image, not clipped, eps the predicted noise, X and e
+    their coefficients, n ~ N(0, I) and sigma the sigma_ve of the next level:
 
     1. s = 0:                    x_bar' = X + sqrt(1 - eta^2) sigma e + eta sigma n.
     2. 0 < s sigma < sigma_y:    x_bar' = X + sqrt(1 - eta^2) sigma s (y_bar - X) / sigma_y + eta sigma n.
@@ -41,15 +40,15 @@ class DDRM:
     Without noise the result fits y exactly.
 
     Args:
-        eta: share of fresh noise where the data are noisier than the timestep, in [0, 1].
+        eta: share of fresh noise where the data are noisier than the level, in [0, 1].
         eta_b: weight of the data where they are less noisy, in [0, 1].
-        num_steps: updates, that is network evaluations: every T / num_steps-th timestep; None is all T.
+        num_steps: updates, that is network evaluations: every T / num_steps-th level; None is all of them.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
 
     Source: the paper's equations 4, 5 and, for the values, its section 5.
-    Differs: (code) x_bar becomes x_t by the factor sqrt(ab_t) at the start as well, where it has 1 / sigma_ve (5e-5
+    Differs: (code) x_bar becomes x_t by the factor a at the start as well, where it has 1 / sigma_ve (5e-5
     less); where s sigma = sigma_y = 0, in the last step without noise, the data count, as in the paper; singular
     values below 3.5e-4 of the largest count as zero, for blurs there those below 0.03 in each factor.
     """
@@ -68,37 +67,30 @@ class DDRM:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate the noise levels over the chosen timesteps."""
-        timesteps = strided_timesteps(schedule.num_timesteps, self.num_steps)
-        t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        alpha_bar, noise_var = schedule.levels(t_next)
-        return Grid(t=t, next_signal=jnp.sqrt(alpha_bar), next_sigma_ve=jnp.sqrt(noise_var / alpha_bar))
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps, "strided")
+        return Grid(level, cleaner.signal, cleaner.ratio)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> Image:
-        """Start at the data with as much noise as belongs to the first timestep, or at `x_init`."""
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
+        """Start at the data with as much noise as belongs to the first level, or at `x_init`."""
         if x_init is not None:
             return x_init
-        first = jnp.asarray(strided_timesteps(prior.schedule.num_timesteps, self.num_steps)[0])
-        alpha_bar, noise_var = prior.schedule.levels(first)
-        n, sigma_ve = noise.draw(0, shape), jnp.sqrt(noise_var / alpha_bar)
+        n, sigma_ve = noise.draw(0, prior.image_shape), point.level.ratio
         parts = cast(DecomposableOperator, problem.operator).svd()
         inverse, n_bar = parts.inverse(), parts.from_image(n)
         missing = jnp.sqrt(jnp.maximum(sigma_ve**2 - (problem.sigma_y * inverse) ** 2, 0.0))
         x_bar = inverse * parts.from_measurement(problem.y) + missing * n_bar
         use_data = (inverse > 0) & (sigma_ve >= problem.sigma_y * inverse)
         correction = jnp.where(use_data, x_bar - sigma_ve * n_bar, 0.0)
-        return jnp.sqrt(alpha_bar) * (sigma_ve * n + parts.to_image(correction))
+        return point.level.signal * (sigma_ve * n + parts.to_image(correction))
 
     def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
-        """Make the update from t to t'."""
+        """Make the update from one level to the next."""
         x_t, sigma_y, sigma = state, problem.sigma_y, point.next_sigma_ve
         parts = cast(DecomposableOperator, problem.operator).svd()
         inverse = parts.inverse()
-        eps, n = prior.eps(x_t, point.t), noise.draw(0, x_t.shape)
-        x0_hat = tweedie(prior.schedule, x_t, eps, point.t, clip=False)
+        (x0_hat, eps), n = predict(prior, x_t, point.level), noise.draw(0, x_t.shape)
         x_bar, n_bar = parts.from_image(x0_hat), parts.from_image(n)  # X and V^T n
         y_bar = inverse * parts.from_measurement(problem.y)
         keep = jnp.sqrt(1 - self.eta**2)

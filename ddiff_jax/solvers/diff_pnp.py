@@ -3,26 +3,25 @@
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, norm
+from ddiff_jax.schedule import Level, Schedule, published_time, walk
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, norm, wide
 from ddiff_jax.solvers.ddiff import data_step
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    gamma: Float[Array, " K"]
-    gain: Float[Array, " K"]  # what w is multiplied with before the network sees it
+    level: Level
+    gamma: Column
+    gain: Column  # what w is multiplied with before the network sees it
 
 
 @pytree_dataclass
@@ -38,9 +37,9 @@ class State:
 class DiffPnPADMM:
     """Plug-and-play ADMM with a diffusion model's denoiser at falling noise levels, and no noise added back.
 
-    At every timestep t, from w ~ N(0, I) and u = 0:
+    At every level x_t = a x_0 + b n, from w ~ N(0, I) and u = 0:
 
-    1. z = denoise(w, t), clipped to [-1, 1]: the network takes w for a noisy state of timestep t.
+    1. z = denoise(w), clipped if the prior clips: the network takes w for a noisy state of this level.
     2. v = z - u.
     3. x = v - gamma_t g, with g the normalised gradient of ||y - A(v)||^2 / 2, as in DDiff.
     4. u <- u + x - z, and w = x + u.
@@ -51,8 +50,8 @@ class DiffPnPADMM:
         b: as in `DDiff`.
         t_gamma: as in `DDiff`.
         num_steps: as in `DDiff`.
-        reading: "literal" hands w to the network as it is, as the paper's text has it; "matched" scales it by
-            sqrt(ab_t) first, to the signal that the network expects at t.
+        reading: "literal" hands w to the network as it is, as the paper's text has it (times sqrt(a^2 + b^2), which
+            is 1 in the published schedule); "matched" scales it by a first, to the signal that the network expects.
         dual: keep the dual variable.
 
     Raises:
@@ -80,27 +79,21 @@ class DiffPnPADMM:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, operator_gradients=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate the timesteps of DDiff and their step lengths."""
-        t = jnp.asarray(respaced_timesteps(schedule.num_timesteps, self.num_steps)[:-1])
-        gain = jnp.sqrt(schedule.alpha_bar[t])
-        return Grid(
-            t=t,
-            gamma=self.gamma * jnp.where(t.astype(jnp.float32) > self.t_gamma, self.a, self.b),
-            gain=jnp.ones_like(gain) if self.reading == "literal" else gain,
-        )
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate the levels of DDiff and their step lengths."""
+        level, _ = walk(schedule, self.num_steps, to_clean=False)
+        factor = jnp.where(wide(published_time(level)) > wide(self.t_gamma), wide(self.a), wide(self.b))
+        return Grid(level, wide(self.gamma) * factor, level.scale if self.reading == "literal" else level.signal)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at w ~ N(0, I), or at `x_init`, with u = 0."""
-        w = noise.draw(0, shape) if x_init is None else x_init
-        return State(w, jnp.zeros(shape, jnp.float32), w)
+        w = noise.draw(0, prior.image_shape) if x_init is None else x_init
+        return State(w, jnp.zeros_like(w), w)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make steps 1 to 4."""
         u = state.u
-        z = prior.denoise(point.gain * state.w, point.t)
+        z = prior.denoise(point.gain * state.w, point.level)
         misfit, x = data_step(problem, z - u, point.gamma)
         if self.dual:
             u = u + x - z

@@ -3,17 +3,26 @@
 from typing import Literal, cast
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, VPSchedule, walk
+from ddiff_jax.solvers.base import (
+    TINY,
+    Cost,
+    StepInfo,
+    check_choice,
+    coerce,
+    derivative_norm,
+    norm,
+    start,
+    wide,
+)
+from ddiff_jax.types import Column, Image, Scalar
 
 # The published code bounds the noise level from below by 0.001 for images in [0, 1], where it is half of ours.
 LEAST_SIGMA = 0.001
@@ -21,15 +30,13 @@ LEAST_SIGMA = 0.001
 
 @pytree_dataclass
 class Grid:
-    """The numbers of every step from t to s."""
+    """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    variance: Float[Array, " K"]  # (1 - ab_t) / ab_t
-    signal: Float[Array, " K"]  # sqrt(ab_t)
-    sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
-    next_signal: Float[Array, " K"]  # sqrt(ab_s)
-    w_eps: Float[Array, " K"]
-    w_n: Float[Array, " K"]
+    level: Level
+    variance: Column  # (b / a)^2
+    next_signal: Column
+    w_eps: Column
+    w_n: Column
 
 
 @pytree_dataclass
@@ -43,13 +50,14 @@ class State:
 class DiffPIR:
     """Alternate a denoiser and a data step, then noise the result to the next level.
 
-    Every step goes from timestep t to the next one s, with ab the cumulative products of the schedule:
+    Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the least noisy:
 
-    1. z = denoise(x_t), clipped to [-1, 1].
-    2. x = argmin ||y - A x||^2 + rho_t ||x - z||^2, with rho_t = lam (sigma_y / 2)^2 ab_t / (1 - ab_t).
-    3. eps_hat = (x_t - sqrt(ab_t) x) / sqrt(1 - ab_t).
-    4. x_s = sqrt(ab_s) x + sqrt(1 - zeta) (sqrt(1 - ab_s - s^2) eps_hat + s n) + sqrt(zeta (1 - ab_s)) n', with
-       s = eta sqrt((1 - ab_s) / (1 - ab_t) beta_t); one draw stands for both n and n'.
+    1. z = denoise(x_t), clipped if the prior clips.
+    2. x = argmin ||y - A x||^2 + rho_t ||x - z||^2, with rho_t = lam (sigma_y / 2)^2 a^2 / b^2.
+    3. eps_hat = (x_t - a x) / b.
+    4. x_t' = a' x + sqrt(1 - zeta) (sqrt(b'^2 - s^2) eps_hat + s n) + sqrt(zeta) b' n', with
+       s = eta b' / b sqrt(beta_t), where beta_t is the variance that a table's own step up to t adds (not that from
+       the next level; for schedules without a table it is); one draw stands for both n and n'.
 
     Args:
         lam: lambda, weight of the prior in the published units: the halved sigma_y in rho_t is the noise level of
@@ -103,49 +111,34 @@ class DiffPIR:
         }[self._data_step_for(operator)]
         return Cost(network_evaluations=1, normal_draws=1, **data)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate steps 2 to 4 over the chosen timesteps."""
-        timesteps = self._timesteps(schedule.num_timesteps)
-        t, s = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        noise_var, next_var = schedule.noise_var[t], schedule.noise_var[s]
-        variance_n = self.eta**2 * next_var / noise_var * schedule.beta(t, t - 1)
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate steps 2 to 4 over the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps, self.spacing, to_clean=False)
+        below = schedule.at_time(level.time / schedule.time_scale - 1) if isinstance(schedule, VPSchedule) else cleaner
+        old, new = (
+            wide(self.eta) ** 2 * (cleaner.sigma / level.sigma) ** 2 * level.step_variance(below),
+            cleaner.sigma**2,
+        )
+        share = wide(self.zeta)
         return Grid(
-            t=t,
-            variance=noise_var / schedule.alpha_bar[t],
-            signal=jnp.sqrt(schedule.alpha_bar[t]),
-            sigma_t=jnp.sqrt(noise_var),
-            next_signal=jnp.sqrt(schedule.alpha_bar[s]),
-            w_eps=jnp.sqrt((1 - self.zeta) * jnp.maximum(next_var - variance_n, 0.0)),
-            w_n=jnp.sqrt((1 - self.zeta) * variance_n + self.zeta * next_var),
+            level,
+            variance=level.ratio**2,
+            next_signal=cleaner.signal,
+            w_eps=jnp.sqrt((1 - share) * jnp.maximum(new - old, 0.0)),
+            w_n=jnp.sqrt((1 - share) * old + share * new),
         )
 
-    def _timesteps(self, total: int) -> np.ndarray:
-        """Choose num_steps + 1 timesteps from the noisiest to 0."""
-        fractions = np.linspace(0, 1, self.num_steps + 1) if self.num_steps > 0 else np.zeros(2)
-        if self.spacing == "quad":
-            places = np.minimum(np.floor(total * np.sqrt(fractions)), total - 1)
-        else:
-            places = np.round((total - 1) * fractions)
-        if np.any(np.diff(places) < 1):
-            raise ValueError(
-                f"num_steps of DiffPIR must be at least 1, and few enough that no timestep of {total} repeats: with "
-                f"quad spacing up to about {total // 2}, with uniform up to {total - 1}; got {self.num_steps}"
-            )
-        return (total - 1 - places).astype(np.int32)
-
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
-        """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state."""
-        return State(noise.draw(0, shape) if x_init is None else x_init)
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
+        """Start at noise, or at `x_init` taken as the noisy state."""
+        return State(start(prior, point.level, noise) if x_init is None else x_init)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
-        """Make the update from t to s, steps 1 to 4."""
+        """Make steps 1 to 4."""
         x_t = state.x_t
-        z = prior.denoise(x_t, point.t)
+        z = prior.denoise(x_t, point.level)
         rho = self.lam * jnp.maximum(problem.sigma_y / 2, LEAST_SIGMA) ** 2 / point.variance
         misfit, x = self._step_to_data(problem, z, rho)
-        eps_hat = (x_t - point.signal * x) / point.sigma_t
+        eps_hat = point.level.eps(x_t, x)
         x_t = point.next_signal * x + point.w_eps * eps_hat + point.w_n * noise.draw(0, x_t.shape)
         return State(x_t), StepInfo(misfit, gap=norm(x - z))
 

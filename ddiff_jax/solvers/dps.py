@@ -2,28 +2,30 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import DiffusionPrior, Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import LearnedVariance, Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, timesteps_to_clean
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, walk
+from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce, start, wide
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
-    """The numbers of every step from t to s."""
+    """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    w_z: Float[Array, " K"]
-    w_x: Float[Array, " K"]
-    log_beta: Float[Array, " K"]
-    log_posterior: Float[Array, " K"]  # of the posterior's variance
-    is_noisy: Float[Array, " K"]
+    level: Level
+    w_z: Column
+    w_x: Column
+    log_beta: Column
+    log_posterior: Column  # of the posterior's variance
+    is_noisy: Column
+    zeta: Column
 
 
 @pytree_dataclass
@@ -37,18 +39,22 @@ class State:
 class DPS:
     """Walk the ancestral sampler, and after every step go down the gradient of the residual norm.
 
-    Every step goes from timestep t to the next one s, the last one to the clean image (ab = 1):
+    Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the clean image:
 
-    1. z = denoise(x_t), clipped to [-1, 1], and v, where between its bounds the network puts the step's variance.
-    2. x' = w_z z + w_x x_t + sigma n: the DDPM posterior's mean, w_z = sqrt(ab_s) beta / (1 - ab_t) and
-       w_x = sqrt(1 - beta) (1 - ab_s) / (1 - ab_t), with log sigma^2 = f log beta + (1 - f) log beta~, f = (v + 1) / 2,
-       beta = 1 - ab_t / ab_s and beta~ = beta (1 - ab_s) / (1 - ab_t). No noise in the last step.
-    3. x_s = x' - zeta grad_{x_t} ||y - A(z(x_t))||: the norm, not its square; through operator, clipping and network.
+    1. z = denoise(x_t), clipped if the prior clips, and v, where between its bounds the network puts the step's
+       variance.
+    2. x' = w_z z + w_x x_t + sigma n: the DDPM posterior's mean, w_z = a' beta / b^2 and w_x = (a / a') b'^2 / b^2,
+       with log sigma^2 = f log beta + (1 - f) log beta~, f = (v + 1) / 2, beta = b^2 - (a / a')^2 b'^2 and
+       beta~ = beta b'^2 / b^2. No noise in the last step.
+    3. x_t' = x' - zeta grad_{x_t} ||y - A(z(x_t))||: the norm, not its square; through operator, clipping and network.
+
+    As written this is for levels with a^2 + b^2 = 1; for others zeta and the beta of log sigma^2 are scaled to the
+    units of x_t and x_t', so that the result is the same.
 
     Args:
         zeta: step size, as released. It is insensitive to sigma_y, and the values for 256x256 serve 64x64 as well:
             scaled to the same change per pixel they are too short there.
-        num_steps: network evaluations, spread evenly over the schedule; None is every timestep, as published.
+        num_steps: network evaluations, spread evenly over the schedule; None is all its levels, as published.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -70,35 +76,32 @@ class DPS:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, network_gradients=1, operator_gradients=1, normal_draws=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate step 2 over the chosen timesteps."""
-        timesteps = timesteps_to_clean(schedule.num_timesteps, self.num_steps)
-        t, s = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        (_, noise_var), (next_alpha_bar, next_var) = schedule.levels(t), schedule.levels(s)
-        beta = schedule.beta(t, s)
-        is_noisy = s >= 0
-        posterior = jnp.where(is_noisy, beta * next_var / noise_var, 1.0)  # 0 in the last step, where nobody asks
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate steps 2 and 3 over the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps)
+        beta = level.step_variance(cleaner)
+        is_noisy = cleaner.sigma > 0
+        posterior = np.where(is_noisy, level.posterior_std(cleaner) ** 2, 1.0)  # 0 in the last step, where nobody asks
         return Grid(
-            t=t,
-            w_z=jnp.sqrt(next_alpha_bar) * beta / noise_var,
-            w_x=jnp.sqrt(1 - beta) * next_var / noise_var,
-            log_beta=jnp.log(beta),
-            log_posterior=jnp.log(posterior),
-            is_noisy=is_noisy.astype(jnp.float32),
+            level,
+            w_z=cleaner.signal * beta / level.sigma**2,
+            w_x=level.signal / cleaner.signal * (cleaner.sigma / level.sigma) ** 2,
+            log_beta=np.log(beta * (cleaner.scale / level.scale) ** 2),
+            log_posterior=np.log(posterior),
+            is_noisy=is_noisy.astype(np.float64),
+            zeta=wide(self.zeta) * (level.scale * cleaner.scale),
         )
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
-        """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state."""
-        return State(noise.draw(0, shape) if x_init is None else x_init)
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
+        """Start at noise, or at `x_init` taken as the noisy state."""
+        return State(start(prior, point.level, noise) if x_init is None else x_init)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
-        """Make the update from t to s, steps 1 to 3."""
+        """Make steps 1 to 3."""
         x_t = state.x_t
 
         def half_squared_residual(x_t: Image) -> tuple[Float[Array, ""], tuple[Image, Image]]:
-            z, v = _denoise_with_variance(prior, x_t, point.t)
+            z, v = _denoise_with_variance(prior, x_t, point.level)
             return problem.half_squared_residual(z), (z, v)
 
         (half, (z, v)), gradient = jax.value_and_grad(half_squared_residual, has_aux=True)(x_t)
@@ -106,14 +109,14 @@ class DPS:
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
         norm = jnp.maximum(jnp.sqrt(2 * half), TINY)
-        return State(x - self.zeta / norm * gradient), StepInfo(2 * half / problem.y.size)
+        return State(x - point.zeta / norm * gradient), StepInfo(2 * half / problem.y.size)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
         return state.x_t
 
 
-def _denoise_with_variance(prior: Prior, x_t: Image, t: Array) -> tuple[Image, Image]:
-    if isinstance(prior, DiffusionPrior):
-        return prior.denoise_with_variance(x_t, t)
-    return prior.denoise(x_t, t), jnp.zeros_like(x_t)
+def _denoise_with_variance(prior: Prior, x_t: Image, level: Level) -> tuple[Image, Image]:
+    if isinstance(prior, LearnedVariance):
+        return prior.denoise_with_variance(x_t, level)
+    return prior.denoise(x_t, level), jnp.zeros_like(x_t)

@@ -4,53 +4,51 @@ from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
-from ddiff_jax.prior import Prior, tweedie
+from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, walk
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
+from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    next_signal: Float[Array, " K"]  # sqrt(ab_t')
-    c1: Float[Array, " K"]
-    c2: Float[Array, " K"]
-    r2: Float[Array, " K"]  # r_t^2
-    guidance: Float[Array, " K"]  # factor on g
+    level: Level
+    next_signal: Column
+    c1: Column
+    c2: Column
+    r2: Column  # r_t^2
+    guidance: Column  # factor on g
 
 
 @pytree_dataclass
 class PiGDM:
     r"""Sample with DDIM, guided by log p(y | x_t) under p(x_0 | x_t) = N(x0_hat, r_t^2 I) and a linear A.
 
-    The start is sqrt(ab_T) A^+ y + sqrt(1 - ab_T) n. Every step goes from timestep t to the next one t', the last
-    one to t' = -1 where ab = 1:
+    The start is a A^+ y + b n at the first level x_t = a x_0 + b n. Every step goes from one level to the next,
+    (a', b'), the last one to the clean image:
 
-    1. x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), not clipped.
-    2. q = A^T (A A^T + (sigma_y^2 / r_t^2) I)^-1 (y - A x0_hat), with r_t^2 = var (1 - ab_t) / (ab_t var + 1 - ab_t).
+    1. x0_hat = (x_t - b eps) / a, not clipped.
+    2. q = A^T (A A^T + (sigma_y^2 / r_t^2) I)^-1 (y - A x0_hat), with r_t^2 = var b^2 / (a^2 var + b^2).
     3. g = (d x0_hat / d x_t)^T q, one pass backwards through the network; so g / r_t^2 = grad log p(y | x_t).
-    4. x_t' = sqrt(ab_t') x0_hat + c1 n + c2 eps + w g, where n ~ N(0, I),
-       c1 = eta sqrt((1 - ab_t') / (1 - ab_t) (1 - ab_t / ab_t')), c2 = sqrt(1 - ab_t' - c1^2), and
-       "published": w = weight sqrt(ab_t ab_t'), far more than the gradient of log p(y | x_t) at small t;
-       "score":     w = weight (sqrt(ab_t') (1 - ab_t) / sqrt(ab_t) - c2 sqrt(1 - ab_t)) / r_t^2, the effect of
-                    this gradient on x0_hat and eps: many small steps sample the posterior of a Gaussian prior
-                    exactly.
+    4. x_t' = a' x0_hat + c1 n + c2 eps + w g, where n ~ N(0, I), c1 = eta times the standard deviation of the DDPM
+       posterior, c2 = sqrt(b'^2 - c1^2), and
+       "published": w = weight a a', far more than the gradient of log p(y | x_t) at little noise;
+       "score":     w = weight (a' b^2 / a - c2 b) / r_t^2, the effect of this gradient on x0_hat and eps: many small
+                    steps sample the posterior of a Gaussian prior exactly.
 
     Args:
         eta: share of fresh noise, in [0, 1].
         weight: factor on the guidance; 1 as published.
-        var: variance of the pixels of clean images; 1, as published, makes r_t^2 = 1 - ab_t.
+        var: variance of the pixels of clean images; 1, as published, makes r_t^2 = b^2 where a^2 + b^2 = 1.
         guidance: which w step 4 takes.
-        num_steps: updates, that is network evaluations: every T / num_steps-th timestep; None is all T.
+        num_steps: updates, that is network evaluations: every T / num_steps-th level; None is all of them.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -80,39 +78,26 @@ class PiGDM:
             network_evaluations=1, network_gradients=1, operator_evaluations=1, operator_solves=1, normal_draws=1
         )
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate steps 2 and 4 over the chosen timesteps."""
-        timesteps = strided_timesteps(schedule.num_timesteps, self.num_steps)
-        t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        (ab, noise_var), (ab_next, noise_var_next) = schedule.levels(t), schedule.levels(t_next)
-        c1 = self.eta * schedule.posterior_std(t, t_next)
-        c2 = jnp.sqrt(jnp.maximum(noise_var_next - c1**2, 0.0))
-        r2 = self.var * noise_var / (ab * self.var + noise_var)
-        if self.guidance == "published":
-            guidance = jnp.sqrt(ab * ab_next)
-        else:
-            guidance = (jnp.sqrt(ab_next / ab) * noise_var - c2 * jnp.sqrt(noise_var)) / r2
-        return Grid(t, jnp.sqrt(ab_next), c1, c2, r2, self.weight * guidance)
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate steps 2 and 4 over the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps, "strided")
+        a, b, var = level.signal, level.sigma, wide(self.var)
+        c1 = wide(self.eta) * level.posterior_std(cleaner)
+        c2 = jnp.sqrt(jnp.maximum(cleaner.sigma**2 - c1**2, 0.0))
+        r2 = var * b**2 / (a**2 * var + b**2)
+        guidance = a * cleaner.signal if self.guidance == "published" else (cleaner.signal / a * b**2 - c2 * b) / r2
+        return Grid(level, cleaner.signal, c1, c2, r2, wide(self.weight) * guidance)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> Image:
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
         """Start at the pseudo-inverse of the data with noise, or at `x_init` taken as the noisy state."""
         if x_init is not None:
             return x_init
-        first = jnp.asarray(strided_timesteps(prior.schedule.num_timesteps, self.num_steps)[0])
-        alpha_bar, noise_var = prior.schedule.levels(first)
         x = cast(LinearOperator, problem.operator).pseudo_inverse(problem.y)
-        return jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise_var) * noise.draw(0, shape)
+        return point.level.signal * x + point.level.sigma * noise.draw(0, prior.image_shape)
 
     def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
-        """Make the update from t to t', steps 1 to 4."""
-
-        def denoise(x_t: Image) -> tuple[Image, Image]:
-            eps = prior.eps(x_t, point.t)
-            return tweedie(prior.schedule, x_t, eps, point.t, clip=False), eps
-
-        x0_hat, pull, eps = jax.vjp(denoise, state, has_aux=True)
+        """Make steps 1 to 4."""
+        x0_hat, pull, eps = jax.vjp(lambda x_t: predict(prior, x_t, point.level), state, has_aux=True)
         rho = jnp.maximum(problem.sigma_y, 1e-4) ** 2 / point.r2
         # The minimiser of ||A x - y||^2 + rho ||x - x0_hat||^2 is x0_hat + q.
         q = cast(LinearOperator, problem.operator).prox(x0_hat, problem.y, rho) - x0_hat

@@ -4,18 +4,17 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, LinearOperator, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.schedule import Level, Schedule, walk
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
+from ddiff_jax.types import Column, Image, Scalar
 
-# Weights of the prior as functions of sigma_t / sqrt(ab_t), one over the root of the signal-to-noise ratio.
+# Weights of the prior as functions of sigma / signal, one over the root of the signal-to-noise ratio.
 WEIGHTS = {
     "linear": lambda ratio: ratio,
     "sqrt": jnp.sqrt,
@@ -32,10 +31,8 @@ LEAST_RHO = 1e-6  # of the start, where sigma_y = 0
 class Grid:
     """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    signal: Float[Array, " K"]  # sqrt(ab_t)
-    sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
-    weight: Float[Array, " K"]  # w_t
+    level: Level
+    weight: Column  # w_t
 
 
 @pytree_dataclass
@@ -51,12 +48,12 @@ class State:
 class REDDiff:
     """Fit the mean mu of a narrow Gaussian to the posterior, by stochastic gradient descent from high to low noise.
 
-    At every timestep t:
+    At every level (a, b):
 
-    1. x = mu + sigma_x0 n0, and x_t = sqrt(ab_t) x + sqrt(1 - ab_t) n.
-    2. e = eps(x_t, t), not clipped, taken as a constant.
+    1. x = mu + sigma_x0 n0, and x_t = a x + b n.
+    2. e = eps(x_t), not clipped, taken as a constant.
     3. gradient = obs_weight / m J^T (A(x) - y) + w_t / N (e - n), with m and N the numbers in y and in the image,
-       w_t = lam phi(sqrt((1 - ab_t) / ab_t)): means, not sums, of measurement and image.
+       w_t = lam phi(b / a): means, not sums, of measurement and image.
     4. One step of Adam (beta 0.9 and 0.99) on mu.
 
     The result is the x of the last step, before its update of mu.
@@ -68,7 +65,7 @@ class REDDiff:
             "trunc_linear" (at most 1), "power2over3" or "const".
         obs_weight: weight of the data term.
         sigma_x0: standard deviation of the Gaussian; None is 0 and draws nothing.
-        num_steps: network evaluations, every T / num_steps-th timestep down to 0.
+        num_steps: network evaluations, every T / num_steps-th level down to the least noisy.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -98,22 +95,19 @@ class REDDiff:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, operator_gradients=1, normal_draws=1 if self.sigma_x0 is None else 2)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate steps 1 and 3 over the chosen timesteps."""
-        t = jnp.asarray(strided_timesteps(schedule.num_timesteps, self.num_steps)[:-1])
-        signal, sigma_t = jnp.sqrt(schedule.alpha_bar[t]), jnp.sqrt(schedule.noise_var[t])
-        return Grid(t, signal, sigma_t, self.lam * WEIGHTS[self.weighting](sigma_t / signal))
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate steps 1 and 3 over the chosen levels."""
+        level, _ = walk(schedule, self.num_steps, "strided")
+        return Grid(level, wide(self.lam) * WEIGHTS[self.weighting](wide(level.ratio)))
 
     def _adam(self) -> Any:
         import optax
 
         return optax.adam(jnp.asarray(self.lr), b1=0.9, b2=0.99)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at the ridge solution, or at 0 if the operator has no `prox`, or at mu = `x_init`."""
-        mu = jnp.zeros(shape, jnp.float32) if x_init is None else x_init
+        mu = jnp.zeros(prior.image_shape, jnp.float32) if x_init is None else x_init
         if x_init is None and hasattr(problem.operator, "prox"):
             rho = jnp.maximum(problem.sigma_y**2, LEAST_RHO)
             mu = cast(LinearOperator, problem.operator).prox(mu, problem.y, rho)
@@ -125,7 +119,7 @@ class REDDiff:
         n = noise.draw(0, x.shape)
         if self.sigma_x0 is not None:
             x = x + self.sigma_x0 * noise.draw(1, x.shape)
-        e = prior.eps(point.signal * x + point.sigma_t * n, point.t)
+        _, e = predict(prior, point.level.signal * x + point.level.sigma * n, point.level)
         misfit, g = problem.misfit_and_gradient(x)
         gradient = self.obs_weight / problem.y.size * g + point.weight / x.size * (e - n)
         with jax.numpy_dtype_promotion("standard"):  # whatever our caller allows, optax relies on JAX's own

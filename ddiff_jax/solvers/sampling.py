@@ -1,16 +1,16 @@
 """DDIM and DDPM: images from the prior alone, in the same loop as the restorations."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import ImageShape, Operator
-from ddiff_jax.prior import Prior
+from ddiff_jax.operators.base import Operator
+from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import NoiseSchedule, timesteps_to_clean
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce
-from ddiff_jax.types import Image, Measurement, Scalar
+from ddiff_jax.schedule import Level, Schedule, walk
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, start, wide
+from ddiff_jax.types import Column, Image, ImageShape, Measurement, Scalar
 
 
 @pytree_dataclass
@@ -20,20 +20,18 @@ class Unmeasured:
     image_shape: ImageShape = static_field()
 
     def forward(self, x: Image) -> Measurement:
-        """Map [H, W, C] to no numbers at all."""
+        """Map an image to no numbers at all."""
         return x.reshape(-1)[:0]
 
 
 @pytree_dataclass
 class Grid:
-    """The numbers of every step from t to s."""
+    """The numbers of every step."""
 
-    t: Int[Array, " K"]
-    signal: Float[Array, " K"]  # sqrt(ab_t)
-    sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
-    next_signal: Float[Array, " K"]  # sqrt(ab_s)
-    w_eps: Float[Array, " K"]
-    w_n: Float[Array, " K"]
+    level: Level
+    next_signal: Column
+    w_eps: Column
+    w_n: Column
 
 
 @pytree_dataclass
@@ -47,15 +45,14 @@ class State:
 class Sampler:
     """Walk from noise to an image of the prior; what was measured plays no part.
 
-    Every step goes from timestep t to the next one s, the last one to the clean image (ab = 1):
+    Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the clean image:
 
-    1. z = denoise(x_t), clipped to [-1, 1], and eps_hat = (x_t - sqrt(ab_t) z) / sqrt(1 - ab_t).
-    2. x_s = sqrt(ab_s) z + sqrt(1 - ab_s - w^2) eps_hat + w n, with w = eta times the standard deviation of the DDPM
-       posterior.
+    1. z = denoise(x_t), clipped if the prior clips, and eps_hat = (x_t - a z) / b.
+    2. x_t' = a' z + sqrt(b'^2 - w^2) eps_hat + w n, with w = eta times the standard deviation of the DDPM posterior.
 
     Args:
         eta: share of new noise, in [0, 1]: 0 is DDIM, a function of the start; 1 is DDPM (small variance).
-        num_steps: network evaluations, spread evenly over the schedule; None is every timestep.
+        num_steps: network evaluations, spread evenly over the schedule; None is all its levels.
 
     Raises:
         ValueError: a hyper-parameter is outside its range.
@@ -75,30 +72,20 @@ class Sampler:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, normal_draws=1)
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """Tabulate step 2 over the chosen timesteps."""
-        timesteps = jnp.asarray(timesteps_to_clean(schedule.num_timesteps, self.num_steps))
-        alpha_bar, noise_var = schedule.levels(timesteps)
-        w_n = self.eta * schedule.posterior_std(timesteps[:-1], timesteps[1:])
-        return Grid(
-            t=timesteps[:-1],
-            signal=jnp.sqrt(alpha_bar[:-1]),
-            sigma_t=jnp.sqrt(noise_var[:-1]),
-            next_signal=jnp.sqrt(alpha_bar[1:]),
-            w_eps=jnp.sqrt(jnp.maximum(noise_var[1:] - w_n**2, 0.0)),
-            w_n=w_n,
-        )
+    def grid(self, schedule: Schedule) -> Grid:
+        """Tabulate step 2 over the chosen levels."""
+        level, cleaner = walk(schedule, self.num_steps)
+        w_n = wide(self.eta) * level.posterior_std(cleaner)
+        return Grid(level, cleaner.signal, w_eps=jnp.sqrt(jnp.maximum(cleaner.sigma**2 - w_n**2, 0.0)), w_n=w_n)
 
-    def init(
-        self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
-    ) -> State:
-        """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state."""
-        return State(noise.draw(0, shape) if x_init is None else x_init)
+    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
+        """Start at noise, or at `x_init` taken as the noisy state."""
+        return State(start(prior, point.level, noise) if x_init is None else x_init)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make the update from t to s, steps 1 and 2."""
-        z = prior.denoise(state.x_t, point.t)
-        eps_hat = (state.x_t - point.signal * z) / point.sigma_t
+        z = prior.denoise(state.x_t, point.level)
+        eps_hat = point.level.eps(state.x_t, z)
         x_t = point.next_signal * z + point.w_eps * eps_hat + point.w_n * noise.draw(0, z.shape)
         return State(x_t), StepInfo(misfit=jnp.zeros((), jnp.float32))
 

@@ -1,0 +1,26 @@
+"""Priors: what is known of clean images, as denoisers."""
+
+from ddiff_jax.priors.analytic import GaussianPrior, MixturePrior
+from ddiff_jax.priors.base import Latent, LearnedVariance, PredictsNoise, Prior, predict, to_schedule
+from ddiff_jax.priors.derived import Decoder, LatentPrior, OnSchedule, SlicePrior, picture_shape
+from ddiff_jax.priors.function import from_denoiser
+from ddiff_jax.priors.network import Denoising, DiffusionPrior
+
+__all__ = [
+    "Decoder",
+    "Denoising",
+    "DiffusionPrior",
+    "GaussianPrior",
+    "Latent",
+    "LatentPrior",
+    "LearnedVariance",
+    "MixturePrior",
+    "OnSchedule",
+    "PredictsNoise",
+    "Prior",
+    "SlicePrior",
+    "from_denoiser",
+    "picture_shape",
+    "predict",
+    "to_schedule",
+]
