@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.operators.base import Operator, check_shape, spectral_norm
+from ddiff_jax.operators.base import Operator, check_any_shape, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.ddiff import DDiff
@@ -92,7 +92,7 @@ def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape,
 
     Args:
         operator: any object with `forward`, or a function of one image.
-        shape: (H, W, C) of the images.
+        shape: (H, W, C) of the images, or (L, C) of signals, or (D, H, W, C) of volumes.
         seed: draws the test images.
 
     Returns:
@@ -103,7 +103,7 @@ def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape,
         ValueError: the shape is no image shape.
         TypeError: the operator has neither `forward` nor is callable.
     """
-    shape = check_shape(shape)
+    shape = check_any_shape(shape)
     if not isinstance(operator, Operator):
         if not callable(operator):
             raise TypeError(f"an operator has a method forward, or is a function; got {type(operator).__name__}")
@@ -138,8 +138,8 @@ class _Check:
 
     def image(self, dtype: Any = jnp.float32) -> Image:
         """Draw a test image: smooth and in [-0.8, 0.8] where there is room for smoothness."""
-        height, width, channels = self.shape
-        coarse = (max(1, height // 8), max(1, width // 8), channels)
+        *sides, channels = self.shape
+        coarse = (*(max(1, side // 8) for side in sides), channels)
         noise = jax.random.uniform(next(self._keys), coarse, jnp.float32, -0.8, 0.8)
         return jax.image.resize(noise, self.shape, "linear").astype(dtype)
 

@@ -35,7 +35,7 @@ class Restarts:
     solution: Solution
     chosen: Int[Array, " N"]
     misfit: Float[Array, "N K"]
-    x: Float[Array, "N K H W C"]
+    x: Float[Array, "N K ..."]
 
 
 def solve_restarts(
@@ -144,5 +144,5 @@ def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:
     if not hasattr(operator, "equivalents"):
         return x
     candidates = operator.equivalents(x)  # pyright: ignore[reportAttributeAccessIssue] - it has, see above
-    errors = jnp.sum((candidates - truth[None]) ** 2, axis=(1, 2, 3))
+    errors = jnp.sum((candidates - truth[None]) ** 2, axis=tuple(range(1, candidates.ndim)))
     return candidates[jnp.argmin(errors)]

@@ -96,10 +96,10 @@ def solve_one(
         ValueError: the shapes of prior, operator and x_init disagree, the operator lacks what the solver needs, or
             the solver assumes another noise model.
     """
-    check_operator(solver, problem.operator)
+    check_operator(solver, _seen(prior, problem.operator))
     check_likelihood(solver, problem.likelihood)
     _resolve_shape(prior, problem.operator, x_init)
-    problem = _decoded(prior, problem)
+    problem = dataclasses.replace(problem, operator=_seen(prior, problem.operator))
     grid = _grid(solver, prior, problem.y)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 0)
@@ -151,7 +151,7 @@ class _Run:
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
             noise = KeyNoise(stream_key(key, Stream.INIT))
-            problem = _decoded(self.prior, Problem(operator, y, sigma_y, self.likelihood))
+            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
             return self.solver.init(self.prior, problem, point, noise, x_init)
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
@@ -166,7 +166,7 @@ class _Run:
         def one(of_image: list[Any]) -> Any:
             values = (v if axis is None else i for v, i, axis in zip(everything, of_image, axes, strict=True))
             operator, y, sigma_y, key, tape, state = values
-            problem = _decoded(self.prior, Problem(operator, y, sigma_y, self.likelihood))
+            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
             return _advance(self.solver, self.prior, problem, state, k, point, key, tape)
 
         if self.block is None:
@@ -179,12 +179,9 @@ def _grid(solver: Solver, prior: Prior, y: Array) -> Any:
     return as_tables(solver.grid(prior.schedule), jnp.finfo(y.dtype).dtype)
 
 
-def _decoded(prior: Prior, problem: Problem) -> Problem:
-    """See a problem as one about the prior's own images: where these are latents, they are decoded first."""
-    if not isinstance(prior, Latent):
-        return problem
-    operator = Composition(problem.operator, Decoder(prior), prior.image_shape)
-    return dataclasses.replace(problem, operator=operator)
+def _seen(prior: Prior, operator: Operator) -> Operator:
+    """See an operator as one on the prior's own images: where these are latents, they are decoded first."""
+    return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
 
 
 def _axis(batch: Any | None) -> int | None:
@@ -313,7 +310,7 @@ def solve(
         TypeError: keys are not typed threefry keys, one per image.
     """
     _check_keys(keys)
-    check_operator(solver, operator)
+    check_operator(solver, _seen(prior, operator))
     y, num_images = jnp.asarray(y), keys.shape[0]
     check_sigma(sigma_y)
     sigma_y = jnp.asarray(sigma_y, jnp.float32)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from test_evaluation import quick_prior  # noqa: F401 - a fixture that every test here uses as well

@@ -28,12 +28,13 @@ METRICS: dict[str, bool | None] = {
 def _one(operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Mapping[str, Perceptual]) -> Scores:
     scores: Scores = {}
     if truth is not None:
+        is_picture = truth.ndim == 3
         for protocol in PROTOCOLS:
             scores[f"psnr_{protocol}"] = psnr(x, truth, protocol=protocol)
-            if min(truth.shape[:2]) >= WINDOW[protocol]:
+            if is_picture and min(truth.shape[:2]) >= WINDOW[protocol]:
                 scores[f"ssim_{protocol}"] = ssim(x, truth, protocol=protocol)
         for backbone, distance in lpips.items():
-            if min(truth.shape[:2]) >= distance.module.min_side:
+            if is_picture and min(truth.shape[:2]) >= distance.module.min_side:
                 scores[f"lpips_{backbone}"] = distance(x, truth)
     scores["misfit"] = misfit(operator, x, y)
     scores["misfit_excess"] = scores["misfit"] - noise_power(y, sigma_y)
@@ -50,10 +51,10 @@ def _measure(
 
 def measure(
     operator: Operator,
-    x: Shaped[Array, "N H W C"] | Shaped[np.ndarray, "N H W C"],
+    x: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."],
     y: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."],
     sigma_y: float | Shaped[Array, " N"] | Shaped[np.ndarray, " N"],
-    truth: Shaped[Array, "N H W C"] | Shaped[np.ndarray, "N H W C"] | None = None,
+    truth: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."] | None = None,
     *,
     lpips: Mapping[str, Perceptual] | None = None,
     operator_axis: int | None = None,
@@ -70,8 +71,9 @@ def measure(
         operator_axis: as in `solve`.
 
     Returns:
-        Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of images
-        smaller than their windows, LPIPS without weights, everything but the misfit without a truth.
+        Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of signals,
+        of volumes and of pictures smaller than their windows, LPIPS without weights, everything but the misfit
+        without a truth.
 
     Raises:
         ValueError: the shapes do not fit, or an unknown backbone.

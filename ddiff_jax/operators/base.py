@@ -152,8 +152,8 @@ def dot_test(operator: LinearOperator, x: Image, y: Measurement) -> jax.Array:
     return jnp.abs(inner - jnp.vdot(x, adjoint)) / scale
 
 
-def check_shape(shape: ImageShape) -> ImageShape:
-    """Return an image shape as three positive integers.
+def check_shape(shape: ImageShape) -> tuple[int, int, int]:
+    """Return the shape of a picture as three positive integers.
 
     Raises:
         ValueError: it is anything else.
@@ -162,6 +162,20 @@ def check_shape(shape: ImageShape) -> ImageShape:
         raise ValueError(f"the image shape must be three positive integers (H, W, C); got {shape}")
     height, width, channels = map(int, shape)
     return height, width, channels
+
+
+def check_any_shape(shape: ImageShape) -> ImageShape:
+    """Return the shape of an image of any rank as positive integers.
+
+    Raises:
+        ValueError: it is anything else, or has no axis beside the channels.
+    """
+    if len(shape) < 2 or any(int(n) != n or n < 1 for n in shape):
+        raise ValueError(
+            "the image shape must be positive integers with the channels last: (H, W, C) for pictures, (L, C) for "
+            f"signals, (D, H, W, C) for volumes; got {shape}"
+        )
+    return tuple(map(int, shape))
 
 
 def check_mask(mask: ArrayLike, shape: ImageShape, what: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ddiff_jax.operators.base import LinearOperator, Operator, check_shape
+from ddiff_jax.operators.base import LinearOperator, Operator, check_any_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
 
@@ -16,7 +16,7 @@ class Function:
 
     Args:
         function: maps one image to its measurement; compiled once per function object.
-        image_shape: (H, W, C) of the input.
+        image_shape: shape of the input, channels last.
     """
 
     function: Callable[[Any], Any] = static_field()
@@ -46,15 +46,16 @@ def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: 
     image, a parameter to fit), write a class with `pytree_dataclass` instead.
 
     Args:
-        function: maps one image [H, W, C] in [-1, 1] to its measurement, an array of any shape; made of operations
-            that JAX can trace and differentiate.
-        shape: image shape (H, W, C).
+        function: maps one image in [-1, 1], channels last, to its measurement, an array of any shape; made of
+            operations that JAX can trace and differentiate.
+        shape: image shape: (H, W, C), or (L, C) for signals and (D, H, W, C) for volumes.
         linear: whether it is; then solvers may use its adjoint. `check_operator` tells.
 
     Raises:
+        ValueError: the shape is no image shape.
         TypeError: it is no function of one argument that JAX can trace, or does not return one array.
     """
-    shape = check_shape(shape)
+    shape = check_any_shape(shape)
     if not callable(function):
         raise TypeError(f"a function of one image is wanted; got {type(function).__name__}")
     made = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jax.numpy.float32))

@@ -88,7 +88,8 @@ def from_denoiser(
     prediction, default = KINDS[kind]
     network = PlainNetwork(function, has_params=params is not None)
     weights = {} if params is None else params
-    x, time = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    number = jnp.result_type(float)
+    x, time = jax.ShapeDtypeStruct((1, *image_shape), number), jax.ShapeDtypeStruct((1,), number)
     try:
         made = jax.eval_shape(lambda p, x, t: network.apply({"params": p}, x, t), weights, x, time)
     except Exception as error:

@@ -1,6 +1,5 @@
 """DAPS: decoupled annealing posterior sampling (CVPR 2025)."""
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -29,7 +28,8 @@ class Grid:
     next_sigma_ve: Float[Array, " K"]
     lr: Float[Array, " K"]
     nodes: Float[Array, "K nodes"]  # noise levels of the probability flow
-    level: Level  # of the prior's schedule, for the first J nodes: signal (x_0 + sigma n) is what the prior takes
+    level: Level  # for which the prior takes the first J nodes
+    gain: Float[Array, "K J"]  # gain (x_0 + sigma n) is what it takes
 
 
 @pytree_dataclass
@@ -130,16 +130,18 @@ class DAPS:
         if not is_current:
             nodes = nodes.at[:, -1].set(0.0)
         level = schedule.at(nodes[:, :-1])
+        gain = level.signal
         if self.timestep == "continuous" and schedule == PUBLISHED:
             exponent = jnp.log1p(nodes[:, :-1] ** 2)
             t = (jnp.sqrt(BETA_MIN**2 + 2 * BETA_RANGE * exponent) - BETA_MIN) / BETA_RANGE
-            level = dataclasses.replace(level, time=(schedule.num_levels - 1) * t)
+            level = PUBLISHED.at_time((schedule.num_levels - 1) * t)
         return Grid(
             sigma_ve=sigma_ve,
             next_sigma_ve=jnp.append(sigma_ve[1:], 0.0),
             lr=wide(self.lr) * (1 + ratio * (wide(self.lr_min_ratio) - 1)),
             nodes=nodes,
             level=level,
+            gain=gain,
         )
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
@@ -155,12 +157,12 @@ class DAPS:
         return State(w + point.next_sigma_ve * renoise, w), StepInfo(misfit)
 
     def _flow(self, prior: Prior, x_t: Image, point: Grid) -> Image:
-        def body(w: Image, node: tuple[Array, Array, Level]) -> tuple[Image, None]:
-            tau, next_tau, level = node
-            _, eps = predict(prior, level.signal * w, level)
+        def body(w: Image, node: tuple[Array, Array, Level, Array]) -> tuple[Image, None]:
+            tau, next_tau, level, gain = node
+            _, eps = predict(prior, gain * w, level)
             return w + (next_tau - tau) * eps, None  # (w - D) / tau is eps
 
-        w, _ = jax.lax.scan(body, x_t, (point.nodes[:-1], point.nodes[1:], point.level))
+        w, _ = jax.lax.scan(body, x_t, (point.nodes[:-1], point.nodes[1:], point.level, point.gain))
         return w
 
     def _walk(self, problem: Problem, x_0: Image, point: Grid, noise: Noise) -> tuple[Float[Array, ""], Image]:
