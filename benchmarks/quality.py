@@ -67,12 +67,12 @@ def peer(task: str, operator: Any, prior: dd.DiffusionPrior, solver: Any, y: np.
         "random": lambda: torch_peer.masked(operator.mask, "cpu"),
         "hdr": lambda: lambda x: torch.clamp(2 * x, -1, 1),
     }[task]()
-    grid = {name: torch.tensor(np.asarray(column)) for name, column in vars(solver.grid(prior.schedule)).items()}
+    grid = torch_peer.table(solver.grid(prior.schedule))
     measured = torch.tensor(y.transpose(0, 3, 1, 2))
     net = torch_peer.unet(prior.module, prior.params, "cpu")
     shape = (len(y), SHAPE[2], *SHAPE[:2])
     generator, scale = torch.Generator().manual_seed(seed), size_factor(jnp.zeros(SHAPE))
-    x = torch_peer.restore(net, forward, measured, shape, grid, scale, generator)
+    x = torch_peer.restore(net, forward, measured, shape, grid, scale, generator, prediction=prior.prediction)
     return x.numpy().transpose(0, 2, 3, 1)
 
 

@@ -33,7 +33,7 @@ from ddiff_jax.cli.environment import evaluation_flops
 from ddiff_jax.models import UNet
 from ddiff_jax.solve import block_size
 from ddiff_jax.solvers import DDiff
-from ddiff_jax.solvers.base import size_factor
+from ddiff_jax.solvers.base import as_tables, size_factor
 
 ARCHITECTURES = {
     "ffhq": {"model_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 1, "attention_levels": (4,)},
@@ -183,7 +183,7 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         "sparse_tomography": operators.sparse_tomography(shape, num_angles=30),
     }
     solver = DDiff(gamma=10.0)
-    row = jax.tree.map(lambda column: column[500], solver.grid(prior.schedule))
+    row = jax.tree.map(lambda column: column[500], as_tables(solver.grid(prior.schedule), jnp.float32))
     block, keys = block_size(size, shape), dd.image_keys(key, jnp.arange(size))
     x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
 
@@ -196,7 +196,7 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         return jax.lax.scan(step, x, jnp.arange(LOOP))
 
     def evaluate(prior: Any, x: Any) -> Any:
-        return repeated(lambda k, x: (prior.eps(x, 500), None), (), x)
+        return repeated(lambda k, x: (prior.denoise(x, row.level), None), (), x)
 
     def make_steps(solver: Any, prior: Any, operator: Any, y: Any, keys: Any, x: Any) -> Any:
         def one(k: Any, y: Any, key: Any, state: Any) -> Any:
@@ -260,12 +260,16 @@ def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     runs: dict[str, Run] = {"ours": solve}
     for name, (net, autocast) in peers(exact.module, exact.params).items():
         device = str(next(net.parameters()).device)
-        grid = {k: torch.tensor(np.asarray(v)) for k, v in vars(solver.grid(prior.schedule)).items()}
+        grid = torch_peer.table(solver.grid(prior.schedule))
         forward = torch_peer.separable(operator.row_factor, operator.col_factor, device)
         yt = torch.tensor(np.asarray(y).transpose(0, 3, 1, 2), device=device)
         generator = torch.Generator(device).manual_seed(0)
         fixed = (net, forward, yt, (size, shape[2], *shape[:2]), grid, size_factor(jnp.zeros(shape)), generator)
-        runs[name] = synchronised(lambda fixed=fixed, autocast=autocast: torch_peer.restore(*fixed, autocast=autocast))
+        runs[name] = synchronised(
+            lambda fixed=fixed, autocast=autocast: torch_peer.restore(
+                *fixed, prediction=prior.prediction, autocast=autocast
+            )
+        )
     times = alternate(runs, max(2, options.repeats // 4))
     for name, values in times.items():
         row = {"batch": size, "what": name, "steps": options.steps, **spread(values, size)}

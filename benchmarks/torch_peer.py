@@ -142,29 +142,38 @@ def unet(module: Any, params: Any, device: str) -> Unet:
     return Unet(module, params).to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore - the stubs lack memory_format with device
 
 
+def table(grid: Any) -> dict[str, list[float]]:
+    """List the columns of DDiff's table of steps: t, gamma, signal, sigma_t, next_signal, w_eps, w_n."""
+    columns = {"t": grid.level.time, "signal": grid.level.signal, "sigma_t": grid.level.sigma}
+    columns |= {name: getattr(grid, name) for name in ("gamma", "next_signal", "w_eps", "w_n")}
+    return {name: np.asarray(values).tolist() for name, values in columns.items()}
+
+
 def restore(
     network: Callable[[Tensor, Tensor], Tensor],
     forward: Callable[[Tensor], Tensor],
     y: Tensor,
     shape: tuple[int, int, int, int],
-    grid: dict[str, Tensor],
+    grid: dict[str, list[float]],
     length_scale: float,
     generator: torch.Generator,
     *,
+    prediction: str = "eps",
     autocast: torch.dtype | None = None,
     x_init: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Run DDiff over the rows of our grid: t, gamma, signal, sigma_t, next_signal, w_eps, w_n.
+    """Run DDiff over the rows of our grid.
 
     Args:
         network: from `unet`, compiled or not.
         forward: the operator on [N, C, H, W].
         y: measurements.
         shape: of the images, [N, C, H, W].
-        grid: columns of the table of steps, on the device.
+        grid: from `table`.
         length_scale: what gamma is multiplied by for this image size.
         generator: draws the noise.
+        prediction: what the network predicts, "eps" or "v".
         autocast: type of the network's computation where it differs from float32.
         x_init: first state.
         noise: draws to replay, [K, N, C, H, W].
@@ -176,14 +185,17 @@ def restore(
 
     x_t = draw() if x_init is None else x_init
     u = torch.zeros_like(x_t)
-    columns = {name: values.tolist() for name, values in grid.items()}
-    for k, t in enumerate(columns["t"]):
-        row = {name: values[k] for name, values in columns.items()}
+    for k, t in enumerate(grid["t"]):
+        row = {name: values[k] for name, values in grid.items()}
         with torch.no_grad(), torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            eps = network(x_t.contiguous(memory_format=torch.channels_last), torch.full(shape[:1], t, device=device))[
+            out = network(x_t.contiguous(memory_format=torch.channels_last), torch.full(shape[:1], t, device=device))[
                 :, : shape[1]
             ].float()
-        z = ((x_t - row["sigma_t"] * eps) / row["signal"]).clamp(-1, 1)
+        if prediction == "v":
+            z = row["signal"] * x_t - row["sigma_t"] * out
+        else:
+            z = (x_t - row["sigma_t"] * out) / row["signal"]
+        z = z.clamp(-1, 1)
         v = (z - u).requires_grad_()
         value = 0.5 * (forward(v) - y).square().sum()
         (g,) = torch.autograd.grad(value, v)

@@ -1,0 +1,159 @@
+"""How well a prior denoises at every noise level, beside what needs no network: the mean image and a linear filter.
+
+A prior that loses to either at some level misleads every solver there, and nothing else says so: eps-prediction turns a
+small error of the noise at the highest levels into a large one of the image.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ddiff_jax.noise import image_keys
+from ddiff_jax.priors import Prior, predict
+from ddiff_jax.schedule import Level, published_time
+
+MOST_REFERENCES = 4000  # the linear filter decomposes a matrix with so many sides
+BLOCK = 8  # images denoised at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearFilter:
+    """The best affine denoiser for images with a given mean and covariance (Wiener), fitted to examples.
+
+    The covariance is that of probabilistic principal components: the leading half of the examples' directions have
+    their own variances, all others share one.
+
+    Source: Tipping and Bishop 1999, "Probabilistic principal component analysis".
+    """
+
+    mean: Float[np.ndarray, " D"]
+    directions: Float[np.ndarray, "R D"]
+    variances: Float[np.ndarray, " R"]
+    remainder: float
+
+    @staticmethod
+    def fit(images: Float[np.ndarray, "M ..."]) -> "LinearFilter":
+        """Fit it to examples.
+
+        Args:
+            images: at least 4, of one shape.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        count = len(images)
+        if count < 4:
+            raise ValueError(f"a linear filter needs at least 4 example images, better some hundreds; got {count}")
+        flat = np.asarray(images, np.float32).reshape(count, -1)
+        mean = flat.mean(axis=0)
+        centred = flat - mean
+        # The images' own inner products have the same leading directions, and there are fewer images than pixels.
+        values, vectors = np.linalg.eigh(centred @ centred.T / (count - 1))
+        kept = min(count // 2, flat.shape[1] - 1)
+        values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
+        directions = (centred.T @ vectors) / np.sqrt(np.maximum(values * (count - 1), 1e-12))
+        total = float(np.sum(centred**2) / (count - 1))
+        remainder = max(total - float(values.sum()), 1e-8) / (flat.shape[1] - kept)
+        return LinearFilter(mean, directions.T, values, remainder)
+
+    def denoise(self, noisy: Float[np.ndarray, "N ..."], ratio: float) -> Float[np.ndarray, "N ..."]:
+        """Denoise images x_0 + ratio n."""
+        centred = noisy.reshape(len(noisy), -1) - self.mean
+        coefficients = centred @ self.directions.T
+        gain, rest = self.variances / (self.variances + ratio**2), self.remainder / (self.remainder + ratio**2)
+        clean = self.mean + rest * centred + (coefficients * (gain - rest)) @ self.directions
+        return clean.reshape(noisy.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Root mean squared errors of x_0, one row per noise level.
+
+    Args:
+        ratio: noise to signal, sigma / signal, in units of the image.
+        time: the timestep of the published schedule with this ratio.
+        network: error of the prior's denoised image, not clipped.
+        linear: error of the linear filter.
+        mean: error of the mean image.
+    """
+
+    ratio: Float[np.ndarray, " K"]
+    time: Float[np.ndarray, " K"]
+    network: Float[np.ndarray, " K"]
+    linear: Float[np.ndarray, " K"]
+    mean: Float[np.ndarray, " K"]
+
+    @property
+    def lost(self) -> Float[np.ndarray, " L"]:
+        """The ratios at which the prior is worse than the better one of the two that need no network."""
+        return self.ratio[self.network > np.minimum(self.linear, self.mean)]
+
+
+def measure_denoising(
+    prior: Prior,
+    images: Float[np.ndarray, "N ..."],
+    reference: Float[np.ndarray, "M ..."] | None = None,
+    *,
+    num_levels: int = 12,
+    seed: int = 0,
+) -> Errors:
+    """Measure how well a prior denoises images that it was not trained on.
+
+    Args:
+        prior: any.
+        images: clean images, at least 8 without a reference.
+        reference: example images for the mean and the linear filter, such as those the prior was trained on; the first
+            4000 count. None takes one half of `images` for the other, and the other way round.
+        num_levels: levels, spread over the prior's schedule as solvers walk it.
+        seed: draws the noise; every image has its own at every level.
+
+    Raises:
+        ValueError: the images do not have the prior's shape, or there are too few.
+    """
+    for what, batch in {"images": images, "reference images": reference}.items():
+        if batch is not None and batch.shape[1:] != tuple(prior.image_shape):
+            raise ValueError(
+                f"the {what} must have the prior's shape {tuple(prior.image_shape)}; got {batch.shape[1:]}"
+            )
+    halves = np.arange(len(images)) % 2
+    if reference is None:
+        filters = [LinearFilter.fit(images[halves != half]) for half in (0, 1)]
+    else:
+        filters = [LinearFilter.fit(reference[:MOST_REFERENCES])] * 2
+    levels = prior.schedule.levels(num_levels)[:-1]
+    keys = image_keys(jax.random.key(seed), jnp.arange(len(images)))
+    rows = [_errors(prior, images, levels[k], k, keys, filters, halves) for k in range(num_levels)]
+    ratio = np.asarray(levels.ratio)
+    return Errors(ratio, published_time(levels), *np.sqrt(np.array(rows, np.float64).T))
+
+
+@jax.jit
+def _noise(keys: Any, k: Any, like: Any) -> Any:
+    return jax.vmap(lambda key, x: jax.random.normal(jax.random.fold_in(key, k), x.shape))(keys, like)
+
+
+@jax.jit
+def _denoise(prior: Prior, level: Level, x: Any, n: Any) -> Any:
+    return jax.vmap(lambda x, n: predict(prior, level.signal * x + level.sigma * n, level)[0])(x, n)
+
+
+def _errors(
+    prior: Prior, images: Any, level: Level, k: int, keys: Any, filters: list[LinearFilter], halves: Any
+) -> tuple[float, float, float]:
+    n = np.asarray(_noise(keys, k, images))
+    level32 = jax.tree.map(jnp.float32, level)
+    padded = [np.concatenate([batch, batch[: -len(batch) % BLOCK]]) for batch in (images, n)]
+    blocks = [_denoise(prior, level32, *(p[i : i + BLOCK] for p in padded)) for i in range(0, len(padded[0]), BLOCK)]
+    network = np.concatenate([np.asarray(block) for block in blocks])[: len(images)]
+    ratio = float(level.ratio)
+    linear, mean = np.empty_like(network), np.empty_like(network)
+    for half, linear_filter in enumerate(filters):
+        mine = halves == half
+        linear[mine] = linear_filter.denoise(images[mine] + ratio * n[mine], ratio)
+        mean[mine] = linear_filter.mean.reshape(images.shape[1:])
+    made = (network, linear, mean)
+    return tuple(float(np.mean((np.asarray(x, np.float64) - images) ** 2)) for x in made)  # pyright: ignore[reportReturnType] - three
