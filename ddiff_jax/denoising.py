@@ -146,7 +146,8 @@ def _errors(
 ) -> tuple[float, float, float]:
     n = np.asarray(_noise(keys, k, images))
     level32 = jax.tree.map(jnp.float32, level)
-    padded = [np.concatenate([batch, batch[: -len(batch) % BLOCK]]) for batch in (images, n)]
+    filled = np.arange(-(-len(images) // BLOCK) * BLOCK) % len(images)  # whole blocks, so that one program serves all
+    padded = [batch[filled] for batch in (images, n)]
     blocks = [_denoise(prior, level32, *(p[i : i + BLOCK] for p in padded)) for i in range(0, len(padded[0]), BLOCK)]
     network = np.concatenate([np.asarray(block) for block in blocks])[: len(images)]
     ratio = float(level.ratio)
