@@ -58,7 +58,9 @@ class DiffPIR:
         eta: noise inside the share of old noise, in [0, 1].
         num_steps: updates, that is network evaluations. The published 20 and 100 timesteps are 19 and 99 updates;
             the last evaluation changes nothing there and is left out.
-        spacing: "quad", dense at low noise, for up to 500 steps; or "uniform".
+        spacing: as released: "quad", dense at low noise, for up to 500 steps; or "uniform", every
+            floor(T / num_steps)-th timestep down from the noisiest and then 0, which makes the last stride the longer
+            the less num_steps divides T; for up to 500 steps, or all 999.
         data_step: "prox" solves step 2, for linear operators; "line" takes one gradient step of the length that is
             exact along the line, ||g||^2 / (||J g||^2 + rho ||g||^2); "gradient" takes the published length 1 / rho,
             which overshoots until rho > ||A||^2 / 2; "auto" is prox where the operator has one, else line.
@@ -121,15 +123,21 @@ class DiffPIR:
 
     def _timesteps(self, total: int) -> np.ndarray:
         """Choose num_steps + 1 timesteps from the noisiest to 0."""
-        fractions = np.linspace(0, 1, self.num_steps + 1) if self.num_steps > 0 else np.zeros(2)
+        num_steps = max(self.num_steps, 1)
         if self.spacing == "quad":
+            fractions = np.linspace(0, 1, num_steps + 1)
             places = np.minimum(np.floor(total * np.sqrt(fractions)), total - 1)
+        elif num_steps == total - 1:
+            places = np.arange(total)
         else:
-            places = np.round((total - 1) * fractions)
-        if np.any(np.diff(places) < 1):
+            places = np.append(total // num_steps * np.arange(num_steps), total - 1)
+        # Between half of the timesteps and all of them the released strides are 1 and stop at a noisy state.
+        strided = self.spacing == "quad" or num_steps == total - 1 or total // num_steps > 1
+        if self.num_steps < 1 or np.any(np.diff(places) < 1) or not strided:
             raise ValueError(
                 f"num_steps of DiffPIR must be at least 1, and few enough that no timestep of {total} repeats: with "
-                f"quad spacing up to about {total // 2}, with uniform up to {total - 1}; got {self.num_steps}"
+                f"quad spacing up to about {total // 2}, with uniform up to {total // 2}, or all {total - 1}; got "
+                f"{self.num_steps}"
             )
         return (total - 1 - places).astype(np.int32)
 
