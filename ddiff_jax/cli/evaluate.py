@@ -32,8 +32,6 @@ class Common:
     """How to run.
 
     Args:
-        output: Folder for tables, records and pictures; nothing in it is ever deleted.
-        prior: Name of a packaged prior, or folder of a converted checkpoint.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         label: Class of the images, for a class-conditional prior.
         dtype: Computation type of the network.
@@ -49,8 +47,6 @@ class Common:
         json: Print the summary to standard output.
     """
 
-    output: Path
-    prior: str
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -72,6 +68,8 @@ class Options:
 
     Args:
         images: Clean image files, folders or quoted globs; without any, the packaged photograph.
+        output: Folder for tables, records and pictures; nothing in it is ever deleted.
+        prior: Name of a packaged prior, or folder of a converted checkpoint.
         tasks: What happens to the images; the presets name the tasks.
         solvers: The methods.
         seeds: Roots of all random numbers.
@@ -83,6 +81,8 @@ class Options:
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")] = ()
+    output: Path = Path("evaluation")
+    prior: str = "faces64"
     tasks: tuple[str, ...] = ("super_resolution",)
     solvers: tuple[str, ...] = ("ddiff",)
     seeds: tuple[int, ...] = (0,)
@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
         "Command",
         [
             ("what", Options, dataclasses.field(default_factory=Options)),
-            ("how", Common, dataclasses.field(default_factory=lambda: Common(Path("evaluation"), "faces64"))),
+            ("how", Common, dataclasses.field(default_factory=Common)),
         ],
     )
     parsed: Any = parse(command, argv, prog="ddiff evaluate", description=DESCRIPTION)
@@ -107,6 +107,7 @@ def run(argv: Sequence[str]) -> int:
     what, how = parsed.what, parsed.how
     plan = Plan(
         images=what.images or packaged_photograph(),
+        prior=what.prior,
         tasks=what.tasks,
         solvers=what.solvers,
         seeds=what.seeds,
@@ -116,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
         measurements=None if what.measurements is None else str(what.measurements),
         **common(how),
     )
-    return work(plan, how)
+    return work(plan, how, what.output)
 
 
 def packaged_photograph() -> tuple[str, ...]:
@@ -128,9 +129,7 @@ def common(how: Common) -> dict[str, Any]:
     """Turn the general flags into arguments of `Plan`."""
     lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
     return {
-        **{
-            name: getattr(how, name) for name in ("prior", "preset", "dtype", "label", "resize", "subset", "batch_size")
-        },
+        **{name: getattr(how, name) for name in ("preset", "dtype", "label", "resize", "subset", "batch_size")},
         "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
         "flags": _flags(how.set),
     }
@@ -160,6 +159,7 @@ def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
 def work(
     plan: Any,
     how: Common,
+    output: Path,
     title: str = "Evaluation",
     finish: Callable[[dict[str, Any]], tuple[list[str], dict[str, Any] | None]] = lambda summary: ([], None),
 ) -> int:
@@ -168,6 +168,7 @@ def work(
     Args:
         plan: what to evaluate.
         how: general flags.
+        output: folder for everything.
         title: of the report.
         finish: given the summary before the report is written; returns what to say, and a ledger for the report.
     """
@@ -176,7 +177,7 @@ def work(
     if how.cache:
         use_compilation_cache()
     console = Console(quiet=how.quiet)
-    found = evaluate(plan, how.output, say=console.say)
+    found = evaluate(plan, output, say=console.say)
     more, ledger = finish(found.summary)
     for line in [*lines(found.summary), *more]:
         console.say(line)
@@ -184,9 +185,9 @@ def work(
         from ddiff_jax.report import write_report
 
         console.say(f"report: {write_report(found, title, ledger)}")
-    console.say(f"results in {how.output}/")
+    console.say(f"results in {output}/")
     if how.json:
-        print(json.dumps(json.loads((how.output / "summary.json").read_text(encoding="utf-8")), indent=1))
+        print(json.dumps(json.loads((output / "summary.json").read_text(encoding="utf-8")), indent=1))
     if found.num_bad:
         told = dict.fromkeys((r["image"], r["status"], r["message"]) for r in found.summary["bad"])
         for image, status, message in told:
