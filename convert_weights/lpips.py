@@ -19,6 +19,10 @@ def _linear(tap: int) -> str:
     return f"lin{tap}.model.1.weight"
 
 
+ANCHORS = (FIRST, _linear(0))
+"""Names that find the network in a file."""
+
+
 def recognises(shapes: Mapping[str, Shape]) -> bool:
     """Tell whether these keys are those of a torchvision backbone or of LPIPS' linear layers."""
     return FIRST in shapes or _linear(0) in shapes
