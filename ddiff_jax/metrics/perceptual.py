@@ -112,7 +112,7 @@ def find_lpips(
             continue
         try:
             found[backbone] = load_lpips(path, backbone)
-        except ValueError as error:  # nobody asked for this file
+        except (OSError, ValueError) as error:  # nobody asked for this file
             say(f"LPIPS on {backbone} is not measured: {error}")
             continue
         places[backbone] = str(path)
