@@ -38,8 +38,8 @@ class Options:
         steps: Network evaluations per image instead of the published numbers of steps, for a quick look.
     """
 
-    study: Annotated[str, tyro.conf.Positional]
-    dataset: str
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    dataset: Annotated[str, tyro.conf.arg(metavar="DATASET")]
     images: tuple[str, ...] = ()
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     prior: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -56,8 +56,8 @@ def run(argv: Sequence[str]) -> int:
     command = dataclasses.make_dataclass(
         "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=Common))]
     )
-    studies = "".join(f"\n  {name:<9}{study.title}" for name, study in STUDIES.items())
-    description = f"{DESCRIPTION}{studies}\n  datasets {', '.join(DATASETS)}"
+    known = {**{name: study.title for name, study in STUDIES.items()}, "datasets": ", ".join(DATASETS)}
+    description = DESCRIPTION + "\n".join(f"  {name:<9}{text}" for name, text in known.items())
     parsed: Any = parse(command, argv, prog="ddiff reproduce", description=description)
     what, how = parsed.what, parsed.how
     check_name("study", what.study, STUDIES)
