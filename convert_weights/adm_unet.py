@@ -6,6 +6,9 @@ from typing import Any
 
 from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
 
+ANCHORS = ("time_embed.0.weight",)
+"""Names that find the network in a file."""
+
 
 def recognises(shapes: Mapping[str, Shape]) -> bool:
     """Tell whether these keys are those of a UNetModel."""

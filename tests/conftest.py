@@ -9,6 +9,7 @@ import jaxtyping
 import pytest
 
 import ddiff_jax as dd
+from ddiff_jax.metrics import perceptual
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,6 +34,12 @@ def optimised():
 def strict_numerics():
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_installed_lpips(monkeypatch):
+    """Find the same, nothing, wherever the tests run."""
+    monkeypatch.setattr(perceptual, "PACKAGE", "no_such_package")
 
 
 @pytest.fixture

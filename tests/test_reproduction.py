@@ -1,16 +1,22 @@
 """The paper's studies: their plans, the published numbers, and the ledger's verdicts."""
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluation import quick_prior  # noqa: F401 - a fixture that every test here uses as well
+from test_evaluation import (
+    quick_prior,  # noqa: F401 - a fixture that every test here uses as well
+    save_photos,
+)
 
 from ddiff_jax import cli, reproduction
-from ddiff_jax.operators import released_box_mask
-from ddiff_jax.reproduction import Published, ledger, plan_study, published
+from ddiff_jax.config import config_folder
+from ddiff_jax.operators import gaussian_blur, released_box_mask
+from ddiff_jax.published import Published, parse, published
+from ddiff_jax.reproduction import ledger, plan_study
 from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.solvers.base import count_steps
 
@@ -18,10 +24,50 @@ from ddiff_jax.solvers.base import count_steps
 def test_the_published_numbers_are_read_strictly_and_none_is_there_twice():
     source, entries = published()
     assert "2505.17353" in source
-    keys = [(e.table, e.dataset, e.task, e.solver, e.metric, e.sigma_y, e.steps) for e in entries]
-    assert len(set(keys)) == len(keys) > 0
-    # Section 11.4 of the notes: the residuals of table 2 lie just above the noise's power.
-    assert all(0.0025 <= e.value < 0.0075 for e in entries if e.table == "table2")
+    found = {(e.table, e.dataset, e.task, e.solver, e.metric): e for e in entries}
+    counts = collections.Counter((e.table, e.dataset) for e in entries)
+    assert len(found) == len(entries) == 384  # 8 tasks, 4 methods, 4 metrics
+    assert counts == {("table1", "ffhq"): 128, ("table1", "imagenet"): 128, ("table2", "ffhq"): 128}
+    assert sum(e.half_width is not None for e in entries) == 96  # Table S1: 2 data sets, 8 tasks, 2 methods, 3 metrics
+    assert {e.metric for e in entries if e.not_comparable} == {"misfit"}
+    values = {
+        ("table1", "ffhq", "super_resolution", "ddiff", "psnr_paper"): (30.07, 0.41),
+        ("table1", "imagenet", "phase_retrieval", "daps", "lpips_alex"): (0.397, 0.032),
+        ("table1", "imagenet", "high_dynamic_range", "diffpir", "ssim_paper"): (0.637, None),
+        ("table1", "ffhq", "phase_retrieval", "ddiff", "misfit"): (1.469, None),
+        ("table2", "ffhq", "phase_retrieval", "ddiff", "misfit"): (0.0028, None),
+        ("table2", "ffhq", "nonlinear_blur", "diff_pnp_admm", "psnr_paper"): (5.23, None),
+    }
+    for key, value in values.items():
+        assert (found[key].value, found[key].half_width) == value
+    # In random inpainting DDiff-HQS is last in the paper too.
+    ablation = {s: found["table2", "ffhq", "random_inpainting", s, "psnr_paper"].value for s in SOLVERS_OF_TABLE2}
+    assert sorted(ablation, key=lambda name: ablation[name])[0] == "ddiff_hqs"
+
+
+SOLVERS_OF_TABLE2 = reproduction.STUDIES["table2"].solvers
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ddiff:   [30.07 ± 0.41,", "ddiff:   [", "super_resolution, ddiff must hold one value each for psnr_paper"),
+        ("30.07 ± 0.41", "30.07 +- 0.41", "ddiff, psnr_paper: a value must be a number, or like"),
+        ("30.07 ± 0.41", ".nan", "a value must be a number"),
+        ("daps:    [29.34", "ddiff:    [29.34", "a key is there twice in the mapping that begins"),
+        ("daps:    [29.34", "dabs:    [29.34", "unknown solver in .* 'dabs'; did you mean 'daps'"),
+        ("  table2:", "  table3:", "unknown key in .* 'table3'; did you mean"),
+        ("\n    imagenet:", "\n    imagenet1k:", "unknown dataset in .* 'imagenet1k'"),
+        ("      nonlinear_blur:", "      non_linear_blur:", "unknown task in .* 'non_linear_blur'"),
+        ("lpips_alex,", "lpips,", "unknown key in .* 'lpips'; did you mean"),
+        ("source:", "sauce:", "unknown key in .* 'sauce'; did you mean 'source'"),
+    ],
+)
+def test_a_slip_in_the_published_numbers_is_found(old, new, message):
+    text = (config_folder() / "published.yaml").read_text(encoding="utf-8")
+    assert old in text
+    with pytest.raises(ValueError, match=message):
+        parse(text.replace(old, new), "published.yaml")
 
 
 @pytest.mark.parametrize("study", reproduction.STUDIES)
@@ -33,7 +79,8 @@ def test_every_study_has_a_plan(study, dataset, tmp_path):
     assert made.same_protocol == (dataset != "faces64")
     assert len(made.plan.cells()) > 0
     if study == "noise":
-        assert made.plan.sigmas == (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+        assert {0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5} == set(made.plan.sigmas)
+        assert "phase_retrieval" in made.plan.tasks
     if study == "table1":
         assert len(made.plan.tasks) == 8
         assert ("nonlinear_blur" in made.plan.tasks) == (dataset != "faces64")
@@ -53,6 +100,20 @@ def test_every_cell_of_the_miniature_can_be_set_up(study, tmp_path):
             count_steps(settings.solver, schedule)
 
 
+def test_all_solvers_of_a_study_spend_the_same_evaluations(tmp_path):
+    made = plan_study("steps", "faces64", ["photo.png"], tmp_path, tasks=["box_inpainting"], prior="faces64")
+    spent = {}
+    for cell in made.plan.cells():
+        settings = made.plan.settings(cell)
+        num_steps = jax.tree.leaves(jax.eval_shape(settings.solver.grid, linear_schedule()))[0].shape[0]
+        cost = settings.solver.cost(gaussian_blur((64, 64, 3), size=3, std=1.0)) * num_steps
+        spent.setdefault(cell.steps, {})[cell.solver] = cost.network_evaluations
+    assert list(spent) == [20, 50, 100, 250, 999]
+    for steps, solvers in spent.items():
+        assert set(solvers) == {"ddiff", "daps", "ddiff_hqs", "diffpir", "dps"}
+        np.testing.assert_allclose(list(solvers.values()), steps, rtol=0.002)  # 200 steps of DAPS are 1000 evaluations
+
+
 def test_the_masks_are_those_of_the_released_code(tmp_path):
     made = plan_study("table1", "ffhq", ["photo.png"], tmp_path, tasks=["box_inpainting"])
     flag, path = made.plan.flags["box_inpainting"]
@@ -62,7 +123,8 @@ def test_the_masks_are_those_of_the_released_code(tmp_path):
 
 def summary(mean, interval, n=10):
     group = {"task": "super_resolution", "solver": "ddiff", "sigma_y": 0.05, "steps": None, "pick": "single"}
-    metrics = {name: {"n": 0, "why": "no weights"} for name in ("ssim_paper", "lpips_alex")}
+    group |= {"network_evaluations": 999.0, "seconds": 2.5}
+    metrics = {name: {"n": 0, "why": "no weights"} for name in ("ssim_paper", "lpips_alex", "misfit_excess")}
     measured = {"n": n, "mean": mean, "interval": interval}
     return {"groups": [{**group, "metrics": {**metrics, "psnr_paper": measured, "misfit": {**measured, "mean": 0.1}}}]}
 
@@ -71,22 +133,29 @@ def summary(mean, interval, n=10):
     ("mean", "interval", "changes", "verdict"),
     [
         (30.0, [29.0, 31.0], {}, "agrees"),
-        (32.0, [31.0, 33.0], {}, "higher (better)"),
-        (20.0, [19.0, 21.0], {}, "lower (worse)"),
+        (32.0, [31.0, 33.0], {}, "agrees"),  # 1.5 above: less than the root of 1.2^2 + 1.0^2
+        (32.1, [31.1, 33.1], {}, "higher (better)"),
+        (28.9, [27.9, 29.9], {}, "lower (worse)"),
+        (31.6, [30.6, 32.6], {"half_width": None}, "higher (better), by our interval alone"),
+        (31.4, [30.4, 32.4], {"half_width": None}, "agrees, by our interval alone"),
         (30.0, None, {}, "one image: no verdict"),
         (None, None, {}, "not measured: not finite"),
-        (30.0, [29.0, 31.0], {"comparable": False}, "not comparable"),
-        (30.0, [29.0, 31.0], {"dataset": "imagenet"}, "published value not known"),
+        (30.0, [29.0, 31.0], {"not_comparable": "formula unknown"}, "not comparable"),
+        (30.0, [29.0, 31.0], {"dataset": "imagenet"}, "the paper has no such number"),
     ],
 )
-def test_the_verdict_follows_from_the_interval(monkeypatch, tmp_path, mean, interval, changes, verdict):
-    entry = Published("table1", "ffhq", "super_resolution", "ddiff", "psnr_paper", 30.5, True)
+def test_the_verdict_follows_from_both_intervals(monkeypatch, tmp_path, mean, interval, changes, verdict):
+    entry = Published("table1", "ffhq", "super_resolution", "ddiff", "psnr_paper", 30.5, 1.2)
     monkeypatch.setattr(reproduction, "published", lambda: ("somewhere", [dataclasses.replace(entry, **changes)]))
     book = ledger(plan_study("table1", "ffhq", ["photo.png"], tmp_path), summary(mean, interval))
     row = next(row for row in book["rows"] if row["metric"] == "psnr_paper")
     assert row["verdict"] == verdict
-    if verdict == "agrees":
-        assert row["difference"] == pytest.approx(-0.5)
+    if row["verdict"] == "not comparable":
+        assert (row["difference"], row["note"]) == (None, "formula unknown")
+    if mean == 30.0 and verdict == "agrees":
+        assert (row["difference"], row["difference_half_width"]) == pytest.approx((-0.5, np.hypot(1.0, 1.2)))
+        line = next(line for line in reproduction.as_markdown(book).splitlines() if "| psnr_paper |" in line)
+        assert "| 30.5 ± 1.2 | 30 | 29 to 31 | 10 | 999 | 2.5 | -0.5 ± 1.6 | agrees |" in line
         fewer = plan_study("table1", "ffhq", ["photo.png"], tmp_path, steps=[3])
         assert ledger(fewer, summary(mean, interval))["rows"][0]["verdict"] == "not comparable: another protocol"
 
@@ -95,20 +164,42 @@ def test_the_command_writes_the_ledger(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["reproduce", "table1", "--dataset", "faces64", "--subset", "1", "--steps", "3", "--solvers", "ddiff"]
     assert cli.main([*command, "--tasks", "gaussian_blur", "--no-cache", "--no-report"]) == 0
-    assert "differs from the paper: 3 steps" in capsys.readouterr().err
+    assert "differs from the paper: 3 network evaluations" in capsys.readouterr().err
     book = json.loads(Path("table1_faces64/ledger.json").read_text())
-    assert {row["metric"] for row in book["rows"]} == {"psnr_paper", "ssim_paper", "lpips_alex", "misfit"}
+    assert {row["metric"] for row in book["rows"]} == {
+        *("psnr_paper", "ssim_paper", "lpips_alex", "misfit", "misfit_excess")
+    }
     assert book["rows"][0]["published"] is None
     assert book["rows"][0]["ours"] > 0
     lines = Path("table1_faces64/ledger.md").read_text().splitlines()
-    assert sum(line.startswith("| gaussian_blur | ddiff | 0.05 | 3 |") for line in lines) == 4
+    assert sum(line.startswith("| gaussian_blur | ddiff | 0.05 | 3 |") for line in lines) == 5
+
+
+def test_a_photograph_called_like_a_study_does_not_name_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_photos(tmp_path / "noise", 1)
+    command = ["reproduce", "--dataset", "faces64", "--images", "noise", "--steps", "3", "--solvers", "ddiff"]
+    command += ["--tasks", "gaussian_blur", "--no-cache", "--no-report"]
+    assert cli.main([*command[:1], "table1", *command[1:]]) == 0
+    assert Path("table1_faces64/ledger.md").is_file()
+    assert not Path("noise_faces64").exists()
+
+
+def test_the_help_lists_every_study_from_one_place(capsys, monkeypatch):
+    monkeypatch.setitem(
+        reproduction.STUDIES, "table9", dataclasses.replace(reproduction.STUDIES["noise"], title="more")
+    )
+    assert cli.main(["reproduce", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}" in out and study.title in out for name, study in reproduction.STUDIES.items())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("table1", "--dataset", "ffhq"), "give --images"),
-        (("table3", "--dataset", "ffhq"), "table3"),
+        (("table3", "--dataset", "ffhq"), "unknown study 'table3'; did you mean"),
+        (("table1", "--dataset", "ffqh"), "unknown dataset 'ffqh'; did you mean 'ffhq'"),
         (("table1", "--dataset", "faces64", "--preset", "ffhq"), "decided by --dataset"),
         (("table1", "--dataset", "faces64", "--tasks", "nonlinear_blur"), "unknown task for faces64"),
         (("table1", "--dataset", "ffhq", "--images", "x.png"), "no weights at"),

@@ -79,6 +79,11 @@ def test_diffpir_walks_the_published_timesteps_and_weights():
     t = DiffPIR(num_steps=19).grid(dd.linear_schedule()).level.time
     published = [999, 770, 675, 602, 541, 487, 438, 393, 351, 311, 274, 239, 205, 172, 141, 111, 82, 54, 26]
     np.testing.assert_array_equal(t, published)
+    uniform = {n: DiffPIR(spacing="uniform", num_steps=n).grid(dd.linear_schedule()) for n in (20, 300, 999)}
+    np.testing.assert_array_equal(uniform[20].level.time, range(999, 48, -50))  # 999, 949, ..., 49, and then 0
+    np.testing.assert_allclose(uniform[20].next_signal[-1] ** 2, oracle.ALPHA_BAR[0])
+    np.testing.assert_array_equal(uniform[300].level.time, range(999, 101, -3))  # strides of floor(1000 / 300)
+    np.testing.assert_array_equal(uniform[999].level.time, np.arange(999, 0, -1))
     variance = DiffPIR(spacing="uniform", num_steps=999).grid(dd.linear_schedule()).variance
     rho = 7 * 0.05**2 / np.asarray(variance)  # of noise 0.05 for images in [0, 1], 0.1 here
     np.testing.assert_allclose(
@@ -249,6 +254,7 @@ def test_hqs_as_released_is_a_table_of_values_for_ddiff():
         (lambda: DiffPIR(zeta=1.5), "zeta must be fraction"),
         (lambda: DiffPIR(num_steps=0).grid(dd.linear_schedule()), "between 1 and 1000"),
         (lambda: DiffPIR(num_steps=700).grid(dd.linear_schedule()), "at most about 500"),
+        (lambda: DiffPIR(spacing="uniform", num_steps=501).grid(dd.linear_schedule()), "at most about 500"),
         (lambda: DPS(zeta=-1.0), "zeta must be non-negative"),
         (lambda: DPS(1.0, num_steps=1001).grid(dd.linear_schedule()), "between 1 and 1000"),
         (lambda: DAPS(1e-4, ode_steps=0), "ode_steps must be at least 1"),

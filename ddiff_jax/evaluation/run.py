@@ -20,7 +20,7 @@ from ddiff_jax.cli.settings import Settings
 from ddiff_jax.evaluation import tables
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
-from ddiff_jax.metrics import BACKBONES, METRICS, load_lpips, measure
+from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.solve import Progress, Solution, solve
@@ -102,9 +102,9 @@ class _Run:
         self._decided: dict[Cell, str] = {}
         self.rejected: dict[tuple[Cell, str], tuple[str, str]] = {}
         self.card = read_card(plan.prior)
-        self.lpips = {name: load_lpips(where, name) for name, where in plan.lpips.items()}
+        self.lpips, self._lpips_places = find_lpips(plan.lpips, say)
         self._weights = weights_hash(self.card.files)
-        self._lpips_weights = {name: weights_hash(read_card(where).files) for name, where in plan.lpips.items()}
+        self._lpips_weights = {name: weights_hash(lpips_hashes(where)) for name, where in self._lpips_places.items()}
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
         self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
         self._prior: DiffusionPrior | None = None
@@ -296,7 +296,7 @@ class _Run:
             io.write_png(path, picture)
 
     def _tables(self) -> Evaluation:
-        absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.plan.lpips}
+        absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}
         rows = []
         for cell in self.cells:
             settings = self.settings.get(cell)
@@ -340,7 +340,7 @@ class _Run:
                 for cell, settings in self.settings.items()
             ],
             "prior": {"name": self.plan.prior, **dataclasses.asdict(self.card)},
-            "lpips": {k: {"folder": v, "weights": self._lpips_weights[k]} for k, v in self.plan.lpips.items()},
+            "lpips": {k: {"path": v, "weights": self._lpips_weights[k]} for k, v in self._lpips_places.items()},
             "images": self.hashes,
             "batch_size": self.batch_size,
             "environments": sorted(environments, key=str),

@@ -2,7 +2,7 @@
 
 from ddiff_jax.metrics.fidelity import PROTOCOLS, Protocol, psnr, ssim
 from ddiff_jax.metrics.measure import METRICS, measure
-from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual, load_lpips
+from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
 from ddiff_jax.metrics.residual import misfit, noise_power, observed
 
 __all__ = [
@@ -11,7 +11,10 @@ __all__ = [
     "PROTOCOLS",
     "Perceptual",
     "Protocol",
+    "find_lpips",
+    "installed_lpips",
     "load_lpips",
+    "lpips_hashes",
     "measure",
     "misfit",
     "noise_power",

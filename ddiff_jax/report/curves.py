@@ -20,6 +20,11 @@ NAMES = {
     "lpips_vgg": "LPIPS (VGG16)",
     "misfit": "mean squared misfit",
 }
+AXES = {
+    "sigma_y": "noise level",
+    "network_evaluations": "network evaluations per image",
+    "seconds": "seconds per image, without compiling",
+}
 REPORTED = {"misfit": "mean squared misfit", "gap": "||x - z||", "dual": "||u||"}  # by the steps
 
 
@@ -65,13 +70,13 @@ def _measured(gallery: Gallery, task: str) -> list[str]:
 
 
 def against(gallery: Gallery, task: str, x: str) -> Any:
-    """Draw every metric against the noise level ("sigma_y") or the cost ("network_evaluations"), with 95% intervals.
+    """Draw every metric against one of `AXES`, with 95% intervals.
 
     Raises:
         ImportError: there is no matplotlib.
     """
     names = _measured(gallery, task)
-    label = {"sigma_y": "noise level", "network_evaluations": "network evaluations per image"}[x]
+    label = AXES[x]
     figure, axes = _figure(len(names), f"{task.replace('_', ' ')}: quality against the {label}")
     groups = [g for g in gallery.found.summary["groups"] if g["task"] == task and g["pick"] != "residual"]
     for axis, name in zip(axes, names, strict=True):
@@ -93,7 +98,7 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
         arrow = "" if better is None else " (higher is better)" if better else " (lower is better)"
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel(f"{NAMES[name]}{arrow}", fontsize=9)
-        if x == "network_evaluations":
+        if x != "sigma_y":
             _logarithmic(axis.xaxis)
         if name == "misfit":
             _logarithmic(axis.yaxis)
@@ -145,6 +150,6 @@ def save(figure: Any, path: Path) -> None:
 def swept(gallery: Gallery) -> Sequence[str]:
     """Tell against what something can be drawn: where at least two points exist."""
     plan = gallery.found.summary["plan"]
-    found = ["sigma_y"] * (len(plan["sigmas"]) > 1) + ["network_evaluations"] * (len(plan["steps"]) > 1)
+    found = ["sigma_y"] * (len(plan["sigmas"]) > 1) + ["network_evaluations", "seconds"] * (len(plan["steps"]) > 1)
     # Without a sweep the solvers themselves are points of quality against cost.
     return found or ["network_evaluations"] * (len(gallery.solvers) > 1)

@@ -29,6 +29,7 @@ COLUMNS = {
     "lpips_alex": ("LPIPS, AlexNet", "{:.3f}"),
     "lpips_vgg": ("LPIPS, VGG16", "{:.3f}"),
     "misfit": ("misfit", "{:.5f}"),
+    "misfit_excess": ("misfit excess", "{:+.5f}"),
 }
 
 
@@ -113,10 +114,12 @@ def _ledger(book: dict[str, Any]) -> str:
     rows = []
     for row in (row for row in book["rows"] if row["published"] is not None):
         form = COLUMNS[row["metric"]][1]
+        half_width = row["published_half_width"]
+        published = f"{row['published']:g}" + ("" if half_width is None else f" ± {half_width:g}")
         span = (
             "" if row["interval"] is None else f"{form.format(row['interval'][0])} to {form.format(row['interval'][1])}"
         )
-        cells = [row["task"], row["solver"], COLUMNS[row["metric"]][0], f"{row['published']:g}"]
+        cells = [row["task"], row["solver"], COLUMNS[row["metric"]][0], published]
         cells += ["" if row["ours"] is None else form.format(row["ours"]), span, str(row["images"])]
         cells += ["; ".join(filter(None, (row["verdict"], row["note"])))]
         rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
@@ -125,8 +128,8 @@ def _ledger(book: dict[str, Any]) -> str:
     differences = "".join(f"<li>{html.escape(difference)}</li>" for difference in book["differences"])
     return (
         "<h2>Beside the published numbers</h2>"
-        f'<p class="faint">{html.escape(book["source"])}. Of the {len(book["rows"])} numbers here, '
-        f"{book['published_known']} published ones are known; ledger.md lists them all.</p>"
+        f'<p class="faint">{html.escape(book["source"])}. It has {book["published_known"]} of the {len(book["rows"])} '
+        "numbers here; ledger.md lists them all.</p>"
         + (f"<p>What differs from the paper:</p><ul>{differences}</ul>" if differences else "")
         + f'<div class="scroll">{table}</div>'
     )
@@ -250,6 +253,7 @@ def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
     titles = {
         "sigma_y": "Quality against noise",
         "network_evaluations": "Quality against cost",
+        "seconds": "Quality against time",
         "traces": "Convergence",
     }
     parts = []

@@ -50,7 +50,9 @@ class DDNM:
     Source: the paper's equations 12 to 19, with lambda and gamma for every singular value as in its appendix and in
     the released code; eta and the number of steps are those of the released configurations.
     Differs: (paper) no travels back in time. (code) with noise, e = n there in every direction that y shows, which
-    makes it DDRM but for the timesteps.
+    makes it DDRM but for the timesteps; and its `Lambda_noise` weighs n and eps without bringing them into the
+    directions of V first, V diag(gamma) e instead of V diag(gamma) V^T e. That changes nothing for n, whose
+    distribution V^T keeps, nor for masks, whose V only sorts pixels; eps it turns by V.
     """
 
     eta: Scalar = 0.85

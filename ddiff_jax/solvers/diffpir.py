@@ -66,7 +66,9 @@ class DiffPIR:
         eta: noise inside the share of old noise, in [0, 1].
         num_steps: updates, that is network evaluations. The published 20 and 100 timesteps are 19 and 99 updates;
             the last evaluation changes nothing there and is left out.
-        spacing: "quad", dense at low noise, for up to 500 steps; or "uniform".
+        spacing: as released: "quad", dense at low noise, for up to 500 steps; or "uniform", every
+            floor(T / num_steps)-th timestep down from the noisiest and then 0, which makes the last stride the longer
+            the less num_steps divides T; for up to 500 steps, or all 999.
         data_step: "prox" solves step 2, for linear operators; "line" takes one gradient step of the length that is
             exact along the line, ||g||^2 / (||J g||^2 + rho ||g||^2); "gradient" takes the published length 1 / rho,
             which overshoots until rho > ||A||^2 / 2; "auto" is prox where the operator has one, else line.
@@ -115,11 +117,8 @@ class DiffPIR:
         """Tabulate steps 2 to 4 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, self.spacing, to_clean=False)
         below = schedule.at_time(level.time / schedule.time_scale - 1) if isinstance(schedule, VPSchedule) else cleaner
-        old, new = (
-            wide(self.eta) ** 2 * (cleaner.sigma / level.sigma) ** 2 * level.step_variance(below),
-            cleaner.sigma**2,
-        )
-        share = wide(self.zeta)
+        share, new = wide(self.zeta), cleaner.sigma**2
+        old = wide(self.eta) ** 2 * new / level.sigma**2 * level.step_variance(below)
         return Grid(
             level,
             variance=level.ratio**2,

@@ -1,0 +1,211 @@
+"""Tell which records of a pickle are dictionaries, tensors of PyTorch and arrays of NumPy, and read those."""
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert_weights.inert_pickle import Call, Name, Reference
+
+DTYPES: dict[str, np.dtype] = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "ByteStorage": np.dtype(np.uint8),
+    "CharStorage": np.dtype(np.int8),
+    "ShortStorage": np.dtype(np.int16),
+    "IntStorage": np.dtype(np.int32),
+    "LongStorage": np.dtype(np.int64),
+    "BoolStorage": np.dtype(np.bool_),
+}
+DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict")
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+NUMPY = ("numpy.core", "numpy._core")  # before NumPy 2, and since
+MOST_NAMES = 1_000_000  # dictionaries that hold each other repeatedly unfold without end
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """What a pickle says of the raw numbers that tensors are views of."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Args:
+        tensors: array by its name; dots join the names of the dictionaries on the way to it.
+        objects: by their names, what else the file would have had made or called; nothing of it was.
+    """
+
+    tensors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    objects: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+Numbers = Callable[[Storage], np.ndarray]
+
+
+def storage(reference: Any) -> Storage:
+    """Read what a pickle says of a storage.
+
+    Raises:
+        pickle.UnpicklingError: it is no storage of a known type.
+    """
+    match reference.pid if isinstance(reference, Reference) else None:
+        case ("storage", Name("torch", name), key, _, int(count), *view) if name in DTYPES and view in ([], [None]):
+            return Storage(str(key), DTYPES[name], count)
+        case ("storage", Name() as name, *_):
+            raise pickle.UnpicklingError(f"its numbers are in a {name}, which this reader does not know")
+    raise pickle.UnpicklingError("a tensor without a storage")
+
+
+def contents(tree: Any, numbers: Numbers) -> Contents:
+    """Read the tensors of a pickle, wherever its dictionaries hold them.
+
+    Args:
+        tree: what `inert_pickle.load` found.
+        numbers: gives the numbers of a storage.
+
+    Raises:
+        pickle.UnpicklingError: a tensor is damaged, or two have one name.
+    """
+    found, seen = Contents(), 0
+
+    def walk(value: Any, name: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > MOST_NAMES:
+            raise pickle.UnpicklingError("it holds more entries than any file of weights")
+        entries = _entries(value)
+        if entries is not None:
+            for key, inner in entries.items():
+                if isinstance(key, str | int):
+                    walk(inner, f"{name}.{key}" if name else str(key))
+            return
+        if name in found.tensors or name in found.objects:
+            raise pickle.UnpicklingError(f"it holds {name} twice")
+        if (array := _array(value, numbers)) is not None:
+            found.tensors[name] = array
+        elif what := _describe(value):
+            found.objects[name] = what
+
+    walk(tree, "")
+    return found
+
+
+def _called(value: Any) -> str | None:
+    return str(value.function) if isinstance(value, Call) and isinstance(value.function, Name) else None
+
+
+def _entries(value: Any) -> dict[Any, Any] | None:
+    if isinstance(value, dict):
+        return value
+    if _called(value) not in DICTIONARIES:
+        return None
+    # Python 2 gives an OrderedDict a list of pairs; a defaultdict's only argument makes absent entries.
+    pairs = value.args[0] if value.args and isinstance(value.args[0], list) else []
+    return {**dict(pair for pair in pairs if isinstance(pair, list) and len(pair) == 2), **value.items}
+
+
+def _describe(value: Any) -> str | None:
+    if isinstance(value, Call):
+        return f"wants to call {value.function}" if isinstance(value.function, Name) else "wants to call what it made"
+    if isinstance(value, Name):
+        return f"wants to call {value}"
+    return "holds numbers without a shape" if isinstance(value, Reference) else None
+
+
+def _array(value: Any, numbers: Numbers) -> np.ndarray | None:
+    name = _called(value)
+    while name == "torch._utils._rebuild_parameter" and value.args:
+        value = value.args[0]
+        name = _called(value)
+    if name in TENSORS:
+        return _tensor(value.args, numbers)
+    if name in [f"{core}.multiarray._reconstruct" for core in NUMPY]:
+        match value.state:
+            case (_, shape, dtype, bool(fortran), data):
+                return _numpy(data, dtype, shape, "F" if fortran else "C")
+        raise pickle.UnpicklingError("an array without numbers")
+    if name in [f"{core}.numeric._frombuffer" for core in NUMPY]:
+        match value.args:
+            case (data, dtype, shape, "C" | "F" as order):
+                return _numpy(data, dtype, shape, order)
+        raise pickle.UnpicklingError("an array without numbers")
+    return None
+
+
+def _tensor(args: tuple, numbers: Numbers) -> np.ndarray:
+    # What else PyTorch passes (requires_grad, hooks, metadata) says nothing about the numbers.
+    match args:
+        case (source, int(offset), shape, strides, *_):
+            shape, strides = _sizes(shape), _sizes(strides)
+        case _:
+            raise pickle.UnpicklingError("a tensor without a shape")
+    if len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor with as many strides as it has not axes")
+    where = storage(source)
+    values = numbers(where)
+    if 0 in shape:
+        return np.zeros(shape, values.dtype)
+    reach = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if offset < 0 or reach >= values.size:
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches outside of its storage")
+    if _product(shape) > values.size:
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} is larger than its storage of {values.size} numbers")
+    steps = [s * values.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if _called(value) == "torch.Size" and len(value.args) == 1:
+        (value,) = value.args
+    if not isinstance(value, list | tuple) or not all(type(n) is int and n >= 0 for n in value):
+        raise pickle.UnpicklingError("a shape that is no row of whole numbers")
+    return tuple(value)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _numpy(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    kind, sizes, raw = _dtype(dtype), _sizes(shape), _bytes(data)
+    if len(raw) != _product(sizes) * kind.itemsize:
+        raise pickle.UnpicklingError(f"an array of shape {sizes} with {len(raw)} bytes")
+    return np.frombuffer(raw, kind).reshape(sizes, order=order)
+
+
+def _bytes(data: Any) -> bytes:
+    # Python 2 and the protocols before 3 have no bytes and write them as text.
+    if _called(data) == "_codecs.encode" and data.args[1:] == ("latin1",):
+        data = data.args[0]
+    elif _called(data) in ("__builtin__.bytes", "builtins.bytes") and not data.args:
+        data = b""
+    if isinstance(data, str):
+        data = data.encode("latin-1")
+    if not isinstance(data, bytes):
+        raise pickle.UnpicklingError("an array whose numbers are no bytes")
+    return data
+
+
+def _dtype(value: Any) -> np.dtype:
+    if _called(value) == "numpy.dtype" and value.args:
+        kind, order = value.args[0], value.state[1] if isinstance(value.state, tuple) and value.state[1:] else "|"
+        if isinstance(kind, Name) and str(kind) == "ml_dtypes.bfloat16":
+            return np.dtype(ml_dtypes.bfloat16)
+        if isinstance(kind, str) and re.fullmatch(r"b1|[iuf][1248]", kind) and order in ("<", ">", "|", "="):
+            return np.dtype(kind).newbyteorder(order)
+    raise pickle.UnpicklingError("an array of something else than numbers")
