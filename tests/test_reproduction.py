@@ -105,7 +105,7 @@ def test_all_solvers_of_a_study_spend_the_same_evaluations(tmp_path):
     spent = {}
     for cell in made.plan.cells():
         settings = made.plan.settings(cell)
-        num_steps = jax.tree.leaves(jax.eval_shape(settings.solver.grid, linear_schedule()))[0].shape[0]
+        num_steps = count_steps(settings.solver, linear_schedule())
         cost = settings.solver.cost(gaussian_blur((64, 64, 3), size=3, std=1.0)) * num_steps
         spent.setdefault(cell.steps, {})[cell.solver] = cost.network_evaluations
     assert list(spent) == [20, 50, 100, 250, 999]
