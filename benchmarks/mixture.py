@@ -59,7 +59,7 @@ def highest() -> np.ndarray:
 
 def candidates() -> dict[str, Any]:
     """Name the solvers with the values that they run with."""
-    made = {
+    made: dict[str, Any] = {
         "DDiff, 20": dd.solvers.DDiff(num_steps=20),
         "DDiff, 100": dd.solvers.DDiff(num_steps=100),
         "DDiff, 999": dd.solvers.DDiff(),
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    prior = dd.MixturePrior(WEIGHTS, MEANS[..., None], VARIANCES, dd.linear_schedule())
+    prior = dd.MixturePrior(*map(jnp.asarray, (WEIGHTS, MEANS[..., None], VARIANCES)), schedule=dd.linear_schedule())
     # One row, so that solvers which need a singular value decomposition have it.
     operator = operators.from_function(lambda x: jnp.asarray(DIRECTION, x.dtype) @ x, SHAPE, linear=True)
     keys = dd.image_keys(jax.random.key(options.seed), jnp.arange(options.runs))

@@ -14,6 +14,7 @@ import ddiff_jax as dd
 from ddiff_jax import metrics, operators
 from ddiff_jax.priors import PredictsNoise, predict
 from ddiff_jax.priors.network import PREDICTIONS
+from ddiff_jax.schedule import Spacing
 from ddiff_jax.solvers import SOLVERS
 
 SHAPE = (4, 4, 1)
@@ -36,7 +37,7 @@ class Rescaled:
         told = level.ratio if self.kind == "ve" else level.sigma / total
         return dd.Level(level.signal / total, level.sigma / total, told, self)
 
-    def levels(self, num_steps, spacing="even"):
+    def levels(self, num_steps, spacing: Spacing = "even"):
         return self._rescaled(self.base.levels(num_steps, spacing))
 
     def at(self, ratio):
@@ -312,7 +313,7 @@ def test_a_latent_prior_and_an_operator_for_other_pictures_are_refused():
 )
 def test_impossible_mixtures_are_refused(arguments, unchecked):
     with pytest.raises(ValueError, match="a mixture"):
-        dd.MixturePrior(*arguments, VP)
+        dd.MixturePrior(*arguments, schedule=VP)
 
 
 def test_density_of_a_mixture_and_its_score_agree():

@@ -21,7 +21,7 @@ SCHEDULES = {
 }
 
 
-@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
+@pytest.fixture(params=SCHEDULES.values(), ids=list(SCHEDULES))
 def schedule(request):
     return request.param
 
@@ -120,7 +120,7 @@ def test_fractions_lie_between_whole_timesteps_and_minus_one_is_clean():
     np.testing.assert_allclose(np.log(fraction.ratio), (np.log(below.ratio) + np.log(above.ratio)) / 2, rtol=1e-9)
     assert fraction.time == 500.5
     traced = jax.jit(schedule.at_time)(jnp.array([-1.0, 0.0, 500.5]))
-    np.testing.assert_allclose(traced.sigma, [0.0, below.schedule.at_time(0).sigma, fraction.sigma], rtol=1e-5)
+    np.testing.assert_allclose(traced.sigma, [0.0, schedule.at_time(0).sigma, fraction.sigma], rtol=1e-5)
     np.testing.assert_allclose(traced.signal[0], 1.0)
     clean = schedule.at_time(-1)
     assert (clean.signal, clean.sigma) == (1.0, 0.0)
