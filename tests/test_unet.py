@@ -53,7 +53,7 @@ def test_the_packaged_prior_is_the_published_network(golden, optimised):
     apply = jax.jit(prior.module.apply)
     got = apply({"params": prior.params}, jnp.asarray(x), jnp.asarray(t))
     np.testing.assert_allclose(got, want, atol=PARITY, rtol=0)
-    levels = jax.tree.map(jnp.float32, prior.schedule.at_time(t))
+    levels = jax.tree.map(jnp.float32, dd.linear_schedule().at_time(t))
     _, eps = jax.jit(jax.vmap(prior.predict))(jnp.asarray(x), levels)
     np.testing.assert_allclose(eps, got[..., :3], atol=PARITY)
 
@@ -157,7 +157,7 @@ def test_class_conditional_prior_uses_its_label():
     prior = dd.DiffusionPrior(params, dd.linear_schedule(), module, (8, 8, 3), label=jnp.int32(2))
     x = jax.random.normal(jax.random.key(3), (8, 8, 3))
     want = jax.jit(module.apply)({"params": params}, x[None], jnp.asarray([100]), jnp.asarray([2]))[0, ..., :3]
-    np.testing.assert_allclose(jax.jit(prior.predict)(x, prior.schedule.at_time(100))[1], want, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(prior.predict)(x, dd.linear_schedule().at_time(100))[1], want, atol=1e-6)
 
 
 @pytest.mark.parametrize(
