@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.types import Image, Params, Timestep
+from ddiff_jax.types import Image, Params, Timestep, to_type
 
 
 @runtime_checkable
@@ -46,8 +46,17 @@ class Denoising(Protocol):
 
 
 def tweedie(schedule: NoiseSchedule, x_t: Image, eps: Image, t: Timestep, *, clip: bool) -> Image:
-    """Turn predicted noise into x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), clipped to [-1, 1] on demand."""
-    x0_hat = (x_t - jnp.sqrt(schedule.noise_var[t]) * eps) / jnp.sqrt(schedule.alpha_bar[t])
+    """Turn predicted noise into x0_hat = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t), clipped to [-1, 1] on demand.
+
+    Args:
+        schedule: the noise levels.
+        x_t: the noisy image.
+        eps: the noise in it.
+        t: as in `NoiseSchedule.levels`: whole or fractional, and -1 gives back x_t.
+        clip: whether to clip.
+    """
+    alpha_bar, noise_var = to_type(schedule.levels(jnp.asarray(t)), x_t.dtype)
+    x0_hat = (x_t - jnp.sqrt(noise_var) * eps) / jnp.sqrt(alpha_bar)
     return jnp.clip(x0_hat, -1, 1) if clip else x0_hat
 
 
@@ -86,7 +95,10 @@ class DiffusionPrior:
     def _output(self, x_t: Image, t: Timestep) -> Float[Array, "H W D"]:
         # The network sees a batch of one; under vmap XLA merges the two batch axes into one batched convolution.
         labels = {} if self.label is None else {"y": self.label[None]}
-        return _apply(self.module, self.params, x_t[None], jnp.asarray(t)[None], **labels)[0]
+        is_wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(self.params))
+        own = jnp.float64 if is_wide else jnp.float32
+        x, t = to_type((x_t[None], jnp.asarray(t)[None]), own)
+        return _apply(self.module, self.params, x, t, **labels)[0].astype(x_t.dtype)
 
     def denoise(self, x_t: Image, t: Timestep) -> Image:
         """Estimate E[x_0 | x_t] by Tweedie's formula."""
@@ -127,14 +139,15 @@ class GaussianPrior:
     clip: bool = static_field(default=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "mean", jnp.asarray(self.mean, jnp.float32))
-        object.__setattr__(self, "var", jnp.asarray(self.var, jnp.float32))
+        object.__setattr__(self, "mean", jnp.asarray(self.mean, float))
+        object.__setattr__(self, "var", jnp.asarray(self.var, float))
 
     def eps(self, x_t: Image, t: Timestep) -> Image:
         """Return E[eps | x_t] = sqrt(1 - ab) (x_t - sqrt(ab) mean) / (ab var + 1 - ab)."""
-        alpha_bar, noise_var = self.schedule.levels(jnp.asarray(t))
-        centred = x_t - jnp.sqrt(alpha_bar) * self.mean
-        return jnp.sqrt(noise_var) * centred / (alpha_bar * self.var + noise_var)
+        levels = self.schedule.levels(jnp.asarray(t))
+        (alpha_bar, noise_var), mean, var = to_type((levels, self.mean, self.var), x_t.dtype)
+        centred = x_t - jnp.sqrt(alpha_bar) * mean
+        return jnp.sqrt(noise_var) * centred / (alpha_bar * var + noise_var)
 
     def denoise(self, x_t: Image, t: Timestep) -> Image:
         """Return E[x_0 | x_t]."""

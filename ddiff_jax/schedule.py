@@ -14,8 +14,8 @@ from ddiff_jax.pytree import pytree_dataclass
 class NoiseSchedule:
     """Noise levels of x_t = sqrt(alpha_bar[t]) x_0 + sqrt(noise_var[t]) eps, for t = 0 (least noise) to T - 1.
 
-    Build it from `alpha_bar` alone. `noise_var` is 1 - alpha_bar, formed in float64 before both are stored as
-    float32, because the difference loses four digits at t = 0 when it is formed in float32.
+    Build it from `alpha_bar` alone. `noise_var` is 1 - alpha_bar, formed in float64 before both are stored,
+    because the difference loses four digits at t = 0 when it is formed in float32.
 
     Args:
         alpha_bar: decreasing cumulative products in (0, 1); give float64.
@@ -35,8 +35,8 @@ class NoiseSchedule:
                 "alpha_bar must be one decreasing sequence inside (0, 1), least noise first; "
                 f"got shape {table.shape} with values {table.ravel()[:3]}..."
             )
-        object.__setattr__(self, "alpha_bar", jnp.asarray(table, jnp.float32))
-        object.__setattr__(self, "noise_var", jnp.asarray(1 - table, jnp.float32))
+        object.__setattr__(self, "alpha_bar", jnp.asarray(table))
+        object.__setattr__(self, "noise_var", jnp.asarray(1 - table))
 
     @property
     def num_timesteps(self) -> int:
@@ -61,18 +61,21 @@ class NoiseSchedule:
         """Look up alpha_bar and 1 - alpha_bar.
 
         Args:
-            t: integers from -1, the clean image, to T - 1; or fractions, between whose neighbours the logarithm of
-                the signal-to-noise ratio is interpolated.
+            t: from -1, the clean image, to T - 1. Between whole numbers from 0 on, the logarithm of the
+                signal-to-noise ratio is interpolated; fractions between -1 and 0 count as 0.
         """
+        is_clean = t <= -1
         if jnp.issubdtype(t.dtype, jnp.floating):
+            t = t.astype(self.alpha_bar.dtype)
             log_ratio = jnp.interp(t, jnp.arange(self.num_timesteps, dtype=t.dtype), self._log_ratio())
-            return jax.nn.sigmoid(-log_ratio), jax.nn.sigmoid(log_ratio)
-        is_clean = t < 0
+            alpha_bar, noise_var = jax.nn.sigmoid(-log_ratio), jax.nn.sigmoid(log_ratio)
+            return jnp.where(is_clean, 1.0, alpha_bar), jnp.where(is_clean, 0.0, noise_var)
         return jnp.where(is_clean, 1.0, self.alpha_bar[t]), jnp.where(is_clean, 0.0, self.noise_var[t])
 
     def timestep(self, sigma_ve: jax.Array) -> jax.Array:
         """Find the fractional timestep at which x_t / sqrt(ab) = x_0 + sigma_ve n; the inverse of `levels`."""
-        return jnp.interp(2 * jnp.log(sigma_ve), self._log_ratio(), jnp.arange(self.num_timesteps, dtype=jnp.float32))
+        timesteps = jnp.arange(self.num_timesteps, dtype=self.alpha_bar.dtype)
+        return jnp.interp(2 * jnp.log(sigma_ve).astype(timesteps.dtype), self._log_ratio(), timesteps)
 
     def _log_ratio(self) -> jax.Array:
         return jnp.log(self.noise_var) - jnp.log(self.alpha_bar)

@@ -12,7 +12,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root
 from ddiff_jax.types import Image, Scalar
 
 # The continuous process of Song et al. whose noise levels DAPS hands to the network.
@@ -121,7 +121,7 @@ class DAPS:
     def grid(self, schedule: NoiseSchedule) -> Grid:
         """Tabulate noise levels, step sizes and nodes."""
         is_current = self.variant == "current"
-        k, j = jnp.arange(self.num_steps, dtype=jnp.float32), jnp.arange(self.ode_steps + 1, dtype=jnp.float32)
+        k, j = (jnp.arange(n, dtype=schedule.alpha_bar.dtype) for n in (self.num_steps, self.ode_steps + 1))
         sigma_ve = _spaced(self.sigma_max, self.sigma_min, k / max(self.num_steps - (not is_current), 1))
         ratio = k / (self.num_steps + is_current)
         nodes = _spaced(sigma_ve[:, None], 0.01, j[None] / max(self.ode_steps - (not is_current), 1))
@@ -181,7 +181,7 @@ class DAPS:
             n = noise.draw(i, w.shape)
             if m is None:
                 return (w + lr * force + jnp.sqrt(2 * lr) * n, v), misfit
-            v = m * v + jnp.sqrt(lr) * force + jnp.sqrt(2 * (1 - m)) * n
+            v = m * v + jnp.sqrt(lr) * force + root(2 * (1 - m)) * n
             return (w + jnp.sqrt(lr) * v, v), misfit
 
         v = jnp.zeros_like(x_0) if m is None else noise.draw(self.langevin_steps + 1, x_0.shape)
@@ -195,5 +195,5 @@ class DAPS:
 
 def _spaced(first: Array | Scalar, last: Scalar, share: Array) -> Array:
     """Place noise levels between two: share 0 is the first, 1 the last, evenly in the 7th root."""
-    first, last = (jnp.asarray(level, jnp.float32) ** (1 / EXPONENT) for level in (first, last))
+    first, last = (jnp.asarray(level, share.dtype) ** (1 / EXPONENT) for level in (first, last))
     return (first + share * (last - first)) ** EXPONENT

@@ -12,7 +12,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm, size_factor
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, derivative_norm, norm, ratio, root, size_factor
 from ddiff_jax.types import Image, Scalar
 
 
@@ -123,7 +123,7 @@ class DDiff:
         """Tabulate steps 4 to 7 over the chosen timesteps."""
         timesteps = respaced_timesteps(schedule.num_timesteps, self.num_steps)
         t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
-        level = t.astype(jnp.float32)  # t0 and t_gamma are floats, so that they can be swept and stacked
+        level = t.astype(schedule.alpha_bar.dtype)  # t0 and t_gamma are floats, so that they can be swept and stacked
         sigma_next = jnp.sqrt(schedule.noise_var[t_next])
         if self.noise_schedule == "full":
             w_eps, w_n = jnp.zeros_like(sigma_next), sigma_next
@@ -133,7 +133,7 @@ class DDiff:
         return Grid(
             t=t,
             gamma=None if self.gamma is None else self.gamma * jnp.where(level > self.t_gamma, self.a, self.b),
-            memory=jnp.asarray(t != t[0], jnp.float32),
+            memory=jnp.asarray(t != t[0], level.dtype),
             signal=jnp.sqrt(schedule.alpha_bar[t]),
             sigma_t=jnp.sqrt(schedule.noise_var[t]),
             next_signal=jnp.sqrt(schedule.alpha_bar[t_next]),
@@ -146,7 +146,7 @@ class DDiff:
     ) -> State:
         """Start at x_T ~ N(0, I), or at `x_init` taken as the noisy state, with u = 0."""
         x_t = noise.draw(0, shape) if x_init is None else x_init
-        return State(x_t=x_t, u=jnp.zeros(shape, jnp.float32), x=x_t)
+        return State(x_t=x_t, u=jnp.zeros_like(x_t), x=x_t)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make the update from t to t', steps 1 to 8."""
@@ -182,7 +182,7 @@ def data_step(
     misfit, g = problem.misfit_and_gradient(v)
     if not normalise:
         return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
-    return misfit, v - gamma * size_factor(v) * g / jnp.maximum(norm(g), TINY)
+    return misfit, v - gamma * size_factor(v) * ratio(g, norm(g))
 
 
 def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Image]:
@@ -191,6 +191,5 @@ def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Im
     excess = jnp.maximum(2 * half - count * problem.sigma_y**2, 0.0)
     slope, curvature = jnp.sum(g**2), derivative_norm(problem, v, g)
     # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
-    root = excess / jnp.maximum(slope + jnp.sqrt(jnp.maximum(slope**2 - curvature * excess, 0.0)), TINY)
-    closest = slope / jnp.maximum(curvature, TINY)
-    return 2 * half / problem.y.size, v - jnp.minimum(root, closest) * g
+    smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
+    return 2 * half / problem.y.size, v - jnp.minimum(smaller, ratio(slope, curvature)) * g

@@ -86,7 +86,7 @@ class DiffPnPADMM:
         gain = jnp.sqrt(schedule.alpha_bar[t])
         return Grid(
             t=t,
-            gamma=self.gamma * jnp.where(t.astype(jnp.float32) > self.t_gamma, self.a, self.b),
+            gamma=self.gamma * jnp.where(t.astype(gain.dtype) > self.t_gamma, self.a, self.b),
             gain=jnp.ones_like(gain) if self.reading == "literal" else gain,
         )
 
@@ -95,7 +95,7 @@ class DiffPnPADMM:
     ) -> State:
         """Start at w ~ N(0, I), or at `x_init`, with u = 0."""
         w = noise.draw(0, shape) if x_init is None else x_init
-        return State(w, jnp.zeros(shape, jnp.float32), w)
+        return State(w, jnp.zeros_like(w), w)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make steps 1 to 4."""

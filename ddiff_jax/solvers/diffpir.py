@@ -12,7 +12,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, check_choice, coerce, derivative_norm, norm
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, derivative_norm, norm, ratio, root
 from ddiff_jax.types import Image, Scalar
 
 # The published code bounds the noise level from below by 0.001 for images in [0, 1], where it is half of ours.
@@ -115,8 +115,8 @@ class DiffPIR:
             signal=jnp.sqrt(schedule.alpha_bar[t]),
             sigma_t=jnp.sqrt(noise_var),
             next_signal=jnp.sqrt(schedule.alpha_bar[s]),
-            w_eps=jnp.sqrt((1 - self.zeta) * jnp.maximum(next_var - variance_n, 0.0)),
-            w_n=jnp.sqrt((1 - self.zeta) * variance_n + self.zeta * next_var),
+            w_eps=root((1 - self.zeta) * (next_var - variance_n)),
+            w_n=root((1 - self.zeta) * variance_n + self.zeta * next_var),
         )
 
     def _timesteps(self, total: int) -> np.ndarray:
@@ -157,7 +157,7 @@ class DiffPIR:
         if kind == "gradient":
             return misfit, z - g / rho
         squared = jnp.sum(g**2)
-        return misfit, z - squared / jnp.maximum(derivative_norm(problem, z, g) + rho * squared, TINY) * g
+        return misfit, z - ratio(squared, derivative_norm(problem, z, g) + rho * squared) * g
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

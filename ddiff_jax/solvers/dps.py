@@ -10,7 +10,7 @@ from ddiff_jax.prior import DiffusionPrior, Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, timesteps_to_clean
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root
 from ddiff_jax.types import Image, Scalar
 
 
@@ -84,7 +84,7 @@ class DPS:
             w_x=jnp.sqrt(1 - beta) * next_var / noise_var,
             log_beta=jnp.log(beta),
             log_posterior=jnp.log(posterior),
-            is_noisy=is_noisy.astype(jnp.float32),
+            is_noisy=is_noisy.astype(beta.dtype),
         )
 
     def init(
@@ -105,8 +105,7 @@ class DPS:
         f = (v + 1) / 2
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
-        norm = jnp.maximum(jnp.sqrt(2 * half), TINY)
-        return State(x - self.zeta / norm * gradient), StepInfo(2 * half / problem.y.size)
+        return State(x - self.zeta * ratio(gradient, root(2 * half))), StepInfo(2 * half / problem.y.size)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

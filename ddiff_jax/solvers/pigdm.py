@@ -12,8 +12,8 @@ from ddiff_jax.prior import Prior, tweedie
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root
+from ddiff_jax.types import Image, Scalar, to_type
 
 
 @pytree_dataclass
@@ -86,7 +86,7 @@ class PiGDM:
         t, t_next = jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:])
         (ab, noise_var), (ab_next, noise_var_next) = schedule.levels(t), schedule.levels(t_next)
         c1 = self.eta * schedule.posterior_std(t, t_next)
-        c2 = jnp.sqrt(jnp.maximum(noise_var_next - c1**2, 0.0))
+        c2 = root(noise_var_next - c1**2)
         r2 = self.var * noise_var / (ab * self.var + noise_var)
         if self.guidance == "published":
             guidance = jnp.sqrt(ab * ab_next)
@@ -101,8 +101,8 @@ class PiGDM:
         if x_init is not None:
             return x_init
         first = jnp.asarray(strided_timesteps(prior.schedule.num_timesteps, self.num_steps)[0])
-        alpha_bar, noise_var = prior.schedule.levels(first)
         x = cast(LinearOperator, problem.operator).pseudo_inverse(problem.y)
+        alpha_bar, noise_var = to_type(prior.schedule.levels(first), x.dtype)
         return jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise_var) * noise.draw(0, shape)
 
     def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:

@@ -1,8 +1,8 @@
 """RED-diff: variational inference with a diffusion model as a regulariser by denoising (ICLR 2024)."""
 
-from typing import Any, Literal, cast
+import math
+from typing import Literal, cast
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -12,8 +12,8 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, strided_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root
+from ddiff_jax.types import Image, Scalar, float_type
 
 # Weights of the prior as functions of sigma_t / sqrt(ab_t), one over the root of the signal-to-noise ratio.
 WEIGHTS = {
@@ -26,6 +26,7 @@ WEIGHTS = {
     "const": jnp.ones_like,
 }
 LEAST_RHO = 1e-6  # of the start, where sigma_y = 0
+MEAN_DECAY, POWER_DECAY, EPSILON = 0.9, 0.99, 1e-8  # of Adam
 
 
 @pytree_dataclass
@@ -36,6 +37,8 @@ class Grid:
     signal: Float[Array, " K"]  # sqrt(ab_t)
     sigma_t: Float[Array, " K"]  # sqrt(1 - ab_t)
     weight: Float[Array, " K"]  # w_t
+    mean_share: Float[Array, " K"]  # what Adam's averages hold of full ones after so many steps
+    power_share: Float[Array, " K"]
 
 
 @pytree_dataclass
@@ -43,7 +46,8 @@ class State:
     """The iterates between two steps."""
 
     mu: Image
-    adam: Any
+    mean: Image  # of the gradient, as Adam averages
+    power: Image  # of its square
     x: Image
 
 
@@ -102,22 +106,20 @@ class REDDiff:
         """Tabulate steps 1 and 3 over the chosen timesteps."""
         t = jnp.asarray(strided_timesteps(schedule.num_timesteps, self.num_steps)[:-1])
         signal, sigma_t = jnp.sqrt(schedule.alpha_bar[t]), jnp.sqrt(schedule.noise_var[t])
-        return Grid(t, signal, sigma_t, self.lam * WEIGHTS[self.weighting](sigma_t / signal))
-
-    def _adam(self) -> Any:
-        import optax
-
-        return optax.adam(jnp.asarray(self.lr), b1=0.9, b2=0.99)
+        weight = self.lam * WEIGHTS[self.weighting](sigma_t / signal)
+        steps = jnp.arange(1, len(t) + 1, dtype=signal.dtype)
+        mean_share, power_share = (-jnp.expm1(steps * math.log(decay)) for decay in (MEAN_DECAY, POWER_DECAY))
+        return Grid(t, signal, sigma_t, weight, mean_share, power_share)
 
     def init(
         self, prior: Prior, problem: Problem, shape: ImageShape, noise: Noise, x_init: Image | None = None
     ) -> State:
         """Start at the ridge solution, or at 0 if the operator has no `prox`, or at mu = `x_init`."""
-        mu = jnp.zeros(shape, jnp.float32) if x_init is None else x_init
+        mu = jnp.zeros(shape, float_type(problem.y)) if x_init is None else x_init
         if x_init is None and hasattr(problem.operator, "prox"):
             rho = jnp.maximum(problem.sigma_y**2, LEAST_RHO)
             mu = cast(LinearOperator, problem.operator).prox(mu, problem.y, rho)
-        return State(mu, self._adam().init(mu), mu)
+        return State(mu, jnp.zeros_like(mu), jnp.zeros_like(mu), mu)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make steps 1 to 4."""
@@ -128,9 +130,10 @@ class REDDiff:
         e = prior.eps(point.signal * x + point.sigma_t * n, point.t)
         misfit, g = problem.misfit_and_gradient(x)
         gradient = self.obs_weight / problem.y.size * g + point.weight / x.size * (e - n)
-        with jax.numpy_dtype_promotion("standard"):  # whatever our caller allows, optax relies on JAX's own
-            update, adam = self._adam().update(gradient, state.adam)
-        return State(state.mu + update, adam, x), StepInfo(misfit)
+        mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * gradient
+        power = POWER_DECAY * state.power + (1 - POWER_DECAY) * gradient**2
+        update = mean / point.mean_share / (root(power / point.power_share) + EPSILON)
+        return State(state.mu - self.lr * update, mean, power, x), StepInfo(misfit)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

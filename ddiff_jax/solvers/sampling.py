@@ -9,7 +9,7 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, timesteps_to_clean
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root
 from ddiff_jax.types import Image, Measurement, Scalar
 
 
@@ -85,7 +85,7 @@ class Sampler:
             signal=jnp.sqrt(alpha_bar[:-1]),
             sigma_t=jnp.sqrt(noise_var[:-1]),
             next_signal=jnp.sqrt(alpha_bar[1:]),
-            w_eps=jnp.sqrt(jnp.maximum(noise_var[1:] - w_n**2, 0.0)),
+            w_eps=root(noise_var[1:] - w_n**2),
             w_n=w_n,
         )
 
@@ -100,7 +100,7 @@ class Sampler:
         z = prior.denoise(state.x_t, point.t)
         eps_hat = (state.x_t - point.signal * z) / point.sigma_t
         x_t = point.next_signal * z + point.w_eps * eps_hat + point.w_n * noise.draw(0, z.shape)
-        return State(x_t), StepInfo(misfit=jnp.zeros((), jnp.float32))
+        return State(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
 
     def estimate(self, state: State) -> Image:
         """Read the image off a state."""
