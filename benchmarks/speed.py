@@ -33,7 +33,8 @@ from ddiff_jax.cli.environment import evaluation_flops
 from ddiff_jax.models import UNet
 from ddiff_jax.solve import block_size
 from ddiff_jax.solvers import DDiff
-from ddiff_jax.solvers.base import as_tables, size_factor
+from ddiff_jax.solvers.base import size_factor
+from ddiff_jax.types import to_type
 
 ARCHITECTURES = {
     "ffhq": {"model_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 1, "attention_levels": (4,)},
@@ -183,7 +184,7 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         "sparse_tomography": operators.sparse_tomography(shape, num_angles=30),
     }
     solver = DDiff(gamma=10.0)
-    row = jax.tree.map(lambda column: column[500], as_tables(solver.grid(prior.schedule), jnp.float32))
+    row = jax.tree.map(lambda column: column[500], to_type(solver.grid(prior.schedule), jnp.float32))
     block, keys = block_size(size, shape), dd.image_keys(key, jnp.arange(size))
     x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
 

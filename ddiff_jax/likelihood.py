@@ -44,7 +44,7 @@ class Gaussian:
 
     def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
         """Give 1 / sigma_y^2."""
-        return 1 / jnp.asarray(sigma_y, jnp.float32) ** 2
+        return 1 / jnp.asarray(sigma_y) ** 2
 
     def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
         """Add the noise."""
@@ -90,7 +90,7 @@ class Poisson:
             value = getattr(self, name)
             if not isinstance(value, Tracer) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
                 raise ValueError(f"{name}, {what}, must be positive and finite; got {value}")
-            object.__setattr__(self, name, jnp.asarray(value, jnp.float32))
+            object.__setattr__(self, name, jnp.asarray(value, float))
 
     def _counts(self, y: Measurement) -> Measurement:
         if jnp.iscomplexobj(y):
@@ -111,7 +111,7 @@ class Poisson:
 
     def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
         """Give 1: the data term is the negative log-likelihood."""
-        return jnp.ones((), jnp.float32)
+        return jnp.ones_like(1.0 * sigma_y)
 
     def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
         """Count photons; a negative expectation counts none.

@@ -2,13 +2,13 @@
 
 import enum
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
-from ddiff_jax.pytree import pytree_dataclass
+from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import PRNGKey
 
 
@@ -49,21 +49,22 @@ class Noise(Protocol):
     """The normal draws of one step."""
 
     def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
-        """Return the i-th draw of this step, N(0, I) in float32."""
+        """Return the i-th draw of this step, N(0, I)."""
         ...
 
 
 @pytree_dataclass
 class KeyNoise:
-    """Draws made from a key; draw i depends on the key and on i alone."""
+    """Draws made from a key; draw i depends on the key and on i alone, and is drawn in float32 whatever its type."""
 
     key: PRNGKey
+    dtype: Any = static_field(default="float32")
 
     def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
-        """Return the i-th draw of this step, N(0, I) in float32."""
+        """Return the i-th draw of this step, N(0, I)."""
         # The same numbers as drawn in that shape, but with counters along one axis a CPU makes them twice as fast.
         flat = jax.random.normal(jax.random.fold_in(self.key, i), (math.prod(shape),), jnp.float32)
-        return flat.reshape(shape)
+        return flat.reshape(shape).astype(self.dtype)
 
 
 @pytree_dataclass

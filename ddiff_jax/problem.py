@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar
+from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar, float_type
 
 
 @pytree_dataclass
@@ -38,7 +38,7 @@ class Problem:
         if not isinstance(self.sigma_y, Tracer):
             check_sigma(self.sigma_y)
         object.__setattr__(self, "y", jnp.asarray(self.y))
-        object.__setattr__(self, "sigma_y", jnp.asarray(self.sigma_y, jnp.float32))
+        object.__setattr__(self, "sigma_y", jnp.asarray(self.sigma_y, float_type(self.y)))
 
     def half_squared_residual(self, x: Image) -> Float[Array, ""]:
         """Compute ||A(x) - y||^2 / 2, whatever the noise model."""

@@ -18,7 +18,7 @@ from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solve import Progress, Solution, solve
 from ddiff_jax.solvers.base import Solver
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.types import Image, Scalar, float_type
 
 
 @pytree_dataclass
@@ -82,7 +82,7 @@ def solve_restarts(
     """
     if int(restarts) != restarts or restarts < 1:
         raise ValueError(f"the number of restarts must be a whole number, at least 1; got {restarts}")
-    num_images, sigma_y = keys.shape[0], jnp.asarray(sigma_y, jnp.float32)
+    num_images, sigma_y = keys.shape[0], jnp.asarray(sigma_y, float_type(y))
 
     def repeat(leaf: Array) -> Array:
         return jnp.repeat(leaf, restarts, axis=0)

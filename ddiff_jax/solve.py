@@ -1,5 +1,6 @@
 """Run a solver: on one image as a pure function, or on many, compiled and driven from the host in chunks."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,8 +19,8 @@ from ddiff_jax.operators.compose import Composition
 from ddiff_jax.priors import Decoder, Latent, Prior, picture_shape
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo, as_tables, check_likelihood, check_operator
-from ddiff_jax.types import Image, ImageShape, PRNGKey, Scalar
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
+from ddiff_jax.types import Image, ImageShape, PRNGKey, Scalar, Tree, float_type, to_type
 
 
 @pytree_dataclass
@@ -45,7 +46,7 @@ def _advance(
     """Make step k with its own noise."""
     noise: Noise
     if tape is None:
-        noise = KeyNoise(jax.random.fold_in(stream_key(key, Stream.LOOP), k))
+        noise = KeyNoise(jax.random.fold_in(stream_key(key, Stream.LOOP), k), float_type(problem.y))
     else:
         noise = TapeNoise(tape[k])
     return solver.step(prior, problem, state, point, noise)
@@ -99,11 +100,14 @@ def solve_one(
     check_operator(solver, _seen(prior, problem.operator))
     check_likelihood(solver, problem.likelihood)
     _resolve_shape(prior, problem.operator, x_init)
-    problem = dataclasses.replace(problem, operator=_seen(prior, problem.operator))
-    grid = _grid(solver, prior, problem.y)
+    problem, dtype = dataclasses.replace(problem, operator=_seen(prior, problem.operator)), float_type(problem.y)
+    solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
+    grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 0)
-    state = solver.init(prior, problem, _rows(grid, 0), KeyNoise(stream_key(key, Stream.INIT)), x_init)
+    solver, problem, key, noise, x_init, grid = _alike((solver, problem, key, noise, x_init, grid), prior)
+    state = solver.init(prior, problem, _rows(grid, 0), KeyNoise(stream_key(key, Stream.INIT), dtype), x_init)
+    state = _alike(state, problem.y)
 
     def body(state: Any, row: Any) -> tuple[Any, StepInfo]:
         k, point = row
@@ -111,6 +115,30 @@ def solve_one(
 
     state, info = jax.lax.scan(body, state, (jnp.arange(num_steps), grid))
     return dataclasses.replace(_finish(solver, prior, state, info), cost=solver.cost(problem.operator) * num_steps)
+
+
+def _alike(tree: Tree, others: Any) -> Tree:
+    """Let every number vary over the same axes of a `shard_map`: those over which anything in tree or others varies.
+
+    JAX checks that what a loop carries leaves as it came, and solves no linear system whose parts differ in this.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+
+    def data(leaf: Any) -> Array:
+        return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+    def one(leaf: Any) -> Array:
+        moved = data(leaf) + nothing.astype(data(leaf).dtype)
+        return jax.random.wrap_key_data(moved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else moved
+
+    zeros = [jnp.zeros_like(data(leaf), shape=(), dtype=jnp.float32) for leaf in jax.tree.leaves((tree, others))]
+    nothing = -sum(zeros)  # -0.0, which changes no number
+    return jax.tree.map(one, tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jax.dtypes.prng_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +178,10 @@ class _Run:
         """Make the first state of every image."""
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
-            noise = KeyNoise(stream_key(key, Stream.INIT))
-            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
-            return self.solver.init(self.prior, problem, point, noise, x_init)
+            noise = KeyNoise(stream_key(key, Stream.INIT), float_type(y))
+            return self.solver.init(
+                self.prior, Problem(operator, y, sigma_y, self.likelihood), self.shape, noise, x_init
+            )
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
         return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
@@ -174,11 +203,6 @@ class _Run:
         return jax.lax.map(one, of_images, batch_size=self.block)
 
 
-def _grid(solver: Solver, prior: Prior, y: Array) -> Any:
-    """Tabulate the steps in the precision of the measurement."""
-    return as_tables(solver.grid(prior.schedule), jnp.finfo(y.dtype).dtype)
-
-
 def _seen(prior: Prior, operator: Operator) -> Operator:
     """See an operator as one on the prior's own images: where these are latents, they are decoded first."""
     return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
@@ -195,7 +219,7 @@ def _rows(grid: Any, k: Any) -> Any:
 @jax.jit
 def _start(run: _Run, x_init: Float[Array, "N ..."] | None) -> tuple[Any, Any]:
     """Make the grid and the carry: the first states, and tables (of NaN) for what the steps will report."""
-    grid = _grid(run.solver, run.prior, run.y)
+    grid = to_type(run.solver.grid(run.prior.schedule), float_type(run.y))
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     state = run.init(_rows(grid, 0), x_init)
     _, row = jax.eval_shape(run.step, state, 0, _rows(grid, 0))
@@ -313,7 +337,8 @@ def solve(
     check_operator(solver, _seen(prior, operator))
     y, num_images = jnp.asarray(y), keys.shape[0]
     check_sigma(sigma_y)
-    sigma_y = jnp.asarray(sigma_y, jnp.float32)
+    solver, operator, x_init, noise = to_type((solver, operator, x_init, noise), float_type(y))
+    sigma_y = jnp.asarray(sigma_y, float_type(y))
     batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if sigma_y.ndim else None}
     for name, batch in batches.items():
         if batch is not None and batch.shape[:1] != (num_images,):
@@ -321,7 +346,7 @@ def solve(
                 f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
             )
     shape = _resolve_shape(prior, operator, x_init, batched=1)
-    noise_model, sigma_axis = likelihood or Gaussian(), _axis(sigma_y.ndim or None)
+    noise_model, sigma_axis = to_type(likelihood or Gaussian(), float_type(y)), _axis(sigma_y.ndim or None)
     check_likelihood(solver, noise_model)
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
@@ -329,15 +354,20 @@ def solve(
     looped = backend != "cpu" or not solver.cost(operator).network_gradients
     block = block_size(num_images, shape) if mesh is None and looped else None
     run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, operator_axis, sigma_axis, block)
-    if mesh is not None:
-        run, x_init = _spread(run, x_init, mesh)
-    grid, carry = _start(run, x_init)
-    carry = _settle(carry, run, mesh)
+    automatic = None if mesh is None else _automatic(mesh)
+    if automatic is not None:
+        run, x_init = _spread(run, x_init, automatic)
+    compute = functools.partial(_compute, automatic)
+    grid, carry = compute(_start, run, x_init)
+    carry = _settle(carry, run, automatic)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     _check_tape(noise, num_steps, 1)
 
+    def finish(carry: Any) -> Solution:
+        return compute(_finish_batch, run.solver, run.prior, carry)
+
     def preview() -> np.ndarray:
-        return np.asarray(_finish_batch(solver, run.prior, carry).x)
+        return np.asarray(finish(carry).x)
 
     def report(step: int) -> bool:
         if on_chunk is None:
@@ -345,7 +375,7 @@ def solve(
         misfit = np.asarray(carry[1].misfit[:, max(step - 1, 0)])
         return bool(on_chunk(Progress(step, num_steps, misfit, preview)))
 
-    run_chunk = _chunk_program(backend, looped)
+    run_chunk = functools.partial(compute, _chunk_program(backend, looped))
     carry = run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
     jax.block_until_ready(carry)
     stopped, done = report(0), 0
@@ -355,7 +385,9 @@ def solve(
             break
         carry = run_chunk(carry, start, stop, grid, run)
         stopped, done = report(stop), stop
-    return dataclasses.replace(_finish_batch(solver, run.prior, carry), cost=solver.cost(operator) * done)
+    solution = dataclasses.replace(finish(carry), cost=solver.cost(operator) * done)
+    is_theirs = isinstance(y.sharding, jax.sharding.NamedSharding) or not jax.sharding.get_abstract_mesh().empty
+    return solution if mesh is None or not is_theirs else jax.device_put(solution, _split(mesh))
 
 
 def raise_if_not_finite(solution: Solution) -> None:
@@ -378,11 +410,27 @@ def _settle(carry: Any, run: _Run, mesh: jax.sharding.Mesh | None) -> Any:
     but the first carry need not have touched it.
     """
     if mesh is not None:
-        return jax.device_put(carry, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0])))
+        return jax.device_put(carry, _split(mesh))
     bound = [leaf.sharding for leaf in jax.tree.leaves(run) if getattr(leaf, "committed", False)]
     if bound and isinstance(bound[0], jax.sharding.SingleDeviceSharding):
         return jax.device_put(carry, bound[0])
     return carry
+
+
+def _automatic(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """Leave it to XLA where intermediate results live: operators and networks know nothing of explicit axes."""
+    types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+
+
+def _compute(mesh: jax.sharding.Mesh | None, program: Callable[..., Any], *args: Any) -> Any:
+    """Run a program on the mesh, whatever mesh our caller may have set."""
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return program(*args)
+
+
+def _split(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0]))
 
 
 def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]:
@@ -393,7 +441,7 @@ def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]
             f"{run.keys.shape[0]} images cannot be spread evenly over {mesh.shape[axis]} devices; pad the batch to a "
             "multiple and drop the padding afterwards"
         )
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+    split = _split(mesh)
     copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     put = jax.device_put
     return dataclasses.replace(

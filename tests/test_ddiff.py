@@ -12,7 +12,7 @@ from oracles import ddiff, ddiff_memoryless, gaussian_denoise, perturbation, sta
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff
-from ddiff_jax.solvers.base import as_tables
+from ddiff_jax.types import to_type
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits; two runs in float32 and float64 end 2.5e-6 apart
 CHAOTIC = 5e-3  # the deblurring fixture: float32 and float64 runs of the original end this far apart
@@ -138,7 +138,7 @@ def test_the_dual_variable_always_has_the_length_of_the_step():
     operator, _, y, x_init, _ = small_problem()
     solver = DDiff(gamma=20.0)
     prior = gaussian_prior((N, N, 3))
-    grid = as_tables(solver.grid(prior.schedule), jnp.float32)
+    grid = to_type(solver.grid(prior.schedule), jnp.float32)
     problem = dd.Problem(operator, y, 0.05)
     state = solver.init(
         prior, problem, jax.tree.map(lambda column: column[0], grid), dd.KeyNoise(jax.random.key(0)), x_init

@@ -9,7 +9,7 @@ from oracles import tape_row
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff
-from ddiff_jax.solvers.base import as_tables
+from ddiff_jax.types import to_type
 
 # What can be asked: fixed-length steps amplify rounding, so later states are held to ten times the largest difference
 # between two float32 runs of the original with different convolution algorithms, recorded beside each state.
@@ -35,7 +35,7 @@ def test_recorded_trajectory_is_followed(golden, optimised, name):
         recorded = dict(data)
     prior = dd.load_prior("faces64")
     problem = dd.Problem(build(), jnp.asarray(recorded["y"]), 0.05)
-    grid = as_tables(solver.grid(prior.schedule), jnp.float32)
+    grid = to_type(solver.grid(prior.schedule), jnp.float32)
     first = jax.tree.map(lambda column: column[0], grid)
     np.testing.assert_array_equal(grid.level.time, recorded["timesteps"][:-1])
     state = solver.init(prior, problem, first, dd.KeyNoise(jax.random.key(0)), jnp.asarray(recorded["x_start"]))

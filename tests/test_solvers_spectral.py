@@ -13,7 +13,7 @@ from oracles import ALPHA_BAR, timesteps
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDNM, DDRM, PiGDM
-from ddiff_jax.solvers.base import as_tables
+from ddiff_jax.types import to_type
 
 SHAPE = (8, 8, 2)
 MEAN, VAR = 0.1, 0.2
@@ -42,7 +42,7 @@ def dense(operator):
 
 
 def first_row(solver):
-    return jax.tree.map(lambda column: column[0], as_tables(solver.grid(dd.linear_schedule()), jnp.float32))
+    return jax.tree.map(lambda column: column[0], to_type(solver.grid(dd.linear_schedule()), jnp.float32))
 
 
 def levels(t):

@@ -99,7 +99,7 @@ def _to_channels(values: Float[Array, "K N G"], channels: int) -> Float[Array, "
     def product(values: Array) -> Array:
         # XLA for CPUs would fuse the copy into the loop over pixels and repeat it, with all that leads to it, for each
         # of them, which doubles the time of a norm. A product with a 0-1 matrix stays outside.
-        return jnp.matmul(values, jnp.repeat(jnp.eye(GROUPS), width, axis=1), precision="highest")
+        return jnp.matmul(values, jnp.repeat(jnp.eye(GROUPS, dtype=values.dtype), width, axis=1), precision="highest")
 
     return jax.lax.platform_dependent(values, cpu=product, default=lambda values: jnp.repeat(values, width, axis=-1))
 

@@ -80,4 +80,4 @@ def blur(shape: ImageShape, *, kernel: ArrayLike) -> Blur:
     if not np.isrealobj(values) or not np.all(np.isfinite(values)) or not np.any(values):
         raise ValueError("a blur kernel must hold real, finite numbers that are not all zero")
     check_reflection(max(values.shape) // 2, (height, width))
-    return Blur(jnp.asarray(values, jnp.float32), shape)
+    return Blur(jnp.asarray(values, float), shape)

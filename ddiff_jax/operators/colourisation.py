@@ -62,4 +62,4 @@ def colourisation(shape: ImageShape, *, standard: Literal["rec601", "rec709"] = 
         raise ValueError(f"colourisation needs images with 3 channels, red, green and blue; got shape {shape}")
     if standard not in LUMA:
         raise ValueError(f"the standard of the luma weights must be one of {', '.join(LUMA)}; got {standard!r}")
-    return Colourisation(jnp.asarray(np.array(LUMA[standard]), jnp.float32), shape)
+    return Colourisation(jnp.asarray(np.array(LUMA[standard])), shape)

@@ -33,10 +33,12 @@ class Fourier(DecomposableOperator):
         """Decompose over real images, whose singular vectors are those of the Hartley transform.
 
         A real image has opposite frequencies conjugate: a pair that is sampled on both sides is measured twice. So
-        the squared singular values are the mean of the mask and its mirror image: 0, 1/2 or 1.
+        the squared singular values are the mean of the squared mask and its mirror image: 0, 1/2 or 1.
         """
-        s = jnp.sqrt((self.mask + _opposite(self.mask)) / 2)
-        inverse = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1.0), 0.0)
+        power = (self.mask**2 + _opposite(self.mask) ** 2) / 2
+        is_seen = power > 0
+        s = jnp.where(is_seen, jnp.sqrt(jnp.where(is_seen, power, 1.0)), 0.0)
+        inverse = jnp.where(is_seen, 1 / jnp.where(is_seen, s, 1.0), 0.0)
 
         def from_measurement(y: Measurement) -> Array:
             # U^T y = V^T A^H y / s, with the division by s kept harmless: s is never small without being 0.

@@ -48,4 +48,4 @@ def high_dynamic_range(shape: ImageShape, *, scale: float = 2.0) -> HighDynamicR
     """
     if not 0 < scale < float("inf"):
         raise ValueError(f"the scale of high_dynamic_range must be positive and finite; got {scale}")
-    return HighDynamicRange(jnp.asarray(scale, jnp.float32), check_shape(shape))
+    return HighDynamicRange(jnp.asarray(scale, float), check_shape(shape))

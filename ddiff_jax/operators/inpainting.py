@@ -32,7 +32,11 @@ class Inpainting(DecomposableOperator):
 
     def svd(self) -> Decomposition:
         """Decompose: pixels are singular vectors, the mask holds their singular values."""
-        return Decomposition(self.mask, from_image=lambda x: x, to_image=lambda c: c, from_measurement=self.forward)
+
+        def from_measurement(y: Measurement) -> Image:
+            return jnp.where(self.mask != 0, y, 0.0)  # not times the mask, whose entries may be weighted or varied
+
+        return Decomposition(self.mask, lambda x: x, lambda c: c, from_measurement)
 
 
 def inpainting(shape: ImageShape, mask: ArrayLike) -> Inpainting:

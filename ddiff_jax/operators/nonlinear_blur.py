@@ -92,7 +92,7 @@ def nonlinear_blur(
         _, params, _ = load_weights(params, "kernel_wizard")
     module = kernel_wizard(params)
     code = _code(kernel_code, (height // STRIDE, width // STRIDE, module.kernel_dim))
-    return NonlinearBlur(jax.tree.map(jnp.asarray, params), jnp.asarray(code, jnp.float32), module, shape)
+    return NonlinearBlur(jax.tree.map(jnp.asarray, params), jnp.asarray(code, float), module, shape)
 
 
 def released_kernel_code(shape: tuple[int, int, int] = (2, 2, 512), *, seed: int = 0) -> Float[np.ndarray, "h w K"]:

@@ -23,7 +23,7 @@ class Svd:
 
 def _svd(matrix: np.ndarray) -> Svd:
     u, s, v_transposed = np.linalg.svd(matrix, full_matrices=False)
-    return Svd(*(jnp.asarray(part, jnp.float32) for part in (u, s, v_transposed.T)))
+    return Svd(*(jnp.asarray(part) for part in (u, s, v_transposed.T)))
 
 
 def _sandwich(rows: Array, x: Array, cols: Array) -> Array:
@@ -76,8 +76,7 @@ class Separable(DecomposableOperator):
 
 
 def _separable(rows: np.ndarray, cols: np.ndarray, shape: ImageShape) -> Separable:
-    row_factor, col_factor = jnp.asarray(rows, jnp.float32), jnp.asarray(cols, jnp.float32)
-    return Separable(row_factor, col_factor, _svd(rows), _svd(cols), shape)
+    return Separable(jnp.asarray(rows), jnp.asarray(cols), _svd(rows), _svd(cols), shape)
 
 
 def _bicubic(d: np.ndarray) -> np.ndarray:

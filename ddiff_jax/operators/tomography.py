@@ -131,12 +131,12 @@ def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | Non
     weights = np.stack([place + 1 - exact, exact - place])
     weights *= (np.abs(u) <= reach) / (np.abs(across) * max(height, width))
     return Tomography(
-        to_spectra=jnp.asarray([columns.real, columns.imag], jnp.float32),
-        shear=jnp.asarray(np.concatenate([rows.real, rows.imag], 1), jnp.float32),
-        to_lines=jnp.asarray(np.stack([lines.real, lines.imag], 1), jnp.float32),
+        to_spectra=jnp.asarray([columns.real, columns.imag], float),
+        shear=jnp.asarray(np.concatenate([rows.real, rows.imag], 1), float),
+        to_lines=jnp.asarray(np.stack([lines.real, lines.imag], 1), float),
         line=jnp.asarray(slope.reshape(-1, 1) + len(slopes) * flat, jnp.int32),
         place=jnp.asarray(np.clip(place, 0, 4 * reach), jnp.int32),
-        weights=jnp.asarray(weights, jnp.float32),
+        weights=jnp.asarray(weights, float),
         image_shape=shape,
     )
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from ddiff_jax.priors.base import to_schedule
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule
-from ddiff_jax.types import Image, ImageShape, Params
+from ddiff_jax.types import Image, ImageShape, Params, to_type
 
 SIGMA_DATA = 0.5  # of the published EDM networks
 
@@ -138,9 +138,12 @@ class DiffusionPrior:
     def _estimates(self, x_t: Image, level: Level) -> tuple[Image, Image, Image]:
         x, own = to_schedule(self.schedule, x_t, level)
         c_in = 1.0 if self.prediction != "edm" else (own.sigma**2 + (own.signal * self.sigma_data) ** 2) ** -0.5
-        # The network sees a batch of one; under vmap XLA merges the two batch axes into one batched convolution.
+        # The network keeps the type of its weights (a function without any takes that of the image), and sees a batch
+        # of one; under vmap XLA merges the two batch axes into one batched convolution.
+        is_wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(self.params) or [x])
+        seen = to_type(((c_in * x)[None], jnp.asarray(own.time)[None]), jnp.float64 if is_wide else jnp.float32)
         labels = {} if self.label is None else {"y": self.label[None]}
-        out = _apply(self.module, self.params, (c_in * x)[None], jnp.asarray(own.time, x.dtype)[None], **labels)[0]
+        out = _apply(self.module, self.params, *seen, **labels)[0].astype(x.dtype)
         channels = x.shape[-1]
         v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x)
         x_0, eps = PREDICTIONS[self.prediction](out[..., :channels], x, own, self.sigma_data)

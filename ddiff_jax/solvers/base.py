@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ddiff_jax.likelihood import Gaussian, Likelihood
+from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.operators.base import Operator
@@ -20,13 +20,13 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.schedule import Level, Schedule
-from ddiff_jax.types import Image
+from ddiff_jax.types import Image, Scalar
 
 State = TypeVar("State")
 
 # Lengths of steps are quoted as L2 lengths for this many numbers: 256 x 256 pixels, 3 channels.
 REFERENCE_PIXELS = 256 * 256 * 3
-TINY = 1e-20  # below every gradient that means something, above the float32 underflow: 0 / TINY = 0
+TINY = 1e-20  # below every gradient that means something, above the float32 underflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +160,6 @@ def wide(value: Any) -> Any:
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, jax.Array) else np.asarray(value, np.float64)
 
 
-def as_tables(grid: Any, dtype: Any) -> Any:
-    """Cast the numbers of a grid to the type that a run computes in; whole numbers stay whole."""
-
-    def cast(column: Any) -> Array:
-        return jnp.asarray(column, dtype if jnp.issubdtype(column.dtype, jnp.floating) else None)
-
-    return jax.tree.map(cast, grid)
-
-
 def count_steps(solver: Solver, schedule: Schedule) -> int:
     """Count the steps that a solver makes on a schedule.
 
@@ -185,20 +176,34 @@ def size_factor(x: Image) -> float:
 
 def norm(x: Image) -> Float[Array, ""]:
     """Compute the L2 norm over all numbers of an image."""
-    return jnp.sqrt(jnp.sum(x**2))
+    return root(jnp.sum(x**2))
+
+
+def root(x: Float[Array, "..."] | Scalar) -> Float[Array, "..."]:
+    """Compute sqrt(max(x, 0)) with the derivative 0 where x <= 0.
+
+    That of `jnp.sqrt` is infinite there, and an infinity that is multiplied by 0 further on is NaN.
+    """
+    is_low = x <= 0  # not so of NaN, which stays visible
+    return jnp.where(is_low, 0.0, jnp.sqrt(jnp.where(is_low, 1.0, x)))
+
+
+def ratio(x: Float[Array, "..."], y: Float[Array, ""]) -> Float[Array, "..."]:
+    """Compute x / y for y >= 0, and 0 with the derivative 0 where y = 0."""
+    return jnp.where(y <= 0, 0.0, x / jnp.where(y <= TINY, TINY, y))
 
 
 def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:
     """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
     _, change = jax.jvp(problem.operator.forward, (x,), (direction,))
-    return jnp.sum(jnp.abs(change) ** 2)
+    return sum_of_squares(change)
 
 
 def coerce(obj: Any, **checks: str) -> None:
-    """Turn the named float fields of a frozen dataclass into float32 arrays, in place, and check concrete ones.
+    """Turn the named float fields of a frozen dataclass into arrays of JAX's default type, in place, and check them.
 
     For `__post_init__`: a Python float in a pytree would be weakly typed and compile every program once more. None
-    is left alone.
+    is left alone, and of numbers that are being traced nothing is known.
 
     Args:
         obj: the dataclass.
@@ -212,14 +217,12 @@ def coerce(obj: Any, **checks: str) -> None:
         "non-negative": lambda v: v >= 0,
         "fraction": lambda v: (v >= 0) & (v <= 1),
     }
+    default = jnp.result_type(float)
     for name, check in checks.items():
         value = getattr(obj, name)
         if value is None:
             continue
-        if isinstance(value, jax.Array):
-            value = value.astype(jnp.float32)
-        else:
-            value = np.float32(value)
+        value = value.astype(default) if isinstance(value, jax.Array) else np.asarray(value, default)[()]
         if not isinstance(value, Tracer) and not np.all(np.isfinite(value) & tests[check](value)):
             raise ValueError(f"{type(obj).__name__}.{name} must be {check} and finite; got {value}")
         object.__setattr__(obj, name, value)

@@ -12,7 +12,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import PUBLISHED, Level, Schedule
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.types import Image, Scalar
 
 # The continuous process of Song et al. whose noise levels DAPS hands to the network.
@@ -182,7 +182,7 @@ class DAPS:
             n = noise.draw(i, w.shape)
             if m is None:
                 return (w + lr * force + jnp.sqrt(2 * lr) * n, v), misfit
-            v = m * v + jnp.sqrt(lr) * force + jnp.sqrt(2 * (1 - m)) * n
+            v = m * v + jnp.sqrt(lr) * force + root(2 * (1 - m)) * n
             return (w + jnp.sqrt(lr) * v, v), misfit
 
         v = jnp.zeros_like(x_0) if m is None else noise.draw(self.langevin_steps + 1, x_0.shape)
@@ -196,5 +196,5 @@ class DAPS:
 
 def _spaced(first: Any, last: Any, share: Array) -> Array:
     """Place noise levels between two: share 0 is the first, 1 the last, evenly in the 7th root."""
-    first, last = (jnp.asarray(level) ** (1 / EXPONENT) for level in (first, last))
+    first, last = (jnp.asarray(level, share.dtype) ** (1 / EXPONENT) for level in (first, last))
     return (first + share * (last - first)) ** EXPONENT

@@ -14,13 +14,14 @@ from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, published_time, walk
 from ddiff_jax.solvers.base import (
-    TINY,
     Cost,
     StepInfo,
     check_choice,
     coerce,
     derivative_norm,
     norm,
+    ratio,
+    root,
     size_factor,
     start,
     wide,
@@ -188,7 +189,7 @@ def data_step(
     misfit, g = problem.misfit_and_gradient(v)
     if not normalise:
         return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
-    return misfit, v - gamma * size_factor(v) * g / jnp.maximum(norm(g), TINY)
+    return misfit, v - gamma * size_factor(v) * ratio(g, norm(g))
 
 
 def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Image]:
@@ -197,6 +198,5 @@ def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Im
     excess = jnp.maximum(2 * half - count * problem.sigma_y**2, 0.0)
     slope, curvature = jnp.sum(g**2), derivative_norm(problem, v, g)
     # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
-    root = excess / jnp.maximum(slope + jnp.sqrt(jnp.maximum(slope**2 - curvature * excess, 0.0)), TINY)
-    closest = slope / jnp.maximum(curvature, TINY)
-    return 2 * half / problem.y.size, v - jnp.minimum(root, closest) * g
+    smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
+    return 2 * half / problem.y.size, v - jnp.minimum(smaller, ratio(slope, curvature)) * g

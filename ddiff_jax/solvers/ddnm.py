@@ -10,7 +10,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, walk
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, start
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, start
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -81,12 +81,12 @@ class DDNM:
         """Make steps 1 to 4."""
         x_t, operator = state, cast(DecomposableOperator, problem.operator)
         parts = operator.svd()
-        inverse = parts.inverse()
+        inverse = parts.inverse().astype(x_t.dtype)
         x0_hat, eps = predict(prior, x_t, point.level)
 
         noise_of_inverse = point.next_signal * problem.sigma_y * inverse
         is_clean = point.next_sigma_t >= noise_of_inverse
-        keep = jnp.sqrt(1 - self.eta**2)
+        keep = root(1 - self.eta**2)
         lam = jnp.where(is_clean, 1.0, keep * point.next_sigma_t / jnp.where(is_clean, 1.0, noise_of_inverse))
         residual = operator.forward(x0_hat) - problem.y
         x = x0_hat - parts.to_image(lam * inverse * parts.from_measurement(residual))
@@ -94,7 +94,7 @@ class DDNM:
         n = noise.draw(0, x_t.shape)
         e = self.eta * n + keep * eps
         sigma, known = point.next_sigma_t, lam * noise_of_inverse
-        gamma = jnp.sqrt(jnp.maximum((sigma - known) * (sigma + known), 0.0))
+        gamma = root((sigma - known) * (sigma + known))
         e_bar, n_bar = parts.from_image(e), parts.from_image(n)
         filled = jnp.where(is_clean, gamma * e_bar, gamma * n_bar)
         e = sigma * e + parts.to_image(filled - sigma * e_bar)  # in this form also where no coefficient reaches

@@ -10,7 +10,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, walk
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -78,8 +78,8 @@ class DDRM:
             return x_init
         n, sigma_ve = noise.draw(0, prior.image_shape), point.level.ratio
         parts = cast(DecomposableOperator, problem.operator).svd()
-        inverse, n_bar = parts.inverse(), parts.from_image(n)
-        missing = jnp.sqrt(jnp.maximum(sigma_ve**2 - (problem.sigma_y * inverse) ** 2, 0.0))
+        inverse, n_bar = parts.inverse().astype(n.dtype), parts.from_image(n)
+        missing = root(sigma_ve**2 - (problem.sigma_y * inverse) ** 2)
         x_bar = inverse * parts.from_measurement(problem.y) + missing * n_bar
         use_data = (inverse > 0) & (sigma_ve >= problem.sigma_y * inverse)
         correction = jnp.where(use_data, x_bar - sigma_ve * n_bar, 0.0)
@@ -89,19 +89,19 @@ class DDRM:
         """Make the update from one level to the next."""
         x_t, sigma_y, sigma = state, problem.sigma_y, point.next_sigma_ve
         parts = cast(DecomposableOperator, problem.operator).svd()
-        inverse = parts.inverse()
+        inverse = parts.inverse().astype(x_t.dtype)
         (x0_hat, eps), n = predict(prior, x_t, point.level), noise.draw(0, x_t.shape)
         x_bar, n_bar = parts.from_image(x0_hat), parts.from_image(n)  # X and V^T n
         y_bar = inverse * parts.from_measurement(problem.y)
-        keep = jnp.sqrt(1 - self.eta**2)
+        keep = root(1 - self.eta**2)
 
         unseen = x0_hat + keep * sigma * eps + self.eta * sigma * n  # case 1, where no coefficient reaches as well
-        # s / sigma_y, finite where the case does not apply
-        rate = jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse * jnp.maximum(sigma_y, TINY), 1.0), 0.0)
+        is_noisier = sigma < sigma_y * inverse
+        rate = jnp.where(is_noisier, 1 / jnp.where(is_noisier, sigma_y * inverse, 1.0), 0.0)  # s / sigma_y
         noisier = x_bar + keep * sigma * rate * (y_bar - x_bar) + self.eta * sigma * n_bar
-        missing = jnp.sqrt(jnp.maximum(sigma**2 - (self.eta_b * sigma_y * inverse) ** 2, 0.0))
+        missing = root(sigma**2 - (self.eta_b * sigma_y * inverse) ** 2)
         cleaner = (1 - self.eta_b) * x_bar + self.eta_b * y_bar + missing * n_bar
-        seen = jnp.where(sigma >= sigma_y * inverse, cleaner, noisier)
+        seen = jnp.where(is_noisier, noisier, cleaner)
         correction = jnp.where(inverse > 0, seen - parts.from_image(unseen), 0.0)
         x_t = point.next_signal * (unseen + parts.to_image(correction))
         return x_t, StepInfo(misfit=problem.misfit(x0_hat))

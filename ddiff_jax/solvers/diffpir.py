@@ -12,13 +12,14 @@ from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, VPSchedule, walk
 from ddiff_jax.solvers.base import (
-    TINY,
     Cost,
     StepInfo,
     check_choice,
     coerce,
     derivative_norm,
     norm,
+    ratio,
+    root,
     start,
     wide,
 )
@@ -123,8 +124,8 @@ class DiffPIR:
             level,
             variance=level.ratio**2,
             next_signal=cleaner.signal,
-            w_eps=jnp.sqrt((1 - share) * jnp.maximum(new - old, 0.0)),
-            w_n=jnp.sqrt((1 - share) * old + share * new),
+            w_eps=root((1 - share) * (new - old)),
+            w_n=root((1 - share) * old + share * new),
         )
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
@@ -149,7 +150,7 @@ class DiffPIR:
         if kind == "gradient":
             return misfit, z - g / rho
         squared = jnp.sum(g**2)
-        return misfit, z - squared / jnp.maximum(derivative_norm(problem, z, g) + rho * squared, TINY) * g
+        return misfit, z - ratio(squared, derivative_norm(problem, z, g) + rho * squared) * g
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

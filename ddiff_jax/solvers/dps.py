@@ -11,7 +11,7 @@ from ddiff_jax.priors.base import LearnedVariance, Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, walk
-from ddiff_jax.solvers.base import TINY, Cost, StepInfo, coerce, start, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, start, wide
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -108,8 +108,7 @@ class DPS:
         f = (v + 1) / 2
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
-        norm = jnp.maximum(jnp.sqrt(2 * half), TINY)
-        return State(x - point.zeta / norm * gradient), StepInfo(2 * half / problem.y.size)
+        return State(x - point.zeta * ratio(gradient, root(2 * half))), StepInfo(2 * half / problem.y.size)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

@@ -11,7 +11,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, walk
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -83,7 +83,7 @@ class PiGDM:
         level, cleaner = walk(schedule, self.num_steps, "strided")
         a, b, var = level.signal, level.sigma, wide(self.var)
         c1 = wide(self.eta) * level.posterior_std(cleaner)
-        c2 = jnp.sqrt(jnp.maximum(cleaner.sigma**2 - c1**2, 0.0))
+        c2 = root(cleaner.sigma**2 - c1**2)
         r2 = var * b**2 / (a**2 * var + b**2)
         guidance = a * cleaner.signal if self.guidance == "published" else (cleaner.signal / a * b**2 - c2 * b) / r2
         return Grid(level, cleaner.signal, c1, c2, r2, wide(self.weight) * guidance)

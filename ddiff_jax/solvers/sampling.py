@@ -9,7 +9,7 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, walk
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, start, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, start, wide
 from ddiff_jax.types import Column, Image, ImageShape, Measurement, Scalar
 
 
@@ -76,7 +76,7 @@ class Sampler:
         """Tabulate step 2 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps)
         w_n = wide(self.eta) * level.posterior_std(cleaner)
-        return Grid(level, cleaner.signal, w_eps=jnp.sqrt(jnp.maximum(cleaner.sigma**2 - w_n**2, 0.0)), w_n=w_n)
+        return Grid(level, cleaner.signal, w_eps=root(cleaner.sigma**2 - w_n**2), w_n=w_n)
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at noise, or at `x_init` taken as the noisy state."""
@@ -87,7 +87,7 @@ class Sampler:
         z = prior.denoise(state.x_t, point.level)
         eps_hat = point.level.eps(state.x_t, z)
         x_t = point.next_signal * z + point.w_eps * eps_hat + point.w_n * noise.draw(0, z.shape)
-        return State(x_t), StepInfo(misfit=jnp.zeros((), jnp.float32))
+        return State(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
 
     def estimate(self, state: State) -> Image:
         """Read the image off a state."""
