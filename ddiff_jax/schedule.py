@@ -137,7 +137,8 @@ def walk(
         num_steps: K, updates and so evaluations of the network; None is all levels.
         spacing: as in `levels`.
         to_clean: end at the clean image. False ends at the least noisy level: the evaluation there, which changes
-            nothing in such solvers, is left out, and as many steps as there are levels are one less.
+            nothing in such solvers, is left out, and as many steps as there are levels are one less. The state there
+            is what they return: as an image, in units of levels with signal^2 + sigma^2 = 1, whatever the schedule's.
 
     Returns:
         Two columns of K levels, noisiest first.
@@ -153,6 +154,9 @@ def walk(
         if num_steps < 1:  # would be one level, which is no step
             schedule.levels(num_steps, spacing)
         rows = schedule.levels(num_steps + 1, spacing)[:-1]
+        signal, sigma, scale = rows.signal.copy(), rows.sigma.copy(), rows.scale[-1]
+        signal[-1], sigma[-1] = signal[-1] / scale, sigma[-1] / scale
+        rows = dataclasses.replace(rows, signal=signal, sigma=sigma)
     return rows[:-1], rows[1:]
 
 

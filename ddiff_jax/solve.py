@@ -179,9 +179,8 @@ class _Run:
 
         def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
             noise = KeyNoise(stream_key(key, Stream.INIT), float_type(y))
-            return self.solver.init(
-                self.prior, Problem(operator, y, sigma_y, self.likelihood), self.shape, noise, x_init
-            )
+            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
+            return self.solver.init(self.prior, problem, point, noise, x_init)
 
         axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
         return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
