@@ -135,7 +135,7 @@ def _walk(top: Path, output: Path, recursive: bool, left_out: list[str]) -> list
         left_out.append(f"{top}: {_count(len(unseen), 'sub-folder')} ({some(unseen)}){hint}")
     if not found:
         more = f"; it holds {'; '.join(line.partition(': ')[2] for line in left_out)}" if left_out else ""
-        raise ValueError(f"the folder {top} holds no image (of {', '.join(known)}){more}")
+        raise ValueError(f"the folder {top} holds no image (PNG, JPEG, TIFF, WebP, .npy and others){more}")
     return sorted(found)
 
 
