@@ -1,123 +1,48 @@
-"""Pictures, masks, kernels and arrays on disk: read by fixed value maps that say what they changed, written whole."""
+"""Pictures and arrays on disk: read by fixed value maps that say what they changed, written whole."""
 
 import contextlib
 import os
-import struct
-import zipfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
-from PIL import ImageOps
 
-# Formats that Pillow decodes by itself; others (EPS) would start foreign programs.
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
-PICTURE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k"),
-)
+from ddiff_jax import pictures
+from ddiff_jax.files import Notes, Unusable, decoding, opened
+
 ARRAY_SUFFIXES = (".npy", ".npz")
-ORIENTATION_TAG, BITS_TAG = 0x0112, 258  # EXIF and TIFF
-NEAR_BINARY = 25  # grey levels of 255 that a lossy mask may stray from black or white
 
 Picture = Float[np.ndarray, "H W C"]
-Notes = list[str]
 
 
-def _decode(path: Path, file: BinaryIO) -> Pillow.Image:
-    """Decode a whole picture."""
-    try:
-        picture = Pillow.open(file, formats=FORMATS)
-        picture.load()
-    except Pillow.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image; give PNG, JPEG, TIFF, WebP or .npy") from error
-    except Pillow.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: {error}; crop or shrink it first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); get a whole copy of the file") from error
-    return picture
+def suffixes() -> tuple[str, ...]:
+    """List the endings of the files that can be read."""
+    return (*pictures.suffixes(), *ARRAY_SUFFIXES)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, or say in one line why not."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a file")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        yield file
+def is_array(path: Path) -> bool:
+    """Tell whether a file holds an array, in the units of whoever made it, and no picture."""
+    return path.suffix.lower() in ARRAY_SUFFIXES
 
 
-def _bits(picture: Pillow.Image, head: bytes) -> int:
-    """Find how many bits per channel the file holds, which Pillow's mode does not tell for colour pictures."""
-    if picture.format == "PNG":
-        return head[24]
-    if picture.format == "TIFF":
-        return max(picture.tag_v2.get(BITS_TAG, (8,)))  # pyright: ignore[reportAttributeAccessIssue] - TIFF only
-    return 16 if picture.mode.startswith("I") else 8
-
-
-def _levels(path: Path) -> tuple[Float[np.ndarray, "H W *C"], Notes]:
-    """Read a picture as levels in [0, 1], [H, W] if it is grey and [H, W, 3] if not."""
-    with _opened(path) as file:
-        head = file.read(25)
-        file.seek(0)
-        picture = _decode(path, file)
-        return _convert(path, picture, _bits(picture, head))
-
-
-def _convert(path: Path, picture: Pillow.Image, bits: int) -> tuple[Float[np.ndarray, "H W *C"], Notes]:
-    notes: Notes = []
-    if getattr(picture, "n_frames", 1) > 1:
-        notes.append("first of several frames taken")
-    if picture.getexif().get(ORIENTATION_TAG, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-        notes.append("turned upright as its EXIF tag says")
-    if picture.mode == "F" or bits > 16:
-        raise ValueError(
-            f"{path} holds {bits}-bit numbers, whose range is not fixed; save it with 8 or 16 bits, "
-            "or as .npy with floats in [-1, 1]"
-        )
-    if picture.mode.startswith("I"):
-        notes.append("16 bits read by their own range, 0 to 65535")
-        return np.asarray(picture).astype(np.float32) / 65535, notes
-    if bits > 8:
-        notes.append("16-bit colour read as 8 bits (the upper byte)")
-    if picture.mode == "P":
-        notes.append("palette expanded to RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() == (255, 255):
-            notes.append("opaque alpha dropped")
-        else:
-            picture = Pillow.alpha_composite(Pillow.new("RGBA", picture.size, "white"), picture)
-            notes.append("alpha composited over white")
-    elif picture.mode not in ("1", "L", "P", "RGB", "RGBX"):
-        notes.append(f"{picture.mode} converted to RGB without a colour profile")
-    grey = picture.mode in ("1", "L")
-    levels = np.asarray(picture.convert("L" if grey else "RGB"))
-    return levels.astype(np.float32) / 255, notes
-
-
-def read_picture(path: Path, channels: int = 3) -> tuple[Picture, Notes]:
-    """Read a picture file to [-1, 1] by the fixed map level / 127.5 - 1 (16-bit grey: level / 32767.5 - 1).
+def read_picture(path: Path, channels: int = 3, full_scale: int | None = None) -> tuple[Picture, Notes]:
+    """Read a picture file to [-1, 1] by the fixed map level / 127.5 - 1 (16 bits: level / 32767.5 - 1).
 
     Nothing is stretched to its own range and nothing happens in silence: every conversion is in the notes.
 
     Args:
-        path: any format that Pillow reads; the first frame counts.
+        path: any format that Pillow decodes by itself; the first frame counts.
         channels: 3 replicates grey pictures, 1 turns colour ones grey (ITU-R 601).
+        full_scale: the number that is white in files of more than 8 bits; None takes the largest that they can hold.
 
     Raises:
-        ValueError: not a file, not an image, truncated, or floating-point levels of unknown range.
+        Unusable: not a file, not an image, damaged, or numbers of unknown range.
     """
-    levels, notes = _levels(path)
+    levels, notes = pictures.read_levels(path, full_scale)
     if levels.ndim == 2:
         if channels == 3:
             notes.append("grey replicated to RGB")
@@ -128,99 +53,73 @@ def read_picture(path: Path, channels: int = 3) -> tuple[Picture, Notes]:
     return levels * 2 - 1, notes
 
 
-def _load(path: Path) -> Shaped[np.ndarray, "..."]:
-    """Load the one array of a .npy or .npz file, whatever its type."""
-    with _opened(path) as file:
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if "y" in loaded.files or len(loaded.files) == 1:
-                return loaded["y" if "y" in loaded.files else loaded.files[0]]
-            held = ", ".join(loaded.files) or "nothing"
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, struct.error) as error:
-            raise ValueError(f"{path} cannot be read as an array: {error}") from error
-    raise ValueError(f"{path} must hold one array, or one named y; it holds {held}")
-
-
-def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    """Read an array of finite floats (or complex numbers) of any shape, in the units of the measurement.
+def load_array(path: Path) -> Shaped[np.ndarray, "..."]:
+    """Load the one array of a .npy or .npz file, whatever its type.
 
     Raises:
-        ValueError: unreadable, integers, or values that are not finite.
+        Unusable: unreadable, or an archive of several of which none is called y.
     """
-    array = _load(path)
-    if array.dtype.kind not in "fc":
-        raise ValueError(f"{path} holds {array.dtype}; save floats, for 8-bit pictures as level / 127.5 - 1")
+    with opened(path) as file, decoding(path, "cannot be read as an array of numbers"):
+        loaded: Any = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        if "y" in loaded.files or len(loaded.files) == 1:
+            return loaded["y" if "y" in loaded.files else loaded.files[0]]
+        held = ", ".join(loaded.files) or "nothing"
+        raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
+
+
+def read_array(path: Path, full_scale: int | None = None) -> Shaped[np.ndarray, "..."]:
+    """Read an array of finite floats (or complex numbers) of any shape, in the units of the measurement.
+
+    Args:
+        path: a .npy or .npz file.
+        full_scale: where the array holds levels of a picture, unsigned integers, the one that is white.
+
+    Raises:
+        Unusable: unreadable, integers without a full scale, or values that are not finite.
+    """
+    array = load_array(path)
+    kind = array.dtype.kind
+    if kind == "u" and full_scale is not None:
+        most = int(array.max(initial=0))
+        if not 1 <= full_scale <= np.iinfo(array.dtype).max or most > full_scale:
+            raise Unusable(f"{path} holds {array.dtype} up to {most}; --full-scale {full_scale} does not fit them")
+        return (array / (full_scale / 2) - 1).astype(np.float32)
+    if kind not in "fc":
+        raise Unusable(
+            f"{path} holds {array.dtype}; save floats, for pictures of 8 bits as level / 127.5 - 1, of 16 as "
+            "level / 32767.5 - 1" + (", or say which level is white: --full-scale" if kind == "u" else "")
+        )
     bad = int(np.sum(~np.isfinite(array)))
     if bad:
-        raise ValueError(
+        raise Unusable(
             f"{path} holds NaN or infinity in {bad} of {array.size} entries; "
             "replace them (by 0 where a mask hides the pixel)"
         )
-    return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
+    return array.astype(np.complex64 if kind == "c" else np.float32)
 
 
-def read(path: Path, channels: int = 3) -> tuple[Shaped[np.ndarray, "..."], Notes]:
+def read(path: Path, channels: int = 3, full_scale: int | None = None) -> tuple[Shaped[np.ndarray, "..."], Notes]:
     """Read a picture with `read_picture`, or a .npy or .npz file with `read_array`.
 
     Raises:
-        ValueError: as these two do.
+        Unusable: as these two do.
     """
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        return read_array(path), []
-    return read_picture(path, channels)
+    return (read_array(path, full_scale), []) if is_array(path) else read_picture(path, channels, full_scale)
 
 
-def _read_grey(path: Path, what: str) -> Shaped[np.ndarray, "H W"]:
-    """Read a picture that must hold one value per pixel, in levels of 255, or an array as it is."""
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        return _load(path)
-    levels, _ = _levels(path)
-    if levels.ndim == 3:
-        if np.any(levels != levels[..., :1]):
-            raise ValueError(f"{path} is in colour; a {what} has one value per pixel: save it as a grey picture")
-        levels = levels[..., 0]
-    return levels * 255
-
-
-def read_mask(path: Path) -> tuple[Float[np.ndarray, "H W"], Notes]:
-    """Read a mask: white (1, true) is observed, black (0, false) is hidden.
-
-    Pictures are thresholded only if they are clearly black and white, as a lossy format leaves them.
-
-    Returns:
-        The mask of 0 and 1, and a note that says how much is observed.
-
-    Raises:
-        ValueError: unreadable, in colour, or values in between.
-    """
-    values = _read_grey(path, "mask")
-    if np.isin(values, (0, 1)).all() and np.any(values):
-        mask = values.astype(np.float32)
-    elif np.all((values <= NEAR_BINARY) | (values >= 255 - NEAR_BINARY)):
-        mask = (values > 127).astype(np.float32)
-    else:
-        raise ValueError(
-            f"{path} is not a mask: it holds values between black and white; threshold it first "
-            "(white = observed, black = hidden)"
-        )
-    return mask, [f"{mask.mean():.1%} of the pixels observed (white), the rest hidden"]
-
-
-def read_kernel(path: Path) -> tuple[Float[np.ndarray, "kh kw"], Notes]:
-    """Read a blur kernel: a grey picture, which is divided by its sum, or a 2-D array, which is taken as it is.
-
-    Raises:
-        ValueError: unreadable, in colour or black.
-    """
-    values = np.asarray(_read_grey(path, "blur kernel"), np.float32)
-    total = float(values.sum())
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        return values, [] if abs(total - 1) < 1e-3 else [f"the kernel sums to {total:.4g}, not to 1, and is used so"]
-    if total <= 0:
-        raise ValueError(f"{path} is black; a blur kernel needs weight somewhere")
-    return values / total, ["kernel divided by its sum"]
+def is_whole(path: Path) -> bool:
+    """Tell whether one of our results is there and complete: every checksum of a PNG, the length of an array."""
+    try:
+        with opened(path) as file, decoding(path):
+            if is_array(path):
+                np.load(path, mmap_mode="r")
+            else:
+                Pillow.open(file, formats=("PNG",)).verify()
+    except Unusable:
+        return False
+    return True
 
 
 def crop_and_resize(x: Picture, side: int) -> Float[np.ndarray, "{side} {side} C"]:
@@ -242,7 +141,7 @@ def to_uint8(x: Picture) -> Shaped[np.ndarray, "H W C"]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder that takes the place of `path` once the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # others may write the same file just now
     try:
         yield temporary
         os.replace(temporary, path)

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from weights import smoothing_prior
 
 import ddiff_jax as dd
+from ddiff_jax import cli
+from ddiff_jax.cli import restore
 from ddiff_jax.metrics import perceptual
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,6 +57,26 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def quick_prior(monkeypatch):
+    """Let the name of the packaged prior stand for a network that costs nothing."""
+    prior = smoothing_prior()
+    monkeypatch.setattr(restore, "load_prior", lambda name, dtype: prior)
+
+
+@pytest.fixture
+def ddiff(tmp_path, monkeypatch, capsys):
+    """Call the command line in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from weights import save_tiny_prior, smoothing_prior
+from weights import save_tiny_prior
 
 import ddiff_jax as dd
-from ddiff_jax import cli, io
+from ddiff_jax import io, stencils
 from ddiff_jax.checkpoint import file_hash
-from ddiff_jax.cli import console, restore, results, settings
+from ddiff_jax.cli import console, results, settings
 from ddiff_jax.cli.batches import Item, Score
 from ddiff_jax.cli.flags import spelled
 from ddiff_jax.cli.jobs import Job
@@ -31,26 +31,6 @@ from ddiff_jax.solvers import SOLVERS
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # one batch size: the tests share compiled programs
 HALF_LEVEL = 0.5 / 127.5 + 1e-6  # an 8-bit file rounds to the nearest grey level
-
-
-@pytest.fixture
-def quick_prior(monkeypatch):
-    """Let the name of the packaged prior stand for a network that costs nothing."""
-    prior = smoothing_prior()
-    monkeypatch.setattr(restore, "load_prior", lambda name, dtype: prior)
-
-
-@pytest.fixture
-def ddiff(tmp_path, monkeypatch, capsys):
-    """Call the command line in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def sample(**changes):
@@ -100,7 +80,7 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     assert code == 0, err
     assert out == ""
     assert {p.name for p in Path("restored").iterdir()} == {
-        *("measurement.png", "restored.png", "comparison.png", "metrics.json")
+        *("measurement.png", "restored.png", "comparison.png", "metrics.json", "records")
     }
     assert size("restored/measurement.png") == (16, 16)
     assert size("restored/restored.png") == (64, 64)
@@ -194,7 +174,7 @@ def test_measured_pictures_and_arrays(ddiff, quick_prior, tmp_path):
 def test_what_was_measured_can_be_given_back(ddiff, quick_prior, photos):
     photo, task = photos / "photo0.png", ("--task", "random_inpainting")
     assert ddiff("restore", photo, *task, "--output", "out", *QUICK)[0] == 0
-    mask, _ = io.read_mask(Path("out/photo0_mask.png"))
+    mask, _ = stencils.read_mask(Path("out/photo0_mask.png"))
     assert mask.mean() == pytest.approx(0.3, abs=1e-3)  # a whole number of pixels
     measured = ("out/photo0_measurement.png", "--measured", "--mask", "out/photo0_mask.png")
     code, _, err = ddiff("restore", *measured, *task, "--output", "again", *QUICK)
@@ -212,7 +192,7 @@ def test_masks_of_a_folder(ddiff, quick_prior, photos):
     assert "photo2.png: masks must hold one file named photo2.*; it holds 0" in err
     for i in range(2):
         np.testing.assert_array_equal(
-            io.read_mask(Path(f"out/photo{i}_mask.png"))[0], io.read_mask(Path(f"masks/photo{i}.png"))[0]
+            stencils.read_mask(Path(f"out/photo{i}_mask.png"))[0], stencils.read_mask(Path(f"masks/photo{i}.png"))[0]
         )
 
 

@@ -20,11 +20,13 @@ from scipy import stats
 from weights import smoothing_prior, write_lpips_ckpt
 
 import ddiff_jax as dd
-from ddiff_jax import cli, evaluation, metrics
+from ddiff_jax import cli, evaluation, io, metrics
 from ddiff_jax.cli import restore
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
+from ddiff_jax.files import Caution
 from ddiff_jax.metrics import perceptual
+from ddiff_jax.report import write_report
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
@@ -237,11 +239,11 @@ def test_bad_images_are_marked_counted_and_told_by_the_exit_code(photos, tmp_pat
     rows = {row["image"]: row for row in table(out)}
     statuses = {name: row["status"] for name, row in rows.items()}
     good = dict.fromkeys(("photo0", "photo1", "photo2"), "ok")
-    assert statuses == {**good, "broken": "unusable", "small": "unusable", "wild": "diverged"}
+    assert statuses == {**good, "broken": "unusable", "small": "unusable", "wild": "unusable"}
     assert "48x48" in rows["small"]["message"]
-    assert rows["wild"]["psnr_paper"] == ""
+    assert "an image is in [-1, 1] here" in rows["wild"]["message"]
     (group,) = summary(out)["groups"]
-    assert group["statuses"] == {"ok": 3, "unusable": 2, "diverged": 1}
+    assert group["statuses"] == {"ok": 3, "unusable": 3}
     assert group["metrics"]["psnr_paper"]["n"] == 3
     assert {row["image"] for row in summary(out)["bad"]} == {"broken", "small", "wild"}
     assert "3 of 6 rows are marked" in capsys.readouterr().err
@@ -251,15 +253,71 @@ def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
     (tmp_path / "y").mkdir()
     for i in (0, 1, 7):
         Image.open(SAMPLE).rotate(37 * i).save(tmp_path / "y" / f"photo{i}.png")
-    found = evaluation.evaluate(plan(photos, measurements=str(tmp_path / "y")), tmp_path / "out", say=quiet)
+    np.save(tmp_path / "y" / "photo2.npy", np.full((64, 64, 3), 3e38, np.float32))
+    said = []
+    found = evaluation.evaluate(plan(photos, measurements=str(tmp_path / "y")), tmp_path / "out", say=said.append)
     rows = {row["image"]: row for row in found.rows}
     assert {name: row["status"] for name, row in rows.items()} == {
-        **{"photo0": "ok", "photo1": "ok", "photo7": "no truth"}
+        **{"photo0": "ok", "photo1": "ok", "photo2": "diverged", "photo7": "no truth"}
     }
+    assert rows["photo2"].get("psnr_paper") is None
+    assert [line.partition(" holds")[0] for line in said if isinstance(line, Caution)] == [
+        f"ddiff: warning: {tmp_path}/y/photo2.npy:"
+    ]
     assert rows["photo7"]["psnr_paper"] is None
     assert rows["photo7"]["misfit"] > 0
     assert rows["photo0"]["psnr_paper"] > 0
-    assert found.num_bad == 1
+    assert found.num_bad == 2
+
+
+def test_images_in_another_range_are_refused_or_warned_about(tmp_path):
+    x, _ = io.read_picture(SAMPLE)
+    (tmp_path / "x").mkdir()
+    np.save(tmp_path / "x" / "levels.npy", (x + 1) * 127.5)
+    np.save(tmp_path / "x" / "share.npy", (x + 1) / 2)
+    (tmp_path / "x" / "list.txt").touch()
+    said = []
+    solvers = ("ddiff", "ddiff_hqs")
+    found = evaluation.evaluate(plan(tmp_path / "x", solvers=solvers), tmp_path / "out", say=said.append)
+    assert {(row["image"], row["status"]) for row in found.rows} == {("levels", "unusable"), ("share", "ok")}
+    assert "save x / 127.5 - 1" in next(row["message"] for row in found.rows if row["image"] == "levels")
+    (warning,) = [line for line in said if isinstance(line, Caution)]  # once, for two solvers
+    assert "share.npy: never goes below 0" in warning
+    assert f"left out of {tmp_path}/x: 1 file of types that are not read (1 .txt)" in said
+
+    # The clean images beside given measurements are held to the same.
+    (tmp_path / "y").mkdir()
+    Image.open(SAMPLE).save(tmp_path / "y" / "levels.png")
+    changes = {"measurements": str(tmp_path / "y")}
+    found = evaluation.evaluate(plan(tmp_path / "x", **changes), tmp_path / "again", say=quiet)
+    assert [row["status"] for row in found.rows] == ["unusable"]
+
+
+def test_a_picture_that_is_damaged_or_missing_is_made_again(photos, tmp_path):
+    out = tmp_path / "out"
+    evaluation.evaluate(plan(photos), out, say=quiet)
+    before, pictures = table(out), sorted((out / "restored").rglob("*.png"))
+    assert len(pictures) == 3
+    for change in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-50])):
+        whole = pictures[1].read_bytes()
+        change(pictures[1])
+        said = []
+        evaluation.evaluate(plan(photos), out, say=said.append)
+        assert any("1 of 3 images" in line for line in said)
+        assert pictures[1].read_bytes() == whole
+        assert table(out) == before
+
+
+def test_a_tree_of_images(photos, tmp_path):
+    (photos / "sub").mkdir()
+    (photos / "photo1.png").rename(photos / "sub" / "photo0.png")
+    out = tmp_path / "out"
+    found = evaluation.evaluate(plan(photos, recursive=True), out, say=quiet)
+    assert [(row["image"], row["status"]) for row in found.rows] == [
+        *(("photo0", "ok"), ("photo2", "ok"), ("sub/photo0", "ok"))
+    ]
+    assert "--recursive" in found.summary["cells"][0]["command"]
+    assert Path(write_report(found, "A tree", None)).exists()
 
 
 def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path):

@@ -11,18 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ddiff_jax import io, metrics
+from ddiff_jax import io, metrics, stencils
 from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli.jobs import Job
 from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
-from ddiff_jax.likelihood import Likelihood
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Stream, image_keys, stream_key
 from ddiff_jax.noise_level import estimate_sigma
 from ddiff_jax.operators import OPERATORS, Operator
 from ddiff_jax.problem import simulate
+from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.types import PRNGKey
-
-READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[str]]]] = {"mask": io.read_mask, "kernel": io.read_kernel}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +65,12 @@ class Reader:
             flags = " or ".join(fixing_flags(settings.operator))
             raise ValueError(f"--measured cannot know what {settings.operator} drew at random; give {flags}")
         self.per_image = self.random or any(path.is_dir() for path in settings.files.values())
-        self.notes: list[str] = []
+        self.notes: list[tuple[Path, str]] = []
         shared = {name: path for name, path in settings.files.items() if not path.is_dir()}
         self._arrays: dict[str, np.ndarray] = {}
         for name, path in shared.items():
-            self._arrays[name], notes = _read_file(name, path)
-            self.notes += [f"{path}: {note}" for note in notes]
+            self._arrays[name], notes = self._read_file(name, path)
+            self.notes += [(path, note) for note in notes]
         self._operator = None if self.per_image else self._build({})
         if self.random and not settings.files:
             self._build({}, self._root)  # wrong arguments are wrong for every image: say so once, now
@@ -91,14 +90,14 @@ class Reader:
             ValueError: it cannot be used; the message names the file.
         """
         settings = self._settings
-        array, notes = io.read(job.path, settings.shape[2])
+        array, notes = io.read(job.path, settings.shape[2], settings.options.full_scale)
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
         operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
             arrays = {}
             for name, folder in settings.files.items():
                 if folder.is_dir():
-                    arrays[name], found = _read_file(name, _same_stem(folder, job.stem))
+                    arrays[name], found = self._read_file(name, _same_stem(folder, job.stem))
                     notes += found
             operator = self._build(arrays, *([stream_key(key, Stream.OPERATOR)] if self.random else []))
         if settings.options.measured:
@@ -110,18 +109,44 @@ class Reader:
             if settings.estimated:
                 sigma_y = estimate_sigma(array, mask if mask is None else np.asarray(mask))
                 notes.append(f"noise level estimated as {sigma_y:.4f}")
+            notes += self._doubts(job.path, operator, array if mask is None else array[_cover(mask, array)], sigma_y)
         else:
-            truth = self._clean(job.path, array, notes)
+            truth = self.clean(job.path, array, notes)
             noise_key = stream_key(key, Stream.MEASUREMENT)
             y = _simulate(operator, truth, np.float32(sigma_y), noise_key, settings.likelihood)
         return Item(job, key, operator, y, sigma_y, truth, notes, file_hash(job.path))
 
-    def _clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
+    def _read_file(self, name: str, path: Path) -> tuple[np.ndarray, list[str]]:
+        """Read an array of the operator."""
+        if name == "mask":
+            return stencils.read_mask(path, self._settings.threshold, invert=self._settings.invert_mask)
+        return stencils.read_kernel(path) if name == "kernel" else (io.read_array(path), [])
+
+    def _doubts(self, path: Path, operator: Operator, observed: np.ndarray, sigma_y: float) -> list[str]:
+        """Doubt a measurement whose numbers do not look like what they are taken for."""
+        settings, doubts = self._settings, []
+        if io.is_array(path) and getattr(operator, "measures_picture", False):
+            far = np.max(np.abs(observed), initial=0) > FAR  # or nobody needs to know
+            white = float(jnp.max(jnp.abs(_white(operator, settings.shape)))) if far else 1.0
+            doubts += check_picture_measurement(observed, sigma_y, white)
+        if isinstance(settings.likelihood, Gaussian) and not settings.estimated:
+            doubts += check_noise_level(observed, sigma_y)
+        return doubts
+
+    def clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
+        """Check a clean image, and cut and resize it where that is asked for; what is done is added to the notes.
+
+        Raises:
+            ValueError: it is no image of the prior's size, or not in its range.
+        """
         shape = self._settings.shape
-        if x.ndim != 3 or x.shape[2] != shape[2] or x.dtype != np.float32:
+        if x.ndim != 3 or x.shape[2] != shape[2] or x.dtype != np.float32 or not x.size:
             raise ValueError(
                 f"{path} must be a real image [{shape[0]}, {shape[1]}, {shape[2]}]; got {x.dtype}{list(x.shape)}"
+                + _channels_first(x.shape, (*x.shape[1:], shape[2]))
             )
+        if io.is_array(path):
+            notes += check_image(path, x)
         if x.shape == shape:
             return x
         if not self._settings.options.resize:
@@ -139,6 +164,7 @@ class Reader:
                 f"{path} is {y.dtype}{list(y.shape)}, but {self._settings.operator} makes measurements of "
                 f"{expected.dtype}{list(expected.shape)} from images of {_size(self._settings.shape)}; "
                 "check --task and its flags, or leave --measured out if it is a clean image"
+                + _channels_first(y.shape, expected.shape)
             )
 
 
@@ -146,15 +172,27 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} pixels"
 
 
-def _read_file(name: str, path: Path) -> tuple[np.ndarray, list[str]]:
-    return READERS[name](path) if name in READERS else (io.read_array(path), [])
+def _channels_first(shape: Sequence[int], wanted: Sequence[int]) -> str:
+    """Give the cure for arrays as PyTorch has them."""
+    is_first = len(shape) == 3 and shape[2] > 3 and (*shape[1:], shape[0]) == tuple(wanted)
+    return "; channels come last here: save np.moveaxis(x, 0, -1)" if is_first else ""
 
 
 def _same_stem(folder: Path, stem: str) -> Path:
-    found = sorted(p for p in folder.iterdir() if p.stem == stem)
+    where = (folder / stem).parent
+    found = sorted(p for p in where.iterdir() if p.stem == Path(stem).name) if where.is_dir() else []
     if len(found) != 1:
         raise ValueError(f"{folder} must hold one file named {stem}.*; it holds {len(found)}")
     return found[0]
+
+
+def _cover(mask: Any, y: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.asarray(mask) > 0, y.shape)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _white(operator: Operator, shape: tuple[int, int, int]) -> jax.Array:
+    return operator.forward(jnp.ones(shape, jnp.float32))
 
 
 @jax.jit

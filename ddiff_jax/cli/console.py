@@ -6,6 +6,8 @@ import time
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddiff_jax.files import Caution
+
 PLAIN_SECONDS = 20.0  # between progress lines outside of a terminal
 
 
@@ -15,14 +17,30 @@ class Console:
     def __init__(self, *, quiet: bool):
         self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.animated = self.rich.is_terminal and not quiet
+        self.cautioned: list[str] = []  # what warnings were about
 
     def say(self, text: str, style: str = "") -> None:
-        """Print one line."""
-        self.rich.print(text, style=style, markup=False)
+        """Print one line; a caution also when quiet."""
+        if isinstance(text, Caution) and self.rich.quiet:
+            print(text, file=sys.stderr)
+        self.rich.print(text, style=style or "bold yellow" * isinstance(text, Caution), markup=False)
+
+    def note(self, about: str, text: str) -> None:
+        """Print what was done to an input; a caution as a warning."""
+        if not isinstance(text, Caution):
+            self.say(f"note: {about}: {text}")
+            return
+        self.cautioned += [about] * (about not in self.cautioned)
+        self.say(warning(about, text))
 
     def fail(self, text: str) -> None:
         """Print one error, also when quiet."""
         print(f"ddiff: error: {' '.join(text.split())}", file=sys.stderr)
+
+
+def warning(about: str, caution: Caution) -> Caution:
+    """Spell a caution about an input as a line of its own."""
+    return Caution(f"ddiff: warning: {about}: {' '.join(caution.split())}")
 
 
 class Bar:

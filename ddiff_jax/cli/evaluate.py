@@ -27,6 +27,10 @@ command that summary.json gives for it.
 """
 
 
+# General flags that are arguments of a plan.
+PLANNED = ("preset", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size")
+
+
 @dataclasses.dataclass(frozen=True)
 class Common:
     """How to run.
@@ -35,6 +39,8 @@ class Common:
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         label: Class of the images, for a class-conditional prior.
         dtype: Computation type of the network.
+        recursive: Enter the folders inside of folders.
+        full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
         subset: Use the first so many images, by name.
         batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
@@ -44,13 +50,15 @@ class Common:
         set: Other flags of `ddiff restore` for one task or solver, as NAME:FLAG=VALUE.
         report: Write report.html and the pictures in it.
         cache: Keep compiled programs in the user's cache folder for the next run.
-        quiet: Print errors only.
+        quiet: Print errors and warnings only.
         json: Print the summary to standard output.
     """
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    recursive: tyro.conf.FlagCreatePairsOff[bool] = False
+    full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     resize: bool = False
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -130,7 +138,7 @@ def common(how: Common) -> dict[str, Any]:
     """Turn the general flags into arguments of `Plan`."""
     lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
     return {
-        **{name: getattr(how, name) for name in ("preset", "dtype", "label", "resize", "subset", "batch_size")},
+        **{name: getattr(how, name) for name in PLANNED},
         "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
         "flags": _flags(how.set),
     }

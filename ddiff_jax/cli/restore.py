@@ -33,7 +33,7 @@ from ddiff_jax.cli.environment import (
     use_compilation_cache,
     versions,
 )
-from ddiff_jax.cli.jobs import Job, Ledger, find_jobs, prepare
+from ddiff_jax.cli.jobs import LISTED, Job, Ledger, find_jobs, prepare, some
 from ddiff_jax.cli.settings import Settings, resolve
 from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
@@ -43,7 +43,6 @@ from ddiff_jax.solve import Progress, Solution
 from ddiff_jax.solvers.base import check_operator, count_steps
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
-LISTED = 20  # rows of the closing list
 
 
 def run(argv: Sequence[str]) -> int:
@@ -78,7 +77,12 @@ def warm_up(settings: Settings) -> None:
         grey = Path(folder) / "grey.png"
         io.write_png(grey, np.zeros((height, width, channels), np.float32))
         options = dataclasses.replace(
-            settings.options, inputs=(str(grey),), output=Path(folder) / "out", measured=False, quiet=True
+            settings.options,
+            inputs=(str(grey),),
+            output=Path(folder) / "out",
+            measured=False,
+            full_scale=None,
+            quiet=True,
         )
         settings = dataclasses.replace(settings, options=options, estimated=False)
         with _terminable():
@@ -93,6 +97,7 @@ class _Restoration:
         self.settings, self.options = settings, settings.options
         self.console = Console(quiet=self.options.quiet)
         self.rows: list[dict[str, Any]] = []
+        self.left_out: list[str] = []
         self.failed: dict[str, str] = {}
         self.record: dict[str, Any] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
@@ -106,26 +111,34 @@ class _Restoration:
         self.ledger = Ledger(self.options.output)
         todo = self._unless_existing(jobs)
         interrupted = False
+        document: dict[str, Any] = {}
         try:
             if todo:
                 self._restore_all(todo)
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            if self.record:
+                self.ledger.save_run(self.record)
+            if self.record or len(todo) < len(jobs):
+                document = self.ledger.merge()
         if not self.record and len(self.failed) == len(jobs):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
         if self.options.json:
-            print(json.dumps(self.ledger.document, indent=1))
+            print(json.dumps(document, indent=1))
         if interrupted:
             done = {row["name"] for row in self.rows}
             missing = [str(j.path) for j in todo if j.stem not in done and str(j.path) not in self.failed]
-            self.console.fail(f"interrupted; not restored: {_some(missing)}; the same command continues")
+            self.console.fail(f"interrupted; not restored: {some(missing)}; the same command continues")
             return 130
         return 1 if self.failed else 0
 
     def _jobs(self) -> list[Job]:
         if self.options.inputs:
-            return find_jobs(self.options.inputs, self.options.output)
+            found = find_jobs(self.options.inputs, self.options.output, recursive=self.options.recursive)
+            self.left_out = found.left_out
+            return found.jobs
         if self.options.measured:
             raise ValueError("--measured says that INPUT is a measurement, but no INPUT is given")
         sample = Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"
@@ -139,16 +152,22 @@ class _Restoration:
                 f"{there[0].result('restored')} exists ({len(there)} of {len(jobs)} results do); "
                 "choose another --output, or --existing skip or overwrite"
             )
-        if not there or self.options.existing == "overwrite":
+        if self.options.existing == "overwrite":
             return jobs
-        settings = self.settings.as_dict()
-        changed = sorted({name for job in there for name in self.ledger.differences(job, settings)})
-        other = f", made with another {', '.join(changed)}" if changed else ""
-        self.console.say(
-            f"skipped {len(there)} of {len(jobs)}: {self.options.output} holds their results{other}; "
-            "--existing overwrite replaces them"
-        )
-        return [job for job in jobs if job not in there]
+        done = {job for job in jobs if self.ledger.is_done(job)}
+        todo = [job for job in jobs if job not in done]
+        again = [str(job.path) for job in todo if self.ledger.has_traces(job)]
+        if again:
+            self.console.say(f"made again {len(again)}, whose results or rows are missing or damaged: {some(again)}")
+        if done:
+            settings = self.settings.as_dict()
+            changed = sorted({name for job in done for name in self.ledger.differences(job, settings)})
+            other = f", made with another {', '.join(changed)}" if changed else ""
+            self.console.say(
+                f"skipped {len(done)} of {len(jobs)}: {self.options.output} holds their results{other}; "
+                "--existing overwrite replaces them"
+            )
+        return todo
 
     def _fail(self, job: Job, message: str) -> None:
         self.failed[str(job.path)] = message
@@ -159,15 +178,15 @@ class _Restoration:
         if self.options.restarts < 1:
             raise ValueError(f"--restarts must be at least 1; got {self.options.restarts}")
         reader = Reader(self.settings)
-        for note in reader.notes:
-            self.console.say(f"note: {note}")
+        for path, note in reader.notes:
+            self.console.note(str(path), note)
         prior: DiffusionPrior | None = None
         bar = Bar(self.console, math.ceil(len(jobs) / size), len(jobs))
         with bar.live:
             for batch in batches(reader, jobs, size, self._fail):
                 for item in batch.items:
                     for note in item.notes:
-                        self.console.say(f"note: {item.job.path}: {note}")
+                        self.console.note(str(item.job.path), note)
                 if prior is None:
                     prior = load_prior(self.options.prior, dtype=self.options.dtype).with_label(self.options.label)
                     self._announce(prior, batch.operator, len(jobs), size)
@@ -198,12 +217,13 @@ class _Restoration:
         shape = "x".join(map(str, prior.image_shape))
         details = ", ".join(f"{k} {v}" for k, v in settings["operator"].items() if k != "name")
         # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
+        level = "estimated for each image" if self.settings.estimated else f"{self.settings.sigma_y:g}"
         total = num_images * (cost.network_evaluations + 2 * cost.network_gradients) * gflop / 1000
         spent = [f"{n} {what.replace('_', ' ')}" for what, n in dataclasses.asdict(cost).items() if n]
         rows = {
             "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
             "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
-            "task": f"{options.task} ({details}), sigma_y {self.settings.sigma_y:g}, preset {self.settings.dataset}",
+            "task": f"{options.task} ({details}), sigma_y {level}, preset {self.settings.dataset}",
             "solver": ", ".join([options.solver, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
             "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
         }
@@ -252,15 +272,16 @@ class _Restoration:
     def _save(self, batch: Batch, solution: Solution) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
+        self.ledger.save_run(self.record)
         for i, item in enumerate(batch.items):
             if item.truth is not None and hasattr(item.operator, "equivalents"):
                 x = nearest_equivalent(item.operator, jnp.asarray(solution.x[i]), jnp.asarray(item.truth))
                 scores[i].metrics["psnr_resolved"] = float(psnr(x, jnp.asarray(item.truth), protocol="standard"))
             if solution.finite[i]:
                 self.rows.append(results.write(item, np.asarray(solution.x[i]), scores[i], self.settings))
+                self.ledger.save_row(self.rows[-1])
             else:
                 self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
-        self.ledger.save(self.rows, self.record)
 
     def _summary(self) -> None:
         """Say how it went and where the results are."""
@@ -273,7 +294,11 @@ class _Restoration:
             mean = {name: np.mean([row[name] for row in rows]) for name in METRICS if rows[0].get(name) is not None}
             say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{_metrics(mean)}")
         if self.failed:
-            say(f"failed {len(self.failed)}: {_some(list(self.failed))}")
+            say(f"failed {len(self.failed)}: {some(list(self.failed))}")
+        if self.console.cautioned:
+            say(f"warned about {len(self.console.cautioned)}, see above: {some(self.console.cautioned)}")
+        for line in self.left_out:
+            say(f"left out of {line}")
         say(f"results in {self.options.output}/")
 
 
@@ -287,8 +312,3 @@ METRICS = {
 
 def _metrics(row: Mapping[str, Any]) -> str:
     return ", ".join(text.format(row[name]) for name, text in METRICS.items() if row.get(name) is not None)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more}"

@@ -13,8 +13,9 @@ from ddiff_jax.cli.settings import Settings
 
 
 def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> dict[str, Any]:
-    """Write the pictures of one image, the restoration last because --existing looks for it, and make its row."""
+    """Write the pictures of one image and make its row, which is recorded only when all of them are there."""
     job, y = item.job, np.asarray(item.y)
+    job.result("restored").parent.mkdir(parents=True, exist_ok=True)
     files = {"comparison": job.result("comparison"), "restored": job.result("restored")}
     if item.truth is not None:
         if _is_picture(y):
@@ -35,7 +36,7 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         "input_sha256": item.sha256,
         "sigma_y": item.sigma_y,
         **score.metrics,
-        "files": {kind: path.name for kind, path in sorted(files.items())},
+        "files": {kind: path.relative_to(job.folder).as_posix() for kind, path in sorted(files.items())},
         "notes": item.notes,
     }
 

@@ -18,6 +18,7 @@ from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.solvers import SOLVERS, Solver
+from ddiff_jax.stencils import check_threshold
 
 PROG = "ddiff restore"
 DESCRIPTION = """Restore images. Without INPUT: a packaged photograph, degraded and restored again.
@@ -34,6 +35,7 @@ Which flags follow the general ones depends on --task and --solver; give both be
 # Which published presets an unnamed prior borrows, by its image size.
 DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
 REQUIRED = inspect.Parameter.empty
+WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
 RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 
 
@@ -50,6 +52,8 @@ class Options:
         label: Class of the images, for a class-conditional prior.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         measured: INPUT already is the measurement; there is no truth to compare with.
+        recursive: Enter the folders inside of folders; the results lie in OUTPUT as the images lie in theirs.
+        full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
@@ -58,7 +62,7 @@ class Options:
         existing: What to do with images whose result is in the output folder already.
         cache: Keep compiled programs in the user's cache folder for the next run.
         print_config: Print the resolved settings as yaml and stop.
-        quiet: Print errors only.
+        quiet: Print errors and warnings only.
         json: Print the metrics to standard output.
     """
 
@@ -70,6 +74,8 @@ class Options:
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     measured: bool = False
+    recursive: tyro.conf.FlagCreatePairsOff[bool] = False
+    full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     resize: bool = False
     seed: int = 0
     restarts: int = 1
@@ -93,6 +99,8 @@ class Settings:
         operator: name in `OPERATORS`.
         arguments: numbers for its factory.
         files: files or folders for its factory's arrays.
+        threshold: share of white from which on a pixel of a mask is observed; None takes masks of black and white only.
+        invert_mask: whether white marks the holes of masks.
         sigma_y: noise standard deviation in units of the measurement.
         estimated: whether every measurement's own estimate takes the place of sigma_y.
         likelihood: the noise model.
@@ -106,6 +114,8 @@ class Settings:
     operator: str
     arguments: dict[str, Any]
     files: dict[str, Path]
+    threshold: float | None
+    invert_mask: bool
     sigma_y: float
     estimated: bool
     likelihood: Likelihood
@@ -120,6 +130,8 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Spell out what decides the results, in plain types."""
         files = {name: str(path) for name, path in self.files.items()}
+        mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
+        mask = {name: value for name, value in mask.items() if value is not None}
         hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType] - solvers are dataclasses
         options = self.options
         photons = getattr(self.likelihood, "photons", None)
@@ -127,7 +139,7 @@ class Settings:
         return {
             "task": options.task,
             "preset": self.dataset,
-            "operator": {"name": self.operator, **self.arguments, **files},
+            "operator": {"name": self.operator, **self.arguments, **files, **mask},
             "sigma_y": "auto" if self.estimated else self.sigma_y,
             "noise": noise,
             "solver": {"name": options.solver, **hyper},
@@ -138,6 +150,7 @@ class Settings:
             "restarts": options.restarts,
             "measured": options.measured,
             "resize": options.resize,
+            "full_scale": options.full_scale,
         }
 
 
@@ -182,7 +195,11 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
 
     check_label(parsed.run.label, card.architecture.get("num_classes"))
     asked, photons = operator_values.pop("sigma"), operator_values.pop("photons", None)
+    threshold, invert_mask = operator_values.pop("threshold", None), operator_values.pop("invert_mask", False)
     operator, arguments, files = _operator(task, operator_values)
+    check_threshold(threshold)
+    if "mask" not in files and (threshold is not None or invert_mask):
+        raise ValueError("--threshold and --invert-mask say how to read a mask: give --mask, or leave them out")
     missing = [f.name for n, f in solver_flags.items() if n not in solver_values and _is_required(SOLVERS[name], n)]
     if missing:
         raise ValueError(
@@ -194,8 +211,14 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     estimated = asked == "auto"
     if estimated:
         _check_estimable(parsed.run.measured, operator, photons)
+    elif photons is None and sigma_y > WIDEST and _measures_picture(operator):
+        raise ValueError(
+            f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
+            f"measurement; of levels 0 to 255 give --sigma {sigma_y / 127.5:.3g}"
+        )
     return Settings(
-        parsed.run, card, dataset, operator, arguments, files, sigma_y, estimated, likelihood, solver, notes
+        *(parsed.run, card, dataset, operator, arguments, files, threshold, invert_mask),
+        *(sigma_y, estimated, likelihood, solver, notes),
     )
 
 
@@ -215,13 +238,16 @@ def _check_estimable(measured: bool, operator: str, photons: float | None) -> No
     """Refuse --sigma auto where there is nothing to estimate from."""
     if not measured:
         raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
-    made = typing.get_type_hints(OPERATORS[operator])["return"]
-    if photons is not None or not getattr(made, "measures_picture", False):
-        able = [n for n, f in OPERATORS.items() if getattr(typing.get_type_hints(f)["return"], "measures_picture", 0)]
+    if photons is not None or not _measures_picture(operator):
+        able = filter(_measures_picture, OPERATORS)
         raise ValueError(
             f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
             "give --sigma a number"
         )
+
+
+def _measures_picture(operator: str) -> bool:
+    return getattr(typing.get_type_hints(OPERATORS[operator])["return"], "measures_picture", False)
 
 
 def check_label(label: int | None, num_classes: int | None) -> None:
@@ -333,6 +359,13 @@ def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
                 kind, text = Path, f"picture or array, or a folder with one per image under the same stem: {text}"
             default = task.arguments.get(name, None if default is REQUIRED else default)
             default = tuple(default) if isinstance(default, list) else default
+            flags[name] = Flag(_flag_name(name, "operator", taken), kind, default, text)
+    if "mask" in flags:
+        share = "share of white from which on a pixel of a soft mask is observed, such as 0.5"
+        for name, kind, default, text in (
+            ("threshold", float, None, share),
+            ("invert_mask", bool, False, "white marks the holes of the mask, not what was observed"),
+        ):
             flags[name] = Flag(_flag_name(name, "operator", taken), kind, default, text)
     return flags
 

@@ -29,6 +29,8 @@ class Plan:
         preset: data set whose hyper-parameters are used; None takes that of the prior.
         dtype: computation type of the network.
         label: class of the images, for a class-conditional prior.
+        recursive: enter the folders inside of folders.
+        full_scale: number that is white in files of 16 bits and in arrays of integers.
         resize: cut images to a square and resize them to the prior's size.
         subset: use the first so many images, by name; None uses all.
         measurements: folder of measurements with the stems of the images, instead of simulated ones.
@@ -53,6 +55,8 @@ class Plan:
     preset: str | None = None
     dtype: str = "float32"
     label: int | None = None
+    recursive: bool = False
+    full_scale: int | None = None
     resize: bool = False
     subset: int | None = None
     measurements: str | None = None
@@ -105,9 +109,11 @@ class Plan:
             "--label": self.label,
             "--sigma": cell.sigma_y,
             "--steps": self._steps(cell),
+            "--full-scale": self.full_scale,
         }
         for flag, value in optional.items():
             words += [] if value is None else [flag, str(value)]
+        words += ["--recursive"] * self.recursive
         words += ["--resize"] * self.resize + ["--measured"] * (self.measurements is not None)
         for name in (cell.task, cell.solver):
             words += self.flags.get(name, ())

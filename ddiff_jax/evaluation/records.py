@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddiff_jax import io
 from ddiff_jax.evaluation.plan import Cell
+from ddiff_jax.records import Records
 
 FORMAT = 1  # of a record; part of its fingerprint
 
@@ -56,9 +56,10 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._records = Records(folder / "records")
 
     def _path(self, kind: str, cell: Cell, stem: str, run: int, suffix: str) -> Path:
-        return self.folder / kind / cell.path / f"{stem}.run{run}{suffix}"
+        return self.folder / kind / f"{_name(cell, stem, run)}{suffix}"
 
     def picture(self, cell: Cell, stem: str, run: int) -> Path:
         """Name the restored picture."""
@@ -66,11 +67,15 @@ class Store:
 
     def record(self, cell: Cell, stem: str, run: int) -> Path:
         """Name the record."""
-        return self._path("records", cell, stem, run, ".json")
+        return self._records.path(_name(cell, stem, run))
 
     def strip(self, cell: Cell, stem: str) -> Path:
         """Name the picture of a trajectory."""
         return self._path("trajectories", cell, stem, 0, ".png")
+
+    def strips(self, cell: Cell) -> list[Path]:
+        """List the pictures of trajectories that a cell has."""
+        return sorted((self.folder / "trajectories" / cell.path).rglob("*.png"))
 
     def measurement(self, cell: Cell, stem: str) -> Path:
         """Name the picture of a measurement; the solvers share it."""
@@ -83,10 +88,9 @@ class Store:
 
     def load(self, cell: Cell, stem: str, run: int, wanted: str) -> Record | None:
         """Read a record if it is there, whole, and was made with what the fingerprint says."""
-        path = self.record(cell, stem, run)
         try:
-            record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # absent, or not ours: it is made again
+            record = Record(**(self._records.load(_name(cell, stem, run)) or {}))
+        except TypeError:  # absent, or not ours: it is made again
             return None
         return record if record.fingerprint == wanted else None
 
@@ -96,9 +100,11 @@ class Store:
 
     def save(self, cell: Cell, stem: str, run: int, record: Record) -> None:
         """Write a record; its pictures must be there already."""
-        path = self.record(cell, stem, run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        io.write_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+        self._records.save(_name(cell, stem, run), dataclasses.asdict(record))
+
+
+def _name(cell: Cell, stem: str, run: int) -> str:
+    return f"{cell.path}/{stem}.run{run}"
 
 
 def weights_hash(files: Mapping[str, str]) -> str:

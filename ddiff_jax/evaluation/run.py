@@ -14,12 +14,14 @@ import numpy as np
 from ddiff_jax import io
 from ddiff_jax.checkpoint import file_hash, load_prior, read_card
 from ddiff_jax.cli.batches import Batch, Item, Reader, batches
+from ddiff_jax.cli.console import warning
 from ddiff_jax.cli.environment import choose_batch_size, image_mesh, versions
 from ddiff_jax.cli.jobs import Job, find_jobs, prepare
 from ddiff_jax.cli.settings import Settings
 from ddiff_jax.evaluation import tables
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
+from ddiff_jax.files import Caution
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
@@ -57,13 +59,9 @@ class _WithTruth(Reader):
         item, path = super().read(job), self._truths.get(job.stem)
         if path is None:
             return item
-        shape = self._settings.shape
-        truth, notes = io.read(path, shape[2])
-        if truth.shape != shape and self._settings.options.resize and truth.ndim == 3:
-            truth = io.crop_and_resize(truth, shape[0])
-        if truth.shape != shape:
-            raise ValueError(f"{path} has the shape {truth.shape}, the prior is for {shape}; add --resize")
-        return dataclasses.replace(item, truth=np.asarray(truth, np.float32), notes=item.notes + notes)
+        truth, notes = io.read(path, self._settings.shape[2], self._settings.options.full_scale)
+        truth = self.clean(path, truth, notes)
+        return dataclasses.replace(item, truth=truth, notes=item.notes + notes)
 
 
 def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = print) -> Evaluation:
@@ -96,6 +94,8 @@ class _Run:
             except ValueError as error:
                 self.unusable[cell] = str(error)
         self._check_names()
+        self.left_out: list[str] = []
+        self.cautioned: set[tuple[Path, str]] = set()
         self.jobs, self.truths = self._find()
         self.hashes = {job.stem: _hash(job.path) for job in self.jobs}
         self._truth_hashes = {stem: _hash(path) for stem, path in self.truths.items()}
@@ -125,11 +125,16 @@ class _Run:
     def _find(self) -> tuple[list[Job], dict[str, Path]]:
         """List the inputs, and where the inputs are measurements, the clean images by their stems."""
         plan = self.plan
-        images = sorted(find_jobs(plan.images, self.folder), key=lambda job: job.stem)
+        images = self._list(plan.images)
         if plan.measurements is None:
             return images[: plan.subset], {}
         truths = {job.stem: job.path for job in images}
-        return sorted(find_jobs([plan.measurements], self.folder), key=lambda job: job.stem)[: plan.subset], truths
+        return self._list([plan.measurements])[: plan.subset], truths
+
+    def _list(self, inputs: Sequence[str]) -> list[Job]:
+        found = find_jobs(inputs, self.folder, recursive=self.plan.recursive)
+        self.left_out += found.left_out
+        return sorted(found.jobs, key=lambda job: job.stem)
 
     @property
     def prior(self) -> DiffusionPrior:
@@ -162,6 +167,8 @@ class _Run:
             note = f"; {stale} records of another evaluation are replaced" if stale else ""
             self.say(f"{head}: {len(todo)} of {len(self.jobs)} images{note}")
             self._restore(cell, todo)
+        for line in self.left_out:
+            self.say(f"left out of {line}")
         return self._tables()
 
     def _fingerprint(self, cell: Cell, stem: str, run: int) -> str:
@@ -177,7 +184,11 @@ class _Run:
         return [record for record in found if record is not None and record.status in DONE]
 
     def _missing(self, cell: Cell) -> list[Job]:
-        return [job for job in self.jobs if len(self._records(cell, job.stem)) < cell.runs]
+        return [job for job in self.jobs if any(not self._is_done(cell, job.stem, run) for run in range(cell.runs))]
+
+    def _is_done(self, cell: Cell, stem: str, run: int) -> bool:
+        record = self._record(cell, stem, run)
+        return record is not None and record.status in DONE and io.is_whole(self.store.picture(cell, stem, run))
 
     def _reject(self, cell: Cell, job: Job, status: str, message: str) -> None:
         message = " ".join(message.split())
@@ -196,10 +207,16 @@ class _Run:
             for job in todo:
                 self._reject(cell, job, "failed", str(error))
             return
+        for path, note in reader.notes:
+            self._warn(path, note)
         for batch in batches(reader, todo, self.batch_size, unusable):
+            for item in batch.items:
+                for note in item.notes:
+                    self._warn(item.job.path, note)
+                if settings.estimated:
+                    self.say(f"  {item.job.stem}: noise level estimated as {item.sigma_y:.4f}")
             for run in range(cell.runs):
-                missing = [item for item in batch.items if self._record(cell, item.job.stem, run) is None]
-                if not missing:
+                if all(self._is_done(cell, item.job.stem, run) for item in batch.items):
                     continue
                 try:
                     self._batch(cell, batch, run)
@@ -210,6 +227,12 @@ class _Run:
                         self._reject(cell, item.job, "failed", f"{type(error).__name__}: {error}")
                     break
 
+    def _warn(self, path: Path, note: str) -> None:
+        """Say what is probably wrong with a file, once in all cells."""
+        if isinstance(note, Caution) and (path, note) not in self.cautioned:
+            self.cautioned.add((path, note))
+            self.say(warning(str(path), note))
+
     def _record(self, cell: Cell, stem: str, run: int) -> Record | None:
         return self.store.load(cell, stem, run, self._fingerprint(cell, stem, run))
 
@@ -219,7 +242,7 @@ class _Run:
         keys = restart_keys(batch.keys, run)
         # One trajectory per cell: that of the first image that could be read.
         strip = self.store.strip(cell, batch.items[0].job.stem)
-        wants_strip = run == 0 and not set(strip.parent.glob("*.png")) - {strip}
+        wants_strip = run == 0 and not set(self.store.strips(cell)) - {strip}
         frames: list[np.ndarray] = []
         resumed = time.monotonic()
         seconds = 0.0  # of the steps alone, without compiling and previews

@@ -81,7 +81,7 @@ class Gallery:
         """Find the trajectories: solver to picture."""
         found = {}
         for solver in scene.rows:
-            paths = sorted(self._store.strip(self._cell(scene, solver), "x").parent.glob("*.png"))
+            paths = self._store.strips(self._cell(scene, solver))
             if paths:
                 found[solver] = paths[0]
         return found
