@@ -35,6 +35,7 @@ class Common:
         output: Folder for tables, records and pictures; nothing in it is ever deleted.
         prior: Name of a packaged prior, or folder of a converted checkpoint.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
+        values: Which of them: this library's choice, or those of the papers with all their steps.
         label: Class of the images, for a class-conditional prior.
         dtype: Computation type of the network.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
@@ -52,6 +53,7 @@ class Common:
     output: Path
     prior: str
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    values: Literal["default", "published"] = "default"
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     resize: bool = False
@@ -128,9 +130,8 @@ def common(how: Common) -> dict[str, Any]:
     """Turn the general flags into arguments of `Plan`."""
     lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
     return {
-        **{
-            name: getattr(how, name) for name in ("prior", "preset", "dtype", "label", "resize", "subset", "batch_size")
-        },
+        **{name: getattr(how, name) for name in ("prior", "preset", "values", "dtype", "label", "resize")},
+        **{name: getattr(how, name) for name in ("subset", "batch_size")},
         "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
         "flags": _flags(how.set),
     }

@@ -15,7 +15,7 @@ DESCRIPTION = """Run a table or a figure of the paper and write a ledger: publis
 examples:
   ddiff reproduce table1 --dataset faces64                          in miniature, with what is packaged
   ddiff reproduce table1 --dataset ffhq --images ffhq256/ --prior ffhq --lpips-alex lpips_alex
-  ddiff reproduce noise --dataset faces64 --images photos/ --subset 8 --steps 100
+  ddiff reproduce noise --dataset faces64 --images photos/ --subset 8 --values default --steps 50
 
 Writes ledger.md and ledger.json beside what `ddiff evaluate` writes. Killed at any moment, the same command continues.
 """
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     dataset = peek(argv, "--dataset", "faces64")
     study = next((a for a in argv if a in ("table1", "table2", "noise", "steps")), "reproduced")
-    default = Common(Path(f"{study}_{dataset}"), prior=dataset)
+    default = Common(Path(f"{study}_{dataset}"), prior=dataset, values="published")
     command = dataclasses.make_dataclass(
         "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=lambda: default))]
     )

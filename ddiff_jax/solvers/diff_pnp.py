@@ -11,9 +11,10 @@ from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import NoiseSchedule, respaced_timesteps
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, norm
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, norm
 from ddiff_jax.solvers.ddiff import data_step
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.solvers.step_length import Fixed
+from ddiff_jax.types import Image
 
 
 @pytree_dataclass
@@ -46,32 +47,27 @@ class DiffPnPADMM:
     4. u <- u + x - z, and w = x + u.
 
     Args:
-        gamma: as in `DDiff`.
-        a: as in `DDiff`.
-        b: as in `DDiff`.
-        t_gamma: as in `DDiff`.
+        step_length: `Fixed(gamma)`, as in `DDiff`.
         num_steps: as in `DDiff`.
         reading: "literal" hands w to the network as it is, as the paper's text has it; "matched" scales it by
             sqrt(ab_t) first, to the signal that the network expects at t.
         dual: keep the dual variable.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range.
+        ValueError: a hyper-parameter is outside its range, or the step has no fixed length.
 
     Source: the text of the DDiff paper; there is no released code, and both readings give the poor pictures that the
     paper reports.
     """
 
-    gamma: Scalar
-    a: Scalar = 3.3
-    b: Scalar = 0.1
-    t_gamma: Scalar = 90.0
+    step_length: Fixed
     num_steps: int | None = static_field(default=None)
     reading: Literal["literal", "matched"] = static_field(default="literal")
     dual: bool = static_field(default=True)
 
     def __post_init__(self):
-        coerce(self, gamma="positive", a="positive", b="positive", t_gamma="non-negative")
+        if not isinstance(self.step_length, Fixed):
+            raise ValueError(f"{type(self).__name__}.step_length must be Fixed(gamma); got {self.step_length!r}")
         check_choice(self, reading=("literal", "matched"))
 
     needs = ()
@@ -86,7 +82,7 @@ class DiffPnPADMM:
         gain = jnp.sqrt(schedule.alpha_bar[t])
         return Grid(
             t=t,
-            gamma=self.gamma * jnp.where(t.astype(jnp.float32) > self.t_gamma, self.a, self.b),
+            gamma=self.step_length.at(t.astype(jnp.float32)),
             gain=jnp.ones_like(gain) if self.reading == "literal" else gain,
         )
 
@@ -101,7 +97,7 @@ class DiffPnPADMM:
         """Make steps 1 to 4."""
         u = state.u
         z = prior.denoise(point.gain * state.w, point.t)
-        misfit, x = data_step(problem, z - u, point.gamma)
+        misfit, x = data_step(problem, z - u, self.step_length, point.gamma)
         if self.dual:
             u = u + x - z
         return State(x + u, u, x), StepInfo(misfit, gap=norm(x - z), dual=norm(u) if self.dual else None)
