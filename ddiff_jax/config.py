@@ -174,7 +174,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def solver_parameters(solver: type[Solver]) -> dict[str, tuple[Any, Any]]:
+def solver_parameters(solver: type) -> dict[str, tuple[Any, Any]]:
     """List the type and the default (or `dataclasses.MISSING`) of everything that a solver can be told, by name.
 
     A step length is spelled by the fields of `Fixed` beside the others; a gamma of None says `ToTheNoise()`.
@@ -195,7 +195,7 @@ def solver_parameters(solver: type[Solver]) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _may_go_to_the_noise(solver: type[Solver]) -> bool:
+def _may_go_to_the_noise(solver: type) -> bool:
     return ToTheNoise in typing.get_args(typing.get_type_hints(solver)["step_length"])
 
 

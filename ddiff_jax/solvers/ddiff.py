@@ -109,7 +109,7 @@ class DDiff:
             check_choice(self, dual=("released", "accumulating", "off"))
         if isinstance(self.step_length, ToTheNoise) and self.dual not in (None, "off"):
             raise ValueError(
-                f'{type(self).__name__} keeps no dual variable (dual="{self.dual}") where every step goes to the noise; '
+                f'{type(self).__name__} has no dual variable to keep (dual="{self.dual}") in steps to the noise; '
                 "give gamma a number, step_length=Fixed(gamma), or leave dual out"
             )
 
