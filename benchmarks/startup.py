@@ -31,9 +31,10 @@ def timed(command: list[str], **options) -> tuple[float, str]:
     return time.perf_counter() - begin, done.stdout
 
 
-def restore(python: str, folder: Path, name: str, environment: dict[str, str], steps: int) -> dict[str, float]:
+def restore(python: str, folder: Path, name: str, environment: dict[str, str], steps: int | None) -> dict[str, float]:
     """Run the demonstration once and read off what it says of itself."""
-    command = [python, "-m", "ddiff_jax", "restore", "--steps", str(steps), "--output", str(folder / name)]
+    command = [python, "-m", "ddiff_jax", "restore", "--output", str(folder / name)]
+    command += [] if steps is None else ["--steps", str(steps)]
     seconds, said = timed(command, cwd=folder, env=environment)
     compiled = re.search(r"compiled in ([\d.]+) s", said)
     restored = re.search(r"restored 1 in ([\d.]+) s: PSNR ([\d.]+)", said)
@@ -52,7 +53,7 @@ def main() -> None:
     """Run the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="install into an empty virtual environment first")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, help="instead of those that the demonstration makes")
     parser.add_argument("--repeats", type=int, default=3, help="of the short measurements and of the warm run")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()

@@ -87,8 +87,9 @@ def test_every_shipped_preset_builds_its_solvers_and_names_its_operator():
             assert values.sigma_y > 0
             for choice in config.VALUES:
                 for solver in SOLVERS:
-                    if not config.unsaid(solver, values.hyper_parameters(solver, choice)):
-                        assert isinstance(dd.preset(dataset, task, solver, choice), SOLVERS[solver])
+                    found = values.hyper_parameters(solver, choice)
+                    if not config.unsaid(solver, found):
+                        assert isinstance(config.build_solver(solver, found), SOLVERS[solver])
                         built += 1
     in_the_paper = sum(len(tasks) for tasks in config.presets().values()) - len(OUTSIDE_THE_PAPER) - 1
     assert built >= 2 * len(SOLVERS) * in_the_paper  # there every solver has values
@@ -162,7 +163,10 @@ def test_round_trip_through_yaml():
         (lambda: config.parse_task("operator: blur", "here"), "lacks arguments, sigma_y"),
         (lambda: config.parse_task(TASK % "default: {dpss: {}}", "here"), "key in here, default: 'dpss'; did you"),
         (lambda: config.parse_task(TASK % "published: {dps: {zetta: 1}}", "here"), "dps: 'zetta'; did you mean 'zeta'"),
-        (lambda: config.parse_task(TASK % "photons: 1", "here", "{sigma: 1}"), "defaults of here: 'sigma'; did you mean"),
+        (
+            lambda: config.parse_task(TASK % "photons: 1", "here", "{sigma: 1}"),
+            "defaults of here: 'sigma'; did you mean",
+        ),
         (
             lambda: config.parse_task(TASK % "photons: 1\n, photons: 2", "here"),
             "here: key 'photons' stands twice, ag.*2",

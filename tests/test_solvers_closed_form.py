@@ -17,7 +17,7 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DAPS, DPS, DDiff, DiffPIR, Fixed, REDDiff
+from ddiff_jax.solvers import DAPS, DPS, DDiff, DiffPIR, Fixed, REDDiff, ToTheNoise
 from ddiff_jax.solvers.sampling import Sampler, nothing
 
 SHAPE = (8, 8, 1)
@@ -142,7 +142,7 @@ def test_a_step_without_gamma_ends_at_the_noise():
 
     here, _, _, _ = problem()
     v = jax.random.normal(jax.random.key(3), SHAPE)
-    _, x = data_step(here, v, None)
+    _, x = data_step(here, v, ToTheNoise(), None)
     np.testing.assert_allclose(here.misfit(x), SIGMA_Y**2, rtol=1e-3)
-    _, again = data_step(here, x + 0.0 * v, None)
+    _, again = data_step(here, x + 0.0 * v, ToTheNoise(), None)
     np.testing.assert_allclose(again, x, atol=1e-4)  # what is within the noise already is left alone
