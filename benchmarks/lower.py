@@ -26,7 +26,7 @@ from speed import ARCHITECTURES
 import ddiff_jax as dd
 from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.models import UNet
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 
 # What a compiler must know of a GPU that is not there.
 HOPPER = """
@@ -56,7 +56,7 @@ def restoration(prior: Any, operator: Any, y: jax.Array, keys: jax.Array) -> jax
     """Restore a batch."""
 
     def one(y: jax.Array, key: jax.Array) -> jax.Array:
-        return dd.solve_one(DDiff(gamma=10.0), prior, dd.Problem(operator, y, 0.05), jax.random.wrap_key_data(key)).x
+        return dd.solve_one(DDiff(Fixed(10.0)), prior, dd.Problem(operator, y, 0.05), jax.random.wrap_key_data(key)).x
 
     return jax.vmap(one)(y, keys)
 

@@ -108,7 +108,7 @@ def main() -> None:
         names = [arguments.photographs / f"{i:03d}.png" for i in range(len(y))]
         truth = np.stack([np.asarray(Image.open(name).convert("RGB"), np.float32) / 127.5 - 1 for name in names])
         operator, preset_name = build(task, reference, arguments.kernel)
-        solver = dd.preset("faces64", preset_name, "ddiff")
+        solver = dd.preset("faces64", preset_name, "ddiff", values="published")
         signs = (1, -1) if task == "phase" else (1,)
         fit = jax.vmap(lambda x, y, operator=operator: dd.Problem(operator, y, 0.05).misfit(x))
         found, misfits, distances = [], [], []

@@ -32,7 +32,7 @@ from ddiff_jax import operators
 from ddiff_jax.cli.environment import evaluation_flops
 from ddiff_jax.models import UNet
 from ddiff_jax.solve import block_size
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.types import to_type
 
@@ -183,7 +183,7 @@ def steps(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         "undersampled_fourier": operators.undersampled_fourier(shape, key),
         "sparse_tomography": operators.sparse_tomography(shape, num_angles=30),
     }
-    solver = DDiff(gamma=10.0)
+    solver = DDiff(Fixed(10.0))
     row = jax.tree.map(lambda column: column[500], to_type(solver.grid(prior.schedule), jnp.float32))
     block, keys = block_size(size, shape), dd.image_keys(key, jnp.arange(size))
     x = jax.random.uniform(key, (size, *shape), minval=-1, maxval=1)
@@ -238,7 +238,7 @@ def loop(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time whole restorations that return to the host more or less often."""
     rows = []
     prior = load(options.network, "float32" if ON_CPU else "bfloat16")
-    _, _, solve = restoration(prior, DDiff(gamma=18.0, num_steps=options.steps), size)
+    _, _, solve = restoration(prior, DDiff(Fixed(18.0), num_steps=options.steps), size)
     counts = [1, 5, 20, options.steps]
     runs: dict[str, Run] = {f"{count} chunks": functools.partial(solve, count) for count in counts}
     for name, values in alternate(runs, max(2, options.repeats // 4)).items():
@@ -253,7 +253,7 @@ def restore(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     prior = load(options.network, "float32" if ON_CPU else "bfloat16")
     exact = prior if ON_CPU else load(options.network, "float32")
     shape = prior.image_shape
-    solver = DDiff(gamma=18.0, num_steps=options.steps)
+    solver = DDiff(Fixed(18.0), num_steps=options.steps)
     operator, y, solve = restoration(prior, solver, size)
     begin = time.perf_counter()
     solve()

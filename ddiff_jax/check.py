@@ -11,7 +11,7 @@ import numpy as np
 from ddiff_jax.operators.base import Operator, check_any_shape, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
 from ddiff_jax.solvers.base import size_factor
-from ddiff_jax.solvers.ddiff import DDiff
+from ddiff_jax.solvers.step_length import Fixed
 from ddiff_jax.types import Image, ImageShape, Measurement
 
 AGREEMENT = 1e-5  # of two float32 programs, relative to the largest entry
@@ -47,7 +47,7 @@ class Report:
         dtype: of A(x).
         linear: whether A is linear; None if it was not reached.
         spectral_norm: largest singular value of A, or of its derivative at a test image.
-        gamma: suggested `DDiff.gamma`.
+        gamma: suggested `Fixed.gamma` of DDiff.
     """
 
     findings: tuple[Finding, ...]
@@ -83,7 +83,7 @@ def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape,
     batched calls, gradients against central differences in float64, linearity, and for a linear operator the adjoint
     (by <A x, y> = <x, A^H y>). Estimates the spectral norm and suggests a step length.
 
-    The suggested `DDiff.gamma` is the step that best undoes an error of white noise with root mean square 0.3: with
+    The suggested gamma of `Fixed` is the step that best undoes an error of white noise with root mean square 0.3: with
     g = J^T J e that is |g|^3 / |J g|^2, for the derivative J of A at a test image. It is divided by 3.3, the factor on
     the first steps, and stated for 256x256x3 numbers as everywhere. Measured against the published FFHQ values, it is
     0.4 to 1.2 times those of the "full" noise schedule (super-resolution, both inpaintings, phase retrieval), and too
@@ -250,9 +250,9 @@ class _Check:
         where = "largest singular value" if self.facts["linear"] else "of the derivative at a test image"
         self.find("spectral norm", norm > 0, f"{norm:.3g}, {where}")
         length = float(jax.jit(_line_search)(self.operator, x, ERROR_LEVEL * self.white()))
-        gamma = length / float(DDiff.a) / size_factor(x)
+        gamma = length / float(Fixed.before) / size_factor(x)
         self.facts |= {"spectral_norm": norm, "gamma": gamma}
-        text = f"start from DDiff(gamma={gamma:.2g}), the step that undoes a white error of {ERROR_LEVEL} best; search"
+        text = f"start from DDiff(Fixed({gamma:.2g})), the step that undoes a white error of {ERROR_LEVEL} best; search"
         text += ' a factor of three each way, downwards with noise_schedule="posterior"'
         return self.find("step length", None, text)
 

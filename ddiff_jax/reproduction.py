@@ -105,6 +105,7 @@ def plan_study(
     tasks: Sequence[str] = (),
     solvers: Sequence[str] = (),
     steps: Sequence[int] = (),
+    values: str = "published",
     **options: Any,
 ) -> Reproduction:
     """Plan one table or figure.
@@ -117,6 +118,7 @@ def plan_study(
         tasks: only these.
         solvers: only these.
         steps: network evaluations instead of the published number of steps.
+        values: "published", or "default" for our choice of hyper-parameters.
         options: of `Plan`.
 
     Raises:
@@ -139,6 +141,8 @@ def plan_study(
     if dataset == "faces64":
         differences.append("another data set and another prior than the paper's, 64x64")
         differences += [f"{ours} stands for {theirs}" for theirs, ours in stand_ins.items() if ours in wanted]
+    if values != "published":
+        differences.append(f"the {values} values of this library instead of the published ones")
     if steps:
         differences.append(f"{', '.join(map(str, steps))} network evaluations instead of the published number")
     if options.get("subset") is not None:
@@ -158,10 +162,12 @@ def plan_study(
         evaluations_per_step={name: count for name, count in EVALUATIONS_PER_STEP.items() if name in chosen},
         runs={task: count for task, count in RUNS.items() if task in wanted},
         preset=dataset,
+        values=values,
         flags=flags,
         **options,
     )
-    return Reproduction(name, dataset, plan, tuple(differences), dataset != "faces64" and not steps)
+    same_protocol = dataset != "faces64" and not steps and values == "published"
+    return Reproduction(name, dataset, plan, tuple(differences), same_protocol)
 
 
 def _fixed_masks(dataset: str, tasks: Sequence[str], folder: Path) -> dict[str, Path]:

@@ -24,12 +24,13 @@ from ddiff_jax.cli import console, results, settings
 from ddiff_jax.cli.batches import Item, Score
 from ddiff_jax.cli.flags import spelled
 from ddiff_jax.cli.jobs import Job
-from ddiff_jax.config import presets, task_preset
+from ddiff_jax.config import VALUES, presets, solver_parameters, task_preset
 from ddiff_jax.operators import OPERATORS
-from ddiff_jax.solvers import SOLVERS
+from ddiff_jax.solvers import SOLVERS, Fixed
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # one batch size: the tests share compiled programs
+PSNR = 0.05  # dB; two machines round differently, and every step goes on from the one before
 HALF_LEVEL = 0.5 / 127.5 + 1e-6  # an 8-bit file rounds to the nearest grey level
 
 
@@ -75,8 +76,8 @@ def one_error(err):
 # What it writes
 
 
-def test_without_arguments_the_sample_is_restored(ddiff):
-    code, out, err = ddiff("restore", "--steps", 3, "--no-cache")
+def test_without_arguments_the_sample_is_restored(ddiff, optimised):
+    code, out, err = ddiff("restore", "--no-cache")
     assert code == 0, err
     assert out == ""
     assert {p.name for p in Path("restored").iterdir()} == {
@@ -87,11 +88,12 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     document = metrics("restored")
     (row,), (run,) = document["images"], document["runs"]
     assert run["settings"]["solver"] == {
-        **{"name": "ddiff", "gamma": None, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0, "noise_schedule": "full"},
-        **{"num_steps": 3, "dual": True, "accumulate": False, "normalise": True, "output": "state"},
+        **{"name": "ddiff", "step_length": {"name": "to_the_noise"}, "t0": 1.0, "noise_schedule": "full"},
+        **{"num_steps": 100, "dual": None, "output": "state"},
     }
+    assert run["settings"]["values"] == "default"
     assert run["settings"]["sigma_y"] == 0.05
-    assert run["network_evaluations"] == 3
+    assert run["network_evaluations"] == 100
     assert run["prior"]["num_parameters"] == 5_167_558
     assert all(len(digest) == 64 for digest in run["prior"]["files"].values())
     assert set(run["versions"]) == {"ddiff_jax", "jax", "jaxlib", "flax", "numpy", "python"}
@@ -99,11 +101,13 @@ def test_without_arguments_the_sample_is_restored(ddiff):
     # The files and the numbers say the same.
     restored, truth = io.read_picture(Path("restored/restored.png"))[0], io.read_picture(SAMPLE)[0]
     assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
+    assert row["psnr"] == pytest.approx(21.68, abs=PSNR)  # what README says of the first command
     assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2, abs=1e-9)  # of float32 numbers near 0.0025
     assert row["input_sha256"] == file_hash(SAMPLE)
     for text in (
         "5.17 million parameters",
-        "3 network evaluations of 3.7",
+        "100 network evaluations of 3.7",
+        "preset faces64, default values",
         "compiled in",
         "PSNR",
         "results in restored/",
@@ -312,26 +316,61 @@ def test_progress_in_plain_lines(ddiff, quick_prior, monkeypatch):
 
 # What it is told
 
+FIXED = {"name": "fixed", "gamma": 2.9, "before": 3.3, "after": 0.1, "t_gamma": 90.0, "normalise": True}
+TO_THE_NOISE = {"name": "to_the_noise"}
+
 
 def test_print_config_shows_the_preset_and_flags_replace_it(ddiff):
-    flags = ("--gamma", 5, "--noise-schedule", "posterior", "--no-dual", "--solver-output", "x", "--factor", 2)
+    flags = ("--gamma", 5, "--noise-schedule", "posterior", "--dual", "off", "--solver-output", "x", "--factor", 2)
     code, out, err = ddiff("restore", "--print-config", "--steps", 7, *flags)
     assert (code, err) == (0, "")
     values = yaml.safe_load(out)
     assert values["operator"] == {"name": "super_resolution", "factor": 2}
     assert values["solver"] == {
-        **{"name": "ddiff", "gamma": 5.0, "t0": 1.0, "a": 3.3, "b": 0.1, "t_gamma": 90.0},
-        **{"noise_schedule": "posterior", "num_steps": 7, "dual": False},
-        **{"accumulate": False, "normalise": True, "output": "x"},
+        **{"name": "ddiff", "step_length": FIXED | {"gamma": 5.0}, "t0": 1.0, "noise_schedule": "posterior"},
+        **{"num_steps": 7, "dual": "off", "output": "x"},
     }
     assert not Path("restored").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ((), {"step_length": TO_THE_NOISE, "t0": 1, "noise_schedule": "full", "num_steps": 100}),
+        (("--steps", "None"), {"step_length": TO_THE_NOISE, "num_steps": None}),
+        (("--values", "published"), {"step_length": FIXED, "t0": 50, "noise_schedule": "posterior", "num_steps": None}),
+        (("--values", "published", "--steps", "20"), {"step_length": FIXED, "t0": 50, "num_steps": 20}),
+        (("--values", "published", "--after", "0.2"), {"step_length": FIXED | {"after": 0.2}, "t0": 50}),
+        (("--values", "published", "--gamma", "None"), {"step_length": TO_THE_NOISE, "t0": 50, "num_steps": None}),
+        (("--gamma", "2.9", "--no-normalise"), {"step_length": FIXED | {"normalise": False}, "num_steps": 100}),
+        (("--solver", "ddiff_hqs", "--before", "2"), {"step_length": FIXED | {"gamma": 90, "before": 2, "after": 1}}),
+    ],
+)
+def test_one_name_chooses_the_values_and_the_number_of_steps_changes_no_other(ddiff, flags, wanted):
+    code, out, err = ddiff("restore", "--task", "gaussian_blur", "--print-config", *flags)
+    assert (code, err) == (0, "")
+    resolved = yaml.safe_load(out)
+    assert resolved["values"] == ("published" if "published" in flags else "default")
+    assert resolved["solver"] == {**resolved["solver"], **wanted}
+
+
+def test_a_flag_of_none_replaces_the_number_of_a_preset(ddiff):
+    flags = ("--solver", "daps", "--tau", "None")
+    assert yaml.safe_load(ddiff("restore", "--print-config", *flags)[1])["solver"]["tau"] is None
+
+
+def test_what_is_nowhere_published_is_said():
+    note = "nothing is published for ddiff on colourisation; its default values are used"
+    assert settings.resolve(["--task", "colourisation", "--values", "published"]).notes == (note,)
+    for flags in (["--task", "colourisation"], ["--values", "published"]):
+        assert settings.resolve(flags).notes == ()
 
 
 @pytest.mark.parametrize(("dataset", "task"), [(d, t) for d, tasks in presets().items() for t in tasks])
 def test_every_preset_becomes_flags(ddiff, dataset, task):
     preset = task_preset(dataset, task)
-    for solver, values in preset.solvers.items():
-        arguments = ["--preset", dataset, "--task", task, "--solver", solver]
+    for choice, solver, values in [(c, s, v) for c in VALUES for s, v in getattr(preset, c).items()]:
+        arguments = ["--preset", dataset, "--task", task, "--solver", solver, "--values", choice]
         for name, (_, default) in settings.operator_parameters(preset.operator).items():
             if default is settings.REQUIRED and name not in preset.arguments:
                 arguments += [spelled(name), "folder"]  # weights that a preset cannot know
@@ -340,7 +379,8 @@ def test_every_preset_becomes_flags(ddiff, dataset, task):
         resolved = yaml.safe_load(out)
         assert resolved["operator"].items() >= {"name": preset.operator, **preset.arguments}.items()
         assert resolved["sigma_y"] == preset.sigma_y
-        assert {k: resolved["solver"][k] for k in values} == values
+        found = {**resolved["solver"].get("step_length", {}), **resolved["solver"]}
+        assert {k: found[k] for k in values} == values
 
 
 def test_a_seed_or_a_file_may_be_given_where_an_operator_takes_both(ddiff):
@@ -361,14 +401,16 @@ def test_every_operator_argument_becomes_a_flag(operator):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_field_becomes_a_flag(solver):
     flags = settings._solver_flags(solver, {}, set())
-    assert flags.keys() == set(inspect.signature(SOLVERS[solver]).parameters)
+    fields = set(inspect.signature(SOLVERS[solver]).parameters)
+    parts = set(inspect.signature(Fixed).parameters) if "step_length" in fields else set()
+    assert flags.keys() == solver_parameters(SOLVERS[solver]).keys() == fields - {"step_length"} | parts
     assert all(flag.help for flag in flags.values())
 
 
 def test_help_names_examples_and_flags(ddiff):
     code, out, _ = ddiff("restore", "--task", "random_inpainting", "--help")
     assert code == 0
-    for text in ("ddiff restore photos/", "--fraction", "--mask", "--gamma", "--no-dual", "--steps"):
+    for text in ("ddiff restore photos/", "--fraction", "--mask", "--gamma", "--dual", "--steps"):
         assert text in out
     code, out, _ = ddiff("--help")
     assert code == 0
@@ -385,6 +427,7 @@ def test_info(ddiff):
     code, out, _ = ddiff("info")
     assert code == 0
     assert "solvers\n  ddiff" in out
+    assert "(--values published)" in out
 
 
 def test_as_a_module():
@@ -438,6 +481,10 @@ BAD = {
     "choice": (("--dtype", "float64"), "'float32', 'bfloat16'"),
     "number": (("--gamma", "much"), "Error parsing --gamma"),
     "range": (("--gamma", "-1"), "gamma must be positive"),
+    "values": (("--values", "publised"), "unknown values 'publised'; did you mean 'published'?"),
+    "factor without gamma": (("--before", "2"), "before would play no part; give gamma a number as well"),
+    "dual without gamma": (("--dual", "accumulating"), 'no dual variable to keep (dual="accumulating")'),
+    "untuned": (("--task", "colourisation", "--solver", "dps"), "no default for zeta; give --zeta"),
     "sigma": (("--sigma", "-0.1"), "at least 0; got -0.1"),
     "sigma auto": (("--sigma", "auto"), "estimates the noise of a measurement: give --measured"),
     "sigma auto of no picture": (

@@ -52,10 +52,10 @@ OPERATOR_EXAMPLES = {
 
 # One configuration per name in SOLVERS, short enough to run everywhere.
 SOLVER_EXAMPLES = {
-    "ddiff": lambda num_steps: solvers.DDiff(gamma=10.0, num_steps=num_steps),
+    "ddiff": lambda num_steps: solvers.DDiff(solvers.Fixed(10.0), num_steps=num_steps),
     "ddiff_hqs": lambda num_steps: solvers.DDiffHQS(num_steps=num_steps),
-    "diff_pnp_admm": lambda num_steps: solvers.DiffPnPADMM(gamma=10.0, num_steps=num_steps),
-    "diff_pnp_hqs": lambda num_steps: solvers.DiffPnPHQS(gamma=10.0, num_steps=num_steps),
+    "diff_pnp_admm": lambda num_steps: solvers.DiffPnPADMM(solvers.Fixed(10.0), num_steps=num_steps),
+    "diff_pnp_hqs": lambda num_steps: solvers.DiffPnPHQS(solvers.Fixed(10.0), num_steps=num_steps),
     "diffpir": lambda num_steps: solvers.DiffPIR(num_steps=num_steps),
     "dps": lambda num_steps: solvers.DPS(zeta=0.3, num_steps=num_steps),
     "daps": lambda num_steps: solvers.DAPS(lr=1e-5, num_steps=num_steps, ode_steps=2, langevin_steps=3),

@@ -11,7 +11,7 @@ from oracles import ddiff, ddiff_memoryless, gaussian_denoise, perturbation, sta
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, DDiffHQS, DiffPnPADMM, Fixed, ToTheNoise
 from ddiff_jax.types import to_type
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits; two runs in float32 and float64 end 2.5e-6 apart
@@ -37,7 +37,7 @@ def run_fixture(n, operator, solver):
 
 def test_super_resolution_fixture_of_the_released_code():
     operator = operators.super_resolution((16, 16, 3), factor=4)
-    out = run_fixture(16, operator, DDiff(gamma=in_units_of_256(0.3, 16), t0=1))
+    out = run_fixture(16, operator, DDiff(Fixed(in_units_of_256(0.3, 16)), t0=1))
     want = [0.084448, 0.118092, 0.025322, 0.077663, -0.078267, -0.002109]
     np.testing.assert_allclose(out[:6], want, atol=SIX_DIGITS)
     np.testing.assert_allclose(out[-3:], [-0.022061, -0.095185, -0.080350], atol=SIX_DIGITS)
@@ -46,7 +46,7 @@ def test_super_resolution_fixture_of_the_released_code():
 
 def test_gaussian_blur_fixture_of_the_released_code():
     operator = operators.gaussian_blur((32, 32, 3), size=61, std=3.0)
-    solver = DDiff(gamma=in_units_of_256(0.2, 32), t0=50, noise_schedule="posterior")
+    solver = DDiff(Fixed(in_units_of_256(0.2, 32)), t0=50, noise_schedule="posterior")
     out = run_fixture(32, operator, solver)
     want = [0.431197, 0.526523, 0.409048, 0.053535, -0.189708, -0.257582]
     np.testing.assert_allclose(out[:6], want, atol=CHAOTIC)
@@ -68,11 +68,11 @@ def small_problem():
 
 
 @pytest.mark.parametrize("num_steps", [40, 999])
-@pytest.mark.parametrize("dual", [True, False])
+@pytest.mark.parametrize("dual", ["released", "off"])
 @pytest.mark.parametrize("noise_schedule", ["full", "posterior"])
 def test_every_variant_equals_a_float64_loop(noise_schedule, dual, num_steps):
     operator, matrix, y, x_init, tape = small_problem()
-    solver = DDiff(gamma=20.0, t0=30, noise_schedule=noise_schedule, dual=dual, num_steps=num_steps)
+    solver = DDiff(Fixed(20.0), t0=30, noise_schedule=noise_schedule, dual=dual, num_steps=num_steps)
     prior = gaussian_prior((N, N, 3), mean=0.1, var=0.2)
     solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
     flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
@@ -85,7 +85,7 @@ def test_every_variant_equals_a_float64_loop(noise_schedule, dual, num_steps):
         gamma=20.0 * math.sqrt(N * N / 256**2),
         t0=30,
         posterior=noise_schedule == "posterior",
-        dual=dual,
+        dual=dual == "released",
         denoise=functools.partial(gaussian_denoise, mean=0.1, var=0.2, clip=True),
     )
     error = np.linalg.norm(np.asarray(solution.x).ravel() - states[-1]) / np.linalg.norm(states[-1])
@@ -95,7 +95,7 @@ def test_every_variant_equals_a_float64_loop(noise_schedule, dual, num_steps):
 def test_unnormalised_step_of_the_paper_equals_a_float64_loop():
     operator, matrix, y, x_init, tape = small_problem()
     # At 0.05 the gradient of the negative log-likelihood is 400 times the residual: a stable step is below 1/400.
-    solver = DDiff(gamma=1e-4, normalise=False, num_steps=40, output="x")
+    solver = DDiff(Fixed(1e-4, normalise=False), num_steps=40, output="x")
     prior = gaussian_prior((N, N, 3))
     solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
     flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
@@ -117,7 +117,7 @@ def test_unnormalised_step_of_the_paper_equals_a_float64_loop():
 
 def test_the_dual_variable_has_no_memory():
     operator, matrix, y, x_init, tape = small_problem()
-    solver = DDiff(gamma=20.0, t0=1)
+    solver = DDiff(Fixed(20.0), t0=1)
     prior = gaussian_prior((N, N, 3))
     solution = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init)
     flat = [np.asarray(a, np.float64) for a in (y, x_init, tape)]
@@ -136,7 +136,7 @@ def test_the_dual_variable_has_no_memory():
 
 def test_the_dual_variable_always_has_the_length_of_the_step():
     operator, _, y, x_init, _ = small_problem()
-    solver = DDiff(gamma=20.0)
+    solver = DDiff(Fixed(20.0))
     prior = gaussian_prior((N, N, 3))
     grid = to_type(solver.grid(prior.schedule), jnp.float32)
     problem = dd.Problem(operator, y, 0.05)
@@ -156,21 +156,21 @@ def test_the_dual_variable_always_has_the_length_of_the_step():
         np.testing.assert_allclose(info.gap, np.linalg.norm(np.asarray(state.x - z)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"gamma": None}, {"gamma": 20.0, "dual": False}])
+@pytest.mark.parametrize("fields", [{}, {"step_length": Fixed(20.0), "dual": "off"}])
 def test_without_a_dual_variable_none_is_reported(fields):
     operator, _, y, x_init, _ = small_problem()
     solver = DDiff(num_steps=4, **fields)
     key = jax.random.key(0)
     info = dd.solve_one(solver, gaussian_prior((N, N, 3)), dd.Problem(operator, y, 0.05), key, x_init=x_init).info
     assert info.dual is None
-    if solver.gamma is not None:  # then x - z is the step
+    if solver.dual == "off":  # then x - z is the step
         assert info.gap is not None
         want = 20.0 * (3.3 * (np.asarray(to_least(4))[:-1] > 90)) * math.sqrt(N * N / 256**2)
         np.testing.assert_allclose(info.gap, want, rtol=1e-5)
 
 
 def test_step_down_and_noise_stop_where_the_paper_says():
-    grid = DDiff(gamma=1.0, t0=50).grid(dd.linear_schedule())
+    grid = DDiff(Fixed(1.0), t0=50).grid(dd.linear_schedule())
     t = np.asarray(grid.level.time)
     np.testing.assert_allclose(np.asarray(grid.gamma), np.where(t > 90, 3.3, 0.1), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(grid.w_n) > 0, t > 50)
@@ -181,7 +181,7 @@ def test_output_convention():
     operator, _, y, x_init, tape = small_problem()
     prior = gaussian_prior((N, N, 3))
     problem = dd.Problem(operator, y, 0.05)
-    state = DDiff(gamma=5.0, t0=100, num_steps=20, dual=False)
+    state = DDiff(Fixed(5.0), t0=100, num_steps=20, dual="off")
     x = dataclasses.replace(state, output="x")
     at_zero, last_x = (dd.solve_one(solver, prior, problem, jax.random.key(0), tape, x_init).x for solver in (state, x))
     # Without dual variable and noise the full-noise state at t = 0 is sqrt(0.9999) x.
@@ -192,7 +192,7 @@ def test_an_exact_fit_gives_no_step_and_no_nan():
     operator, _, _, _, _ = small_problem()
     prior = gaussian_prior((N, N, 3), mean=0.0, var=1e-12)
     solution = dd.solve_one(
-        DDiff(gamma=5.0, num_steps=3), prior, dd.Problem(operator, jnp.zeros((N, N, 3)), 0.0), jax.random.key(0)
+        DDiff(Fixed(5.0), num_steps=3), prior, dd.Problem(operator, jnp.zeros((N, N, 3)), 0.0), jax.random.key(0)
     )
     assert bool(solution.finite)
 
@@ -200,13 +200,44 @@ def test_an_exact_fit_gives_no_step_and_no_nan():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"gamma": -1.0}, "gamma must be positive"),
-        ({"gamma": float("nan")}, "gamma must be positive"),
-        ({"gamma": 1.0, "t0": -1}, "t0 must be non-negative"),
-        ({"gamma": 1.0, "num_steps": 0}, "number of steps"),
-        ({"gamma": 1.0, "num_steps": 2000}, "number of steps"),
+        ({"t0": -1}, "t0 must be non-negative"),
+        ({"num_steps": 0}, "number of steps"),
+        ({"num_steps": 2000}, "number of steps"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         DDiff(**fields).grid(dd.linear_schedule())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Fixed(-1.0), "gamma must be positive"),
+        (lambda: Fixed(float("nan")), "gamma must be positive"),
+        (lambda: Fixed(1.0, after=0.0), "after must be positive"),
+        (lambda: Fixed(None), r"gamma must be a number; a step without gamma is ToTheNoise\(\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: DDiff(18.0), r"step_length must be ToTheNoise\(\) or Fixed\(gamma\); got 18.0"),  # pyright: ignore[reportArgumentType]
+        (lambda: DiffPnPADMM(ToTheNoise()), r"step_length must be Fixed\(gamma\); got ToTheNoise"),  # pyright: ignore[reportArgumentType]
+        (lambda: DDiff(dual="released"), r'no dual variable to keep \(dual="released"\)'),
+        (lambda: DDiff(dual="accumulating"), r"step_length=Fixed\(gamma\), or leave dual out"),
+        (
+            lambda: dataclasses.replace(DDiffHQS(), step_length=ToTheNoise(), dual="accumulating"),
+            "DDiffHQS has no dual",
+        ),
+        (lambda: DDiff(Fixed(1.0), dual="on"), "dual must be one of released, accumulating, off; got 'on'"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_impossible_steps_are_refused(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_step_length_is_a_value_whose_numbers_are_leaves():
+    solvers = [DDiff(Fixed(gamma, before=gamma, t_gamma=10 * gamma), num_steps=4) for gamma in (1.0, 2.0, 3.0)]
+    assert len({jax.tree.structure(solver) for solver in solvers}) == 1  # so that a sweep compiles one program
+    assert DDiff(Fixed(1.0)) == DDiff(step_length=Fixed(1)) != DDiff(Fixed(1.5))
+    assert DDiff() == DDiff(ToTheNoise()) != DDiff(Fixed(1.0))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *solvers)
+    table = jax.vmap(lambda solver: solver.grid(dd.linear_schedule()).gamma)(stacked)
+    np.testing.assert_array_equal(table, [np.asarray(s.grid(dd.linear_schedule()).gamma) for s in solvers])

@@ -22,6 +22,7 @@ from weights import smoothing_prior, write_lpips_ckpt
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, io, metrics
 from ddiff_jax.cli import restore
+from ddiff_jax.config import VALUES
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
 from ddiff_jax.files import Caution
@@ -86,6 +87,7 @@ def test_a_row_is_what_its_restore_command_gives(photos, tmp_path, monkeypatch, 
     assert cli.main([*arguments, "--seeds", "4", "--set", "ddiff:gamma=3.5", "--output", "table", "--no-cache"]) == 0
     assert "gaussian_blur ddiff sigma_y 0.1 steps 3: PSNR" in capsys.readouterr().err
     (cell,) = summary("table")["cells"]
+    assert "--values default" in cell["command"]
     words = cell["command"].replace("IMAGES", "photos").split()[1:]
     assert cli.main([*words, "--output", "again", "--no-cache", "--batch-size", "3"]) == 0
     restored = {row["name"]: row for row in json.loads(Path("again/metrics.json").read_text())["images"]}
@@ -100,6 +102,16 @@ def test_a_row_is_what_its_restore_command_gives(photos, tmp_path, monkeypatch, 
             assert float(row[ours]) == pytest.approx(again[theirs], rel=ROUNDED)
         picture = f"restored/{cell['cell']}/{row['image']}.run0.png"
         assert (tmp_path / "table" / picture).read_bytes() == Path(f"again/{row['image']}_restored.png").read_bytes()
+
+
+def test_the_values_reach_the_cells(photos):
+    for values in VALUES:
+        made = Plan(images=(str(photos),), values=values)
+        (cell,) = made.cells()
+        assert made.settings(cell).solver == dd.preset("faces64", "super_resolution", values=values)
+        assert f"--values {values}" in made.command(cell)
+    with pytest.raises(ValueError, match="unknown values 'publised'; did you mean 'published'"):
+        Plan(images=(str(photos),), values="publised")
 
 
 def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):

@@ -403,8 +403,8 @@ def test_bad_arguments_are_refused_with_the_remedy(name):
 
 @pytest.mark.parametrize("dataset", ["ffhq", "imagenet"])
 def test_presets_are_those_of_the_paper(dataset):
-    solver: Any = dd.preset(dataset, "nonlinear_blur")
-    assert (float(solver.gamma), solver.t0, solver.noise_schedule) == (2.5, 120, "posterior")
+    solver: Any = dd.preset(dataset, "nonlinear_blur", values="published")
+    assert (float(solver.step_length.gamma), solver.t0, solver.noise_schedule) == (2.5, 120, "posterior")
     task = task_preset(dataset, "nonlinear_blur")
     assert (task.operator, task.sigma_y) == ("nonlinear_blur", 0.05)
     operators.nonlinear_blur((256, 256, 3), params=_wide(), **task.arguments)

@@ -6,7 +6,7 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 
 SHAPE = (8, 8, 3)
 
@@ -78,7 +78,7 @@ def test_solve_takes_the_noise_model_and_equals_solve_one():
     x = jax.random.uniform(jax.random.key(1), (2, *SHAPE), minval=-0.8, maxval=0.8)
     noise = dd.Poisson(30.0)
     y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.2, key, noise))(x, keys)
-    solver, prior = DDiff(gamma=20.0, num_steps=8), gaussian_prior(SHAPE)
+    solver, prior = DDiff(Fixed(20.0), num_steps=8), gaussian_prior(SHAPE)
     counted = dd.solve(solver, prior, operator, y, 0.2, keys, likelihood=noise)
     one = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y[1], 0.2, noise), keys[1])
     np.testing.assert_allclose(counted.x[1], one.x, atol=1e-5)

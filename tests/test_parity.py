@@ -8,7 +8,6 @@ from oracles import tape_row
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DDiff
 from ddiff_jax.types import to_type
 
 # What can be asked: fixed-length steps amplify rounding, so later states are held to ten times the largest difference
@@ -19,11 +18,11 @@ PSNR = 0.01  # dB
 CASES = {
     "sr4": (
         lambda: operators.super_resolution((64, 64, 3), factor=4),
-        DDiff(gamma=18.0, t0=1, num_steps=50),
+        dd.preset("ffhq", "super_resolution", values="published", num_steps=50),
     ),
     "gaussian": (
         lambda: operators.gaussian_blur((64, 64, 3), size=61, std=3.0),
-        DDiff(gamma=2.9, t0=50, noise_schedule="posterior", num_steps=50),
+        dd.preset("ffhq", "gaussian_blur", values="published", num_steps=50),
     ),
 }
 

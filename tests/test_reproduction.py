@@ -76,6 +76,11 @@ def test_every_study_has_a_plan(study, dataset, tmp_path):
     made = plan_study(study, dataset, ["photo.png"], tmp_path, prior="faces64")
     assert made.plan.runs.get("phase_retrieval", 5) == 5
     assert made.plan.preset == dataset
+    assert made.plan.values == "published"
+    ours = plan_study(study, dataset, ["photo.png"], tmp_path, values="default")
+    assert ours.plan.values == "default"
+    assert not ours.same_protocol
+    assert "the default values of this library instead of the published ones" in ours.differences
     assert made.same_protocol == (dataset != "faces64")
     assert len(made.plan.cells()) > 0
     if study == "noise":
@@ -165,6 +170,9 @@ def test_the_command_writes_the_ledger(tmp_path, monkeypatch, capsys):
     command = ["reproduce", "table1", "--dataset", "faces64", "--subset", "1", "--steps", "3", "--solvers", "ddiff"]
     assert cli.main([*command, "--tasks", "gaussian_blur", "--no-cache", "--no-report"]) == 0
     assert "differs from the paper: 3 network evaluations" in capsys.readouterr().err
+    (cell,) = json.loads(Path("table1_faces64/summary.json").read_text())["cells"]
+    solver = cell["settings"]["solver"]
+    assert (solver["step_length"]["gamma"], solver["noise_schedule"], solver["num_steps"]) == (2.9, "posterior", 3)
     book = json.loads(Path("table1_faces64/ledger.json").read_text())
     assert {row["metric"] for row in book["rows"]} == {
         *("psnr_paper", "ssim_paper", "lpips_alex", "misfit", "misfit_excess")

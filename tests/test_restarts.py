@@ -6,10 +6,10 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 
 SHAPE = (8, 8, 3)
-SOLVER = DDiff(gamma=20.0, num_steps=8)
+SOLVER = DDiff(Fixed(20.0), num_steps=8)
 
 
 @pytest.fixture(scope="module")

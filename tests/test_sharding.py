@@ -12,14 +12,14 @@ PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 import ddiff_jax as dd
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 
 shape = (8, 8, 3)
 prior = dd.GaussianPrior(0.0, 0.25, dd.linear_schedule(), shape, clip=True)
 keys = dd.image_keys(jax.random.key(0), jnp.arange(8))
 masks = jax.vmap(lambda key: dd.operators.random_inpainting(shape, key, fraction=0.4))(keys)
 y = jax.random.normal(jax.random.key(1), (8, *shape))
-solver = DDiff(gamma=20.0, num_steps=10)
+solver = DDiff(Fixed(20.0), num_steps=10)
 mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 run = lambda **kwargs: dd.solve(solver, prior, masks, y, 0.05, keys, operator_axis=0, **kwargs)
 one, four = run(), run(mesh=mesh)

@@ -11,12 +11,12 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DDiff
+from ddiff_jax.solvers import DDiff, Fixed
 
 solving = sys.modules["ddiff_jax.solve"]  # the name `dd.solve` is taken by the function
 SHAPE = (8, 8, 3)
 PROGRAMS = 1e-5  # two compiled programs of the same mathematics
-SOLVER = DDiff(gamma=20.0, num_steps=12)
+SOLVER = DDiff(Fixed(20.0), num_steps=12)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_one_trace_serves_all_values(batch):
     prior = gaussian_prior(SHAPE)
     for i, gamma in enumerate((20.0, 3.0, np.float32(7))):
         operator, y_i, key = take(batch, i)
-        solver = DDiff(gamma=gamma, t0=10 * i, num_steps=12)
+        solver = DDiff(Fixed(gamma), t0=10 * i, num_steps=12)
         jitted(solver, prior, dd.Problem(operator, y_i, 0.05 * (i + 1)), key)
 
 
@@ -146,7 +146,7 @@ def test_one_compiled_program_serves_all_values_of_solve(batch):
     before = program._cache_size()
     assert before > 0  # it is the program that `solve` runs
     masks, y, _ = batch
-    run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(gamma=1.0, num_steps=12), 0.2)
+    run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(Fixed(1.0), num_steps=12), 0.2)
     run(take(batch, [4, 3, 2, 1, 0]), num_chunks=3)
     assert program._cache_size() == before
 
@@ -162,7 +162,7 @@ def test_works_under_the_users_own_transformations(batch):
     prior = gaussian_prior(SHAPE)
 
     def restore(operator, y, key, gamma) -> Any:
-        solver = dataclasses.replace(SOLVER, gamma=gamma)
+        solver = dataclasses.replace(SOLVER, step_length=Fixed(gamma))
         return dd.solve_one(solver, prior, dd.Problem(operator, y, 0.05), key).x
 
     first = take(batch, 0)
@@ -179,7 +179,7 @@ def test_gradient_through_a_whole_run_matches_a_difference_quotient(batch):
     operator, y, key = take(batch, 0)
     # An unclipped linear prior and small steps: smooth enough for a difference quotient in float32.
     prior = gaussian_prior(SHAPE, clip=False)
-    solver = DDiff(gamma=0.5, t0=1000, num_steps=4, output="x")
+    solver = DDiff(Fixed(0.5), t0=1000, num_steps=4, output="x")
 
     def loss(y):
         return jnp.sum(dd.solve_one(solver, prior, dd.Problem(operator, y, 0.05), key).x)
@@ -273,7 +273,7 @@ def test_one_program_serves_all_chunks(batch, place, caplog):
         prior = dataclasses.replace(prior, mean=jax.device_put(prior.mean, jax.devices()[0]))
     elif place == "mesh":
         mesh = jax.make_mesh((1,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
-    solver = DDiff(gamma=20.0, num_steps={"anywhere": 13, "bound weights": 14, "mesh": 15}[place])  # nobody else's
+    solver = DDiff(Fixed(20.0), num_steps={"anywhere": 13, "bound weights": 14, "mesh": 15}[place])  # nobody else's
     with jax.log_compiles():
         dd.solve(solver, prior, masks, y, 0.05, keys, operator_axis=0, num_chunks=4, mesh=mesh)
     compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]

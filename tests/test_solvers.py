@@ -16,7 +16,7 @@ from solver_oracles import Model
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.operators import DecomposableOperator, Decomposition
-from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, REDDiff
+from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, Fixed, REDDiff
 from ddiff_jax.solvers.sampling import Sampler
 
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits, from runs in float32
@@ -149,7 +149,7 @@ def pir(model, x, tape, step):
 # Solver, the same in float64, and whether the prior clips.
 ORACLES = {
     "ddiff accumulating": (
-        DDiff(gamma=GAMMA, accumulate=True, num_steps=STEPS),
+        DDiff(Fixed(GAMMA), dual="accumulating", num_steps=STEPS),
         lambda m, x, tape: oracle.ddiff_accumulating(m, x, RESPACED, tape, gamma=0.3, t0=1),
         True,
     ),
@@ -159,17 +159,17 @@ ORACLES = {
         True,
     ),
     "diff_pnp_admm": (
-        DiffPnPADMM(gamma=GAMMA, num_steps=STEPS),
+        DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS),
         functools.partial(pnp, dual=True, matched=False),
         True,
     ),
     "diff_pnp_admm matched": (
-        DiffPnPADMM(gamma=GAMMA, num_steps=STEPS, reading="matched"),
+        DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS, reading="matched"),
         functools.partial(pnp, dual=True, matched=True),
         True,
     ),
     "diff_pnp_hqs": (
-        DiffPnPHQS(gamma=GAMMA, num_steps=STEPS),
+        DiffPnPHQS(Fixed(GAMMA), num_steps=STEPS),
         functools.partial(pnp, dual=False, matched=False),
         True,
     ),
@@ -238,7 +238,7 @@ def test_solver_equals_a_float64_loop(name, kind):
 
 def test_hqs_as_released_is_a_table_of_values_for_ddiff():
     (operator, _, y), x_init, tape = cases()[0]["mask"], *cases()[1:]
-    released = DDiff(90.0, 1, 1, 1, noise_schedule="posterior", dual=False, num_steps=STEPS)
+    released = DDiff(Fixed(90.0, 1, 1), 1, noise_schedule="posterior", dual="off", num_steps=STEPS)
     runs = [
         dd.solve_one(solver, gaussian_prior(SHAPE), dd.Problem(operator, y, 0.05), jax.random.key(0), tape, x_init).x
         for solver in (DDiffHQS(num_steps=STEPS), released)
@@ -249,8 +249,6 @@ def test_hqs_as_released_is_a_table_of_values_for_ddiff():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DDiff(accumulate=True), "give gamma and leave dual=True"),
-        (lambda: DDiff(1.0, dual=False, accumulate=True), "give gamma and leave dual=True"),
         (lambda: DiffPIR(zeta=1.5), "zeta must be fraction"),
         (lambda: DiffPIR(num_steps=0).grid(dd.linear_schedule()), "between 1 and 1000"),
         (lambda: DiffPIR(num_steps=700).grid(dd.linear_schedule()), "at most about 500"),
@@ -272,7 +270,7 @@ def test_bad_hyper_parameters_are_refused(make, message):
 def test_unknown_choices_are_refused(solver, unchecked):
     field = {REDDiff: "weighting", DiffPnPADMM: "reading", DiffPIR: "data_step"}[solver]
     with pytest.raises(ValueError, match=f"{field} must be one of .*; got 'best'"):
-        solver(**{field: "best", **({"gamma": 1.0} if solver is DiffPnPADMM else {})})
+        solver(**{field: "best", **({"step_length": Fixed(1.0)} if solver is DiffPnPADMM else {})})
 
 
 def test_cost_adds_up_and_depends_on_what_the_operator_offers():
@@ -281,5 +279,5 @@ def test_cost_adds_up_and_depends_on_what_the_operator_offers():
     assert DiffPIR().cost(nonlinear).operator_gradients == 1
     assert (DPS(1.0).cost(linear) * 7).network_gradients == 7
     assert DDiff().cost(linear).operator_evaluations == 1  # for the length of the step
-    assert DDiff(1.0).cost(linear).operator_evaluations == 0
+    assert DDiff(Fixed(1.0)).cost(linear).operator_evaluations == 0
     assert DAPS(1e-4, momentum=0.5).cost(linear).normal_draws == 102

@@ -17,7 +17,7 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.solvers import DAPS, DPS, DDiff, DiffPIR, REDDiff
+from ddiff_jax.solvers import DAPS, DPS, DDiff, DiffPIR, Fixed, REDDiff, ToTheNoise
 from ddiff_jax.solvers.sampling import Sampler, nothing
 
 SHAPE = (8, 8, 1)
@@ -72,7 +72,7 @@ def test_solver_approaches_the_posterior_maximum(name):
 def test_ddiff_with_gamma_gets_as_near_as_its_fixed_steps_are_short():
     # Large steps find the data; below t_gamma the length of a step is b gamma, and nothing weighs data against prior.
     # gamma = 1.5 covers the distance at once and ends bouncing: the error of seen pixels is of the last steps' length.
-    seen, unseen = distances(samples(DDiff(gamma=1.5 * TO_256, t0=1000), 1)[0])
+    seen, unseen = distances(samples(DDiff(Fixed(1.5 * TO_256), t0=1000), 1)[0])
     _, mean, _, _ = problem()
     assert seen < 2 * 0.1 * 1.5 / np.linalg.norm(mean - MEAN) + 0.07
     assert unseen < 1e-3
@@ -142,7 +142,7 @@ def test_a_step_without_gamma_ends_at_the_noise():
 
     here, _, _, _ = problem()
     v = jax.random.normal(jax.random.key(3), SHAPE)
-    _, x = data_step(here, v, None)
+    _, x = data_step(here, v, ToTheNoise(), None)
     np.testing.assert_allclose(here.misfit(x), SIGMA_Y**2, rtol=1e-3)
-    _, again = data_step(here, x + 0.0 * v, None)
+    _, again = data_step(here, x + 0.0 * v, ToTheNoise(), None)
     np.testing.assert_allclose(again, x, atol=1e-4)  # what is within the noise already is left alone

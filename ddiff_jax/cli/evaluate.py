@@ -28,7 +28,7 @@ command that summary.json gives for it.
 
 
 # General flags that are arguments of a plan.
-PLANNED = ("preset", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size")
+PLANNED = ("preset", "values", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Common:
 
     Args:
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
+        values: Which of them: this library's choice, or those of the papers with all their steps.
         label: Class of the images, for a class-conditional prior.
         dtype: Computation type of the network.
         recursive: Enter the folders inside of folders.
@@ -55,6 +56,7 @@ class Common:
     """
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    values: Literal["default", "published"] = "default"
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False

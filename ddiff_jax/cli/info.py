@@ -1,4 +1,4 @@
-"""`ddiff info`: versions, devices, memory, cache folder, priors, presets, tasks and solvers."""
+"""`ddiff info`: versions, devices, memory, cache folder, priors, presets with their values, tasks and solvers."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.convert import describe as describe_card
 from ddiff_jax.cli.environment import cache_folder, describe, versions
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.config import presets
+from ddiff_jax.config import VALUES, presets
 from ddiff_jax.solvers import SOLVERS
 
 
@@ -51,6 +51,7 @@ def _facts() -> dict[str, Any]:
         "cache": {"folder": str(cache_folder()), "size": f"{_folder_size() / 2**20:.1f} MiB"},
         "priors": {name: describe_card(read_card(name)) for name in available_priors()},
         "presets": {dataset: list(tasks) for dataset, tasks in presets().items()},
+        "values": {name: f"{text} (--values {name})" for name, text in VALUES.items()},
         "solvers": {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in SOLVERS.items()},
     }
 

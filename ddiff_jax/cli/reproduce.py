@@ -16,7 +16,7 @@ DESCRIPTION = """Run a table or a figure of the paper and write a ledger: publis
 examples:
   ddiff reproduce table1 --dataset faces64                          in miniature, with what is packaged
   ddiff reproduce table1 --dataset ffhq --images ffhq256/ --prior ffhq --lpips-alex lpips_alex
-  ddiff reproduce noise --dataset faces64 --images photos/ --subset 8 --steps 100
+  ddiff reproduce noise --dataset faces64 --images photos/ --subset 8 --values default --steps 50
 
 Writes ledger.md and ledger.json beside what `ddiff evaluate` writes. Killed at any moment, the same command continues.
 """
@@ -54,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
     from ddiff_jax.reproduction import DATASETS, STUDIES, ledger, plan_study, write_ledger
 
     command = dataclasses.make_dataclass(
-        "Command", [("what", Options), ("how", Common, dataclasses.field(default_factory=Common))]
+        "Command",
+        [("what", Options), ("how", Common, dataclasses.field(default_factory=lambda: Common(values="published")))],
     )
     known = {**{name: study.title for name, study in STUDIES.items()}, "datasets": ", ".join(DATASETS)}
     description = DESCRIPTION + "\n".join(f"  {name:<9}{text}" for name, text in known.items())

@@ -223,7 +223,8 @@ class _Restoration:
         rows = {
             "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
             "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
-            "task": f"{options.task} ({details}), sigma_y {level}, preset {self.settings.dataset}",
+            "task": f"{options.task} ({details}), sigma_y {level}, preset {self.settings.dataset}, "
+            f"{options.values} values",
             "solver": ", ".join([options.solver, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
             "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
         }

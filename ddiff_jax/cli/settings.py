@@ -13,11 +13,20 @@ import tyro
 
 from ddiff_jax.checkpoint import Card, available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, scalar_type, section, spelled
-from ddiff_jax.config import Task, build_solver, check_name, presets, task_preset
+from ddiff_jax.config import (
+    Task,
+    build_solver,
+    change,
+    check_name,
+    presets,
+    solver_parameters,
+    task_preset,
+    unsaid,
+)
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.problem import check_sigma
-from ddiff_jax.solvers import SOLVERS, Solver
+from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 from ddiff_jax.stencils import check_threshold
 
 PROG = "ddiff restore"
@@ -51,6 +60,7 @@ class Options:
         prior: Name of a packaged prior, or folder of a converted checkpoint.
         label: Class of the images, for a class-conditional prior.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
+        values: Which of them: this library's choice, or those of the papers with all their steps.
         measured: INPUT already is the measurement; there is no truth to compare with.
         recursive: Enter the folders inside of folders; the results lie in OUTPUT as the images lie in theirs.
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
@@ -73,6 +83,7 @@ class Options:
     prior: str = "faces64"
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
+    values: Literal["default", "published"] = "default"
     measured: bool = False
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -132,13 +143,14 @@ class Settings:
         files = {name: str(path) for name, path in self.files.items()}
         mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
         mask = {name: value for name, value in mask.items() if value is not None}
-        hyper = {f.name: _plain(getattr(self.solver, f.name)) for f in dataclasses.fields(self.solver)}  # pyright: ignore[reportArgumentType] - solvers are dataclasses
+        hyper = _fields(self.solver)
         options = self.options
         photons = getattr(self.likelihood, "photons", None)
         noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
         return {
             "task": options.task,
             "preset": self.dataset,
+            "values": options.values,
             "operator": {"name": self.operator, **self.arguments, **files, **mask},
             "sigma_y": "auto" if self.estimated else self.sigma_y,
             "noise": noise,
@@ -154,9 +166,15 @@ class Settings:
         }
 
 
-def _plain(value: Any) -> Any:
-    """Turn a float32 into the float that prints with the same few digits."""
-    return float(str(value)) if isinstance(value, np.floating) else value
+def _fields(obj: Any) -> dict[str, Any]:
+    """Spell out a dataclass; a float32 becomes the float that prints with the same few digits."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Fixed | ToTheNoise):
+            return {"name": "fixed" if isinstance(value, Fixed) else "to_the_noise", **_fields(value)}
+        return float(str(value)) if isinstance(value, np.floating) else value
+
+    return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
 
 
 def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
@@ -176,8 +194,7 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
 
     taken = {f.name for f in dataclasses.fields(Options)}
     operator_flags = _operator_flags(task, taken)
-    steps = peek(argv, "--steps", "")
-    values = task.hyper_parameters(name, int(steps) if steps.isdecimal() else None)
+    values = task.hyper_parameters(name, peek(argv, "--values", Options.values))
     solver_flags = _solver_flags(name, values, taken)
     command = dataclasses.make_dataclass(
         "Command",
@@ -191,7 +208,8 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     description = DESCRIPTION + "".join(f"\n  {what:<9}{', '.join(names)}" for what, names in known.items())
     parsed: Any = parse(command, argv, prog=prog, description=description, elsewhere=lambda: _elsewhere(dataset))
     operator_values = _values(parsed.operator, operator_flags)
-    solver_values = _values(parsed.solver, solver_flags)
+    flags = {n: flag for n, flag in solver_flags.items() if getattr(parsed.solver, flag.name) != flag.default}
+    solver_values = change(values, {n: getattr(parsed.solver, flag.name) for n, flag in flags.items()})
 
     check_label(parsed.run.label, card.architecture.get("num_classes"))
     asked, photons = operator_values.pop("sigma"), operator_values.pop("photons", None)
@@ -200,7 +218,7 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     check_threshold(threshold)
     if "mask" not in files and (threshold is not None or invert_mask):
         raise ValueError("--threshold and --invert-mask say how to read a mask: give --mask, or leave them out")
-    missing = [f.name for n, f in solver_flags.items() if n not in solver_values and _is_required(SOLVERS[name], n)]
+    missing = [solver_flags[n].name for n in unsaid(name, solver_values)]
     if missing:
         raise ValueError(
             f"solver {name} has no preset for {dataset}/{parsed.run.task} and no default for {', '.join(missing)}; "
@@ -209,6 +227,8 @@ def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
     solver = build_solver(name, solver_values)
     sigma_y, likelihood = _noise(task, asked, photons)
     estimated = asked == "auto"
+    if parsed.run.values == "published" and name in task.default.keys() - task.published.keys():
+        notes = (*notes, f"nothing is published for {name} on {parsed.run.task}; its default values are used")
     if estimated:
         _check_estimable(parsed.run.measured, operator, photons)
     elif photons is None and sigma_y > WIDEST and _measures_picture(operator):
@@ -284,25 +304,23 @@ def _flag_name(name: str, section: str, taken: set[str]) -> str:
     return flag
 
 
-def _solver_flags(name: str, preset: dict[str, Any], taken: set[str]) -> dict[str, Flag]:
-    solver = SOLVERS[name]
-    hints = typing.get_type_hints(solver)
-    texts = {field: text for cls in reversed(solver.__mro__) for field, text in argument_help(cls).items()}
+def _solver_flags(name: str, values: dict[str, Any], taken: set[str]) -> dict[str, Flag]:
+    """Make a flag of every hyper-parameter; its default is the value in force."""
+    documented = [*reversed(SOLVERS[name].__mro__), Fixed]
+    texts = {field: text for cls in documented for field, text in argument_help(cls).items()}
     flags = {}
-    for field in dataclasses.fields(solver):  # pyright: ignore[reportArgumentType] - solvers are dataclasses
-        kind = scalar_type(hints[field.name])
+    for field, (hint, default) in solver_parameters(SOLVERS[name]).items():
+        kind = scalar_type(hint)
         if kind is not None:
-            default = None if field.default is dataclasses.MISSING else field.default
-            default = preset.get(field.name, default)
-            default = float(default) if kind is float and default is not None else default
-            flag = _flag_name(field.name, "solver", taken)
-            flags[field.name] = Flag(flag, kind, default, texts.get(field.name, ""))
+            default = values.get(field, None if default is dataclasses.MISSING else default)
+            default = (
+                float(str(default)) if float in (kind, *typing.get_args(kind)) and default is not None else default
+            )
+            text = texts.get(field, "")
+            if field == "gamma" and type(None) in typing.get_args(hint):
+                text += "; None: every step finds its own length"
+            flags[field] = Flag(_flag_name(field, "solver", taken), kind, default, text)
     return flags
-
-
-def _is_required(solver: Any, name: str) -> bool:
-    field = next(f for f in dataclasses.fields(solver) if f.name == name)
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def operator_parameters(operator: str) -> dict[str, tuple[Any, Any]]:

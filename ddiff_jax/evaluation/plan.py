@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddiff_jax.cli.settings import Settings, resolve
-from ddiff_jax.config import check_name
+from ddiff_jax.config import VALUES, check_name
 from ddiff_jax.metrics import BACKBONES
 from ddiff_jax.solvers import SOLVERS
 
@@ -27,6 +27,7 @@ class Plan:
         runs: task to the number of restarts per image; 1 where nothing is said.
         prior: packaged name or folder of converted weights.
         preset: data set whose hyper-parameters are used; None takes that of the prior.
+        values: which of them, a key of `ddiff_jax.config.VALUES`: "default" or "published".
         dtype: computation type of the network.
         label: class of the images, for a class-conditional prior.
         recursive: enter the folders inside of folders.
@@ -53,6 +54,7 @@ class Plan:
     runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     prior: str = "faces64"
     preset: str | None = None
+    values: str = "default"
     dtype: str = "float32"
     label: int | None = None
     recursive: bool = False
@@ -69,6 +71,7 @@ class Plan:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must name at least one thing, and nothing twice; got {list(values)}")
+        check_name("values", self.values, VALUES)
         for name in self.solvers:
             check_name("solver", name, SOLVERS)
         for name in self.lpips:
@@ -103,7 +106,7 @@ class Plan:
     def arguments(self, cell: "Cell") -> list[str]:
         """Spell a cell as arguments of `ddiff restore`; with the images it repeats the cell (its first run)."""
         words = ["--task", cell.task, "--solver", cell.solver, "--prior", self.prior, "--seed", str(cell.seed)]
-        words += ["--dtype", self.dtype]
+        words += ["--dtype", self.dtype, "--values", self.values]
         optional: dict[str, Any] = {
             "--preset": self.preset,
             "--label": self.label,

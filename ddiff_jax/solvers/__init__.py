@@ -11,6 +11,7 @@ from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
 from ddiff_jax.solvers.pigdm import PiGDM
 from ddiff_jax.solvers.red_diff import REDDiff
+from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
 
 SOLVERS: dict[str, type[Solver]] = {
     "ddiff": DDiff,
@@ -38,8 +39,11 @@ __all__ = [
     "DiffPIR",
     "DiffPnPADMM",
     "DiffPnPHQS",
+    "Fixed",
     "PiGDM",
     "REDDiff",
     "Solver",
     "StepInfo",
+    "StepLength",
+    "ToTheNoise",
 ]

@@ -1,5 +1,6 @@
 """DDiff: dual ascent diffusion (CVPR 2026)."""
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -26,6 +27,7 @@ from ddiff_jax.solvers.base import (
     start,
     wide,
 )
+from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -34,7 +36,7 @@ class Grid:
     """The numbers of every step."""
 
     level: Level
-    gamma: Column | None  # step length before it is scaled to the image's size
+    gamma: Column | None  # a fixed step's length before it is scaled to the image's size
     memory: Column  # 0 in the first step, where there is no x to compare with yet, then 1
     next_signal: Column
     w_eps: Column
@@ -67,38 +69,33 @@ class DDiff:
        "posterior": w_eps = sqrt(b'^2 - s_t^2),  w_n = s_t, the DDPM posterior's standard deviation.
     8. u <- u + x - z.
 
-    Steps 4 and 8 together give u = -gamma_t g: the dual variable remembers one step and accumulates nothing. With
-    `dual=False` it stays zero (the ablation DDiff-HQS with everything else held fixed). With `accumulate=True` it
+    The length of step 4 is a value of its own, `step_length`. `Fixed(gamma)` is the published one, gamma_t.
+
+    Steps 4 and 8 together then give u = -gamma_t g: the dual variable remembers one step and accumulates nothing. With
+    `dual="off"` it stays zero (the ablation DDiff-HQS with everything else held fixed). With `dual="accumulating"` it
     is updated as in ADMM, against the next z: u <- u + x - z between steps 1 and 2, with the x of the step before.
 
-    Without gamma the step chooses its own length and needs no tuning: the step s along -g (not normalised) that
+    `ToTheNoise()` chooses every step's length and needs no tuning: the step s along -g (not normalised) that
     brings the residual of the linearised operator J down to the noise, and no further, is the smaller root of
     ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m numbers in y; where the line does not get there, the
-    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. The dual
-    variable stays zero then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
+    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. There is no
+    dual variable then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
     Args:
-        gamma: gamma_0, the base step length: the L2 length of the data step for a 256x256x3 image, in units of the
-            image range [-1, 1]. Other sizes scale it by sqrt(numbers in the image / 196608), so that the change
-            per pixel is the same. With `normalise=False` it multiplies the gradient and is not scaled. None chooses
-            every step's length as above; a, b, t_gamma and normalise then play no part.
-        t0: the last timestep without fresh noise. Like t_gamma it is one of the published schedule, linear with 1000
-            timesteps; in others it stands for the level with the same noise-to-signal ratio.
-        a: factor on gamma while t > t_gamma.
-        b: factor on gamma from t_gamma down.
-        t_gamma: timestep of the step-down.
+        step_length: `ToTheNoise()`, or `Fixed(gamma)` with its two factors.
+        t0: the last timestep without fresh noise. Like the t_gamma of `Fixed` it is one of the published schedule,
+            linear with 1000 timesteps; in others it stands for the level with the same noise-to-signal ratio.
         noise_schedule: "full" (super-resolution, inpainting, phase retrieval) or "posterior" (deblurring, high
             dynamic range).
         num_steps: updates, that is network evaluations, spread evenly over the schedule; None, or as many as the
             schedule has timesteps, walks all of them as published. The evaluation at t = 0, which the released
             loop makes and discards, is left out.
-        dual: keep the dual variable.
-        accumulate: let the dual variable accumulate, as it does in ADMM but not in the released code.
-        normalise: divide the gradient by its norm. False is the paper's form, x = v - gamma_t grad nll(v).
+        dual: what becomes of the dual variable of steps of fixed length: "released", "accumulating" as in ADMM, or
+            "off"; None is "released" where the length is fixed, and "off" where it is not.
         output: "state" returns the state at t = 0, as released; "x" returns the last x of the data step.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range, or a dual variable that is not kept is to accumulate.
+        ValueError: a hyper-parameter is outside its range, or a step to the noise is to keep a dual variable.
 
     Source: the authors' released code; gamma_0, t0 and the schedule of every task are in the presets.
     Differs: (paper) the paper writes the gradient without the norm, and t_gamma = 500 for box inpainting on
@@ -106,29 +103,33 @@ class DDiff:
     step instead of NaN, and the early stop, which cannot fire there, is absent.
     """
 
-    gamma: Scalar | None = None
+    step_length: StepLength = dataclasses.field(default_factory=ToTheNoise)
     t0: Scalar = 1.0
-    a: Scalar = 3.3
-    b: Scalar = 0.1
-    t_gamma: Scalar = 90.0
     noise_schedule: Literal["full", "posterior"] = static_field(default="full")
     num_steps: int | None = static_field(default=None)
-    dual: bool = static_field(default=True)
-    accumulate: bool = static_field(default=False)
-    normalise: bool = static_field(default=True)
+    dual: Literal["released", "accumulating", "off"] | None = static_field(default=None)
     output: Literal["state", "x"] = static_field(default="state")
 
     def __post_init__(self):
-        coerce(self, gamma="positive", t0="non-negative", a="positive", b="positive", t_gamma="non-negative")
+        coerce(self, t0="non-negative")
         check_choice(self, noise_schedule=("full", "posterior"), output=("state", "x"))
-        if self.accumulate and (self.gamma is None or not self.dual):
-            raise ValueError("DDiff can accumulate only a dual variable that it keeps; give gamma and leave dual=True")
+        if not isinstance(self.step_length, StepLength):
+            raise ValueError(
+                f"{type(self).__name__}.step_length must be ToTheNoise() or Fixed(gamma); got {self.step_length!r}"
+            )
+        if self.dual is not None:
+            check_choice(self, dual=("released", "accumulating", "off"))
+        if isinstance(self.step_length, ToTheNoise) and self.dual not in (None, "off"):
+            raise ValueError(
+                f'{type(self).__name__} has no dual variable to keep (dual="{self.dual}") in steps to the noise; '
+                "give gamma a number, step_length=Fixed(gamma), or leave dual out"
+            )
 
     needs = ()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""
-        extra = 1 if self.gamma is None else 0
+        extra = 1 if isinstance(self.step_length, ToTheNoise) else 0
         return Cost(network_evaluations=1, operator_evaluations=extra, operator_gradients=1, normal_draws=1)
 
     def grid(self, schedule: Schedule) -> Grid:
@@ -140,10 +141,9 @@ class DDiff:
         else:
             w_n = level.posterior_std(cleaner)
             w_eps = np.sqrt(cleaner.sigma**2 - w_n**2)
-        factor = jnp.where(t > wide(self.t_gamma), wide(self.a), wide(self.b))
         return Grid(
             level,
-            gamma=None if self.gamma is None else wide(self.gamma) * factor,
+            gamma=self.step_length.at(t),
             memory=(np.arange(len(t)) > 0).astype(np.float64),
             next_signal=cleaner.signal,
             w_eps=w_eps,
@@ -159,15 +159,15 @@ class DDiff:
         """Make steps 1 to 8."""
         x_t, u = state.x_t, state.u
         z = prior.denoise(x_t, point.level)
-        if self.accumulate:
+        if self.dual == "accumulating":
             u = u + point.memory * (state.x - z)
         v = z - u
-        misfit, x = data_step(problem, v, point.gamma, normalise=self.normalise)
+        misfit, x = data_step(problem, v, self.step_length, point.gamma)
         eps_hat = point.level.eps(x_t, x)
         n = noise.draw(0, x_t.shape)
         x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
-        keeps_dual = self.dual and self.gamma is not None
-        if keeps_dual and not self.accumulate:
+        keeps_dual = isinstance(self.step_length, Fixed) and self.dual != "off"
+        if keeps_dual and self.dual != "accumulating":
             u = u + x - z
         return State(x_t, u, x), StepInfo(misfit, gap=norm(x - z), dual=norm(u) if keeps_dual else None)
 
@@ -176,18 +176,22 @@ class DDiff:
         return state.x_t if self.output == "state" else state.x
 
 
-def data_step(
-    problem: Problem, v: Image, gamma: Scalar | None, *, normalise: bool = True
-) -> tuple[Float[Array, ""], Image]:
-    """Step from v towards the data: by a given length, or without gamma as far as the noise allows.
+def data_step(problem: Problem, v: Image, length: StepLength, gamma: Scalar | None) -> tuple[Float[Array, ""], Image]:
+    """Step from v towards the data.
+
+    Args:
+        problem: what was measured.
+        v: where the step starts.
+        length: how the step's length is chosen.
+        gamma: what `length` tabulates for this timestep.
 
     Returns:
         The misfit at v, and x.
     """
-    if gamma is None:
+    if gamma is None or isinstance(length, ToTheNoise):
         return _step_to_the_noise(problem, v)
     misfit, g = problem.misfit_and_gradient(v)
-    if not normalise:
+    if not length.normalise:
         return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
     return misfit, v - gamma * size_factor(v) * ratio(g, norm(g))
 

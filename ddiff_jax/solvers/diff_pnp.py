@@ -10,9 +10,10 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import Level, Schedule, published_time, walk
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, norm, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, norm
 from ddiff_jax.solvers.ddiff import data_step
-from ddiff_jax.types import Column, Image, Scalar
+from ddiff_jax.solvers.step_length import Fixed
+from ddiff_jax.types import Column, Image
 
 
 @pytree_dataclass
@@ -45,32 +46,27 @@ class DiffPnPADMM:
     4. u <- u + x - z, and w = x + u.
 
     Args:
-        gamma: as in `DDiff`.
-        a: as in `DDiff`.
-        b: as in `DDiff`.
-        t_gamma: as in `DDiff`.
+        step_length: `Fixed(gamma)`, as in `DDiff`.
         num_steps: as in `DDiff`.
         reading: "literal" hands w to the network as it is, as the paper's text has it (times sqrt(a^2 + b^2), which
             is 1 in the published schedule); "matched" scales it by a first, to the signal that the network expects.
         dual: keep the dual variable.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range.
+        ValueError: a hyper-parameter is outside its range, or the step has no fixed length.
 
     Source: the text of the DDiff paper; there is no released code, and both readings give the poor pictures that the
     paper reports.
     """
 
-    gamma: Scalar
-    a: Scalar = 3.3
-    b: Scalar = 0.1
-    t_gamma: Scalar = 90.0
+    step_length: Fixed
     num_steps: int | None = static_field(default=None)
     reading: Literal["literal", "matched"] = static_field(default="literal")
     dual: bool = static_field(default=True)
 
     def __post_init__(self):
-        coerce(self, gamma="positive", a="positive", b="positive", t_gamma="non-negative")
+        if not isinstance(self.step_length, Fixed):
+            raise ValueError(f"{type(self).__name__}.step_length must be Fixed(gamma); got {self.step_length!r}")
         check_choice(self, reading=("literal", "matched"))
 
     needs = ()
@@ -82,8 +78,8 @@ class DiffPnPADMM:
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate the levels of DDiff and their step lengths."""
         level, _ = walk(schedule, self.num_steps, to_clean=False)
-        factor = jnp.where(wide(published_time(level)) > wide(self.t_gamma), wide(self.a), wide(self.b))
-        return Grid(level, wide(self.gamma) * factor, level.scale if self.reading == "literal" else level.signal)
+        gain = level.scale if self.reading == "literal" else level.signal
+        return Grid(level, self.step_length.at(published_time(level)), gain)
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at w ~ N(0, I), or at `x_init`, with u = 0."""
@@ -94,7 +90,7 @@ class DiffPnPADMM:
         """Make steps 1 to 4."""
         u = state.u
         z = prior.denoise(point.gain * state.w, point.level)
-        misfit, x = data_step(problem, z - u, point.gamma)
+        misfit, x = data_step(problem, z - u, self.step_length, point.gamma)
         if self.dual:
             u = u + x - z
         return State(x + u, u, x), StepInfo(misfit, gap=norm(x - z), dual=norm(u) if self.dual else None)
