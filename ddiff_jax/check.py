@@ -10,6 +10,7 @@ import numpy as np
 
 from ddiff_jax.operators.base import ImageShape, Operator, check_shape, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
+from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.types import Image, Measurement
@@ -19,36 +20,6 @@ GRADIENT = {jnp.dtype(jnp.float64): 1e-5, jnp.dtype(jnp.float32): 2e-2}  # relat
 STEP = {jnp.dtype(jnp.float64): 1e-6, jnp.dtype(jnp.float32): 1e-2}  # of the central difference
 LINEARITY = 1e-5  # relative to A(x)
 ERROR_LEVEL = 0.3  # root mean square of the error that the suggested step undoes
-
-# What JAX says when Python looks at values that are not there yet, and what to write instead. The first that fits
-# counts, since some of these types are kinds of others.
-CURES: dict[type[Exception], str] = {
-    jax.errors.NonConcreteBooleanIndexError: (
-        "what jax.numpy makes inside forward has no values yet, so nobody knows how many entries a boolean mask keeps; "
-        "make a constant mask with NumPy (np.arange(64) % 3 != 2), and where the mask depends on the image keep the "
-        "shape with jnp.where(mask, x, 0)"
-    ),
-    jax.errors.TracerBoolConversionError: (
-        "if, while, and, or, not and min() look at a value that is not there yet; choose between values with "
-        "jnp.where (jnp.minimum, jnp.logical_and), between computations with jax.lax.cond"
-    ),
-    jax.errors.TracerArrayConversionError: (
-        "NumPy cannot compute on the image, which has no values yet; call the function of the same name in jax.numpy "
-        "there, and leave NumPy to constants"
-    ),
-    jax.errors.TracerIntegerConversionError: (
-        "an index, a range or a size comes from a value that is not there yet; index arrays with x[i] or jnp.take "
-        "instead of lists, loop with jax.lax.fori_loop, and take sizes from x.shape or from constants"
-    ),
-    jax.errors.ConcretizationTypeError: (
-        "float(), int(), .item() and sizes that depend on the image need values that are not there yet; leave the "
-        "conversion out (an array of shape () computes like a number), and take sizes from x.shape or from constants"
-    ),
-    jax.errors.UnexpectedTracerError: (
-        "forward keeps an array of an earlier call, on self, in a global or in a cache; return it or compute it anew, "
-        "and keep NumPy arrays or fields of the operator instead"
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +134,8 @@ class _Check:
                 if step() is False:
                     return
             except Exception as error:  # whatever a stranger's code raises is a finding, not our failure
-                self.find(step.__name__, False, self.story(error))
+                self.find(step.__name__, False, diagnosis(error, self.shape))
                 return
-
-    def story(self, error: Exception) -> str:
-        """Tell what was raised and what to do about it."""
-        anything_else = f"it is called with one image of shape {list(self.shape)}, without a batch axis"
-        cure = next((text for kind, text in CURES.items() if isinstance(error, kind)), anything_else)
-        return f"raises {type(error).__name__}: {_first_line(error).rstrip('.')}; {cure}"
 
     def image(self, dtype: Any = jnp.float32) -> Image:
         """Draw a test image: smooth and in [-0.8, 0.8] where there is room for smoothness."""
@@ -186,7 +151,7 @@ class _Check:
         try:
             made = jax.eval_shape(self.operator.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32))
         except Exception as error:
-            return self.find("tracing", False, self.story(error))
+            return self.find("tracing", False, diagnosis(error, self.shape))
         if not isinstance(made, jax.ShapeDtypeStruct):
             return self.find("tracing", False, f"must return one array; returns {type(made).__name__}")
         self.facts |= {"measurement_shape": made.shape, "dtype": str(made.dtype)}
@@ -313,8 +278,3 @@ def _all_finite(values: Any) -> bool:
 
 def _relative(a: Any, b: Any) -> float:
     return float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-30))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""

@@ -11,8 +11,8 @@ import pytest
 
 import ddiff_jax as dd
 from ddiff_jax import cli, operators
-from ddiff_jax.check import CURES
 from ddiff_jax.operators import LinearOperator
+from ddiff_jax.operators.tracing import CURES
 
 SHAPE = (16, 12, 3)
 
@@ -157,6 +157,11 @@ def test_every_way_to_look_at_values_too_early_has_its_own_cure(name, unchecked)
     assert cure in finding.text
     told = [kind.__name__ for kind, text in CURES.items() if text in finding.text]
     assert told == ([] if name == "TypeError" else [name.split()[0]])
+
+
+def test_functions_that_cannot_be_traced_are_refused_with_the_cure(unchecked):
+    with pytest.raises(TypeError, match=r"the function: it raises NonConcreteBoolean\w+: .*; .*mask with NumPy"):
+        operators.from_function(lambda x: x[:, jnp.arange(12) % 3 != 2], SHAPE)
 
 
 def test_the_cures_cure():
