@@ -1,4 +1,10 @@
-"""Imaging inverse problems with diffusion priors in JAX."""
+"""Imaging inverse problems with diffusion priors in JAX.
+
+Docstrings name files and symbols of the released codes of DDiff (SoniaMinseoKim/ddiff-cvpr), DPS
+(DPS2022/diffusion-posterior-sampling), DAPS (zhangbingliang2019/DAPS), DiffPIR (yuanzhi-zhu/DiffPIR), RED-diff
+(NVlabs/RED-diff), BKSE (VinAIResearch/blur-kernel-space-exploring), motionblur (LeviBorodenko/motionblur) and
+guided-diffusion (openai/guided-diffusion), all on GitHub.
+"""
 
 from ddiff_jax import operators, priors, solvers
 from ddiff_jax._version import __version__

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddiff_jax.operators.base import Operator, check_any_shape, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
+from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.step_length import Fixed
 from ddiff_jax.types import Image, ImageShape, Measurement
@@ -133,7 +134,7 @@ class _Check:
                 if step() is False:
                     return
             except Exception as error:  # whatever a stranger's code raises is a finding, not our failure
-                self.find(step.__name__, False, f"raises {type(error).__name__}: {_first_line(error)}")
+                self.find(step.__name__, False, diagnosis(error, self.shape))
                 return
 
     def image(self, dtype: Any = jnp.float32) -> Image:
@@ -150,9 +151,7 @@ class _Check:
         try:
             made = jax.eval_shape(self.operator.forward, jax.ShapeDtypeStruct(self.shape, jnp.float32))
         except Exception as error:
-            hint = "write it with jax.numpy, without if, float() or NumPy on the image's values"
-            text = f"raises {type(error).__name__}: {_first_line(error)}; {hint}"
-            return self.find("tracing", False, text)
+            return self.find("tracing", False, diagnosis(error, self.shape))
         if not isinstance(made, jax.ShapeDtypeStruct):
             return self.find("tracing", False, f"must return one array; returns {type(made).__name__}")
         self.facts |= {"measurement_shape": made.shape, "dtype": str(made.dtype)}
@@ -279,8 +278,3 @@ def _all_finite(values: Any) -> bool:
 
 def _relative(a: Any, b: Any) -> float:
     return float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-30))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else ""

@@ -90,8 +90,9 @@ def simulate(
     """Measure an image with noise: A(x) + sigma_y n.
 
     The noise is added to every entry of A(x), to those that inpainting hides as well, and nothing is clipped
-    afterwards, as in the published codes (OPERATORS section 1). Complex measurements get independent noise of
-    this standard deviation in their real and imaginary parts.
+    afterwards, as in the published codes (`noiser` in ddiff_sample.py of DDiff, `GaussianNoise` in
+    guided_diffusion/measurements.py of DPS). Complex measurements get independent noise of this standard deviation in
+    their real and imaginary parts.
 
     Args:
         operator: A.

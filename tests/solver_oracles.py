@@ -133,7 +133,7 @@ def spaced(a, b, r):
 
 
 def daps(model, x, num_steps, tape, *, lr, ode_steps, langevin_steps, published, momentum=None, tau=0.01):
-    """Noise levels as the text of SOLVERS has them: for both variants, with the continuous timestep."""
+    """Noise levels as the paper and its released code have them: for both variants, with the continuous timestep."""
     for i in range(num_steps):
         share = i / (num_steps - 1) if published else i / num_steps
         sigma = spaced(100, 0.1, share)

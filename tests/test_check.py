@@ -12,6 +12,7 @@ import pytest
 import ddiff_jax as dd
 from ddiff_jax import cli, operators
 from ddiff_jax.operators import LinearOperator
+from ddiff_jax.operators.tracing import CURES
 
 SHAPE = (16, 12, 3)
 
@@ -119,6 +120,62 @@ def test_every_mistake_is_found(name, unchecked):
     assert message in texts(report)
     assert "to mend" in str(report)
     json.dumps(report.as_dict())
+
+
+class Keeps:
+    """An operator that remembers its last image, traced as it was."""
+
+    def __init__(self):
+        self.last = None
+
+    def forward(self, x):
+        y = x if self.last is None else x - self.last
+        self.last = x
+        return y
+
+
+UNTRACEABLE = {
+    "NonConcreteBooleanIndexError": (lambda x: x[:, jnp.arange(12) % 3 != 2], "make a constant mask with NumPy"),
+    "NonConcreteBooleanIndexError of the image": (lambda x: x[x > 0], "jnp.where(mask, x, 0)"),
+    "TracerBoolConversionError": (lambda x: x if x.sum() > 0 else -x, "between values with jnp.where"),
+    "TracerBoolConversionError of min": (lambda x: x * min(x.sum(), 1.0), "jnp.minimum"),
+    "TracerArrayConversionError": (lambda x: np.convolve(x[:, 0, 0], [1, 1]), "same name in jax.numpy"),
+    "TracerIntegerConversionError": (lambda x: x * [1.0, 2.0][(x.sum() > 0).astype(int)], "jnp.take"),
+    "ConcretizationTypeError": (lambda x: x * float(x.sum()), "leave the conversion out"),
+    "ConcretizationTypeError of an item": (lambda x: x * x.sum().item(), "leave the conversion out"),
+    "ConcretizationTypeError of a size": (lambda x: jnp.nonzero(x)[0] * 1.0, "sizes from x.shape"),
+    "UnexpectedTracerError": (Keeps(), "keeps an array of an earlier call"),
+    "TypeError": (lambda x: x.reshape(7, 7), "one image of shape [16, 12, 3], without a batch axis"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_every_way_to_look_at_values_too_early_has_its_own_cure(name, unchecked):
+    operator, cure = UNTRACEABLE[name]
+    (finding,) = (f for f in dd.check_operator(operator, SHAPE).findings if f.ok is False)
+    assert f"raises {name.split()[0]}: " in finding.text
+    assert cure in finding.text
+    told = [kind.__name__ for kind, text in CURES.items() if text in finding.text]
+    assert told == ([] if name == "TypeError" else [name.split()[0]])
+
+
+def test_functions_that_cannot_be_traced_are_refused_with_the_cure(unchecked):
+    with pytest.raises(TypeError, match=r"the function: it raises NonConcreteBoolean\w+: .*; .*mask with NumPy"):
+        operators.from_function(lambda x: x[:, jnp.arange(12) % 3 != 2], SHAPE)
+
+
+def test_the_cures_cure():
+    columns = np.arange(12) % 3 != 2
+    for mended in (
+        lambda x: x[:, columns],
+        lambda x: jnp.where(x > 0, x, 0),
+        lambda x: jnp.where(x.sum() > 0, x, -x),
+        lambda x: x * jnp.minimum(x.sum(), 1.0),
+        lambda x: jnp.convolve(x[:, 0, 0], jnp.ones(2)),
+        lambda x: x * jnp.take(jnp.asarray([1.0, 2.0]), (x.sum() > 0).astype(int)),
+        lambda x: x * x.sum(),
+    ):
+        jax.eval_shape(mended, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
 
 
 def test_what_is_no_operator_or_shape_is_refused(unchecked):

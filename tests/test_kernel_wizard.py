@@ -32,7 +32,7 @@ TINY_SHAPE = (128, 128, 3)
 
 
 def tensor_shapes(nf, kernel_dim, front, back):
-    """Names and shapes of a BKSE checkpoint in its order, OPERATORS section 8.4."""
+    """Names and shapes of a BKSE checkpoint in the order of its published class."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name, out, inside):
@@ -68,7 +68,7 @@ def tensor_shapes(nf, kernel_dim, front, back):
 
 
 def synthetic(shapes):
-    """Weights by the rule of OPERATORS section 14, those that are not used left out."""
+    """Weights by the rule of the recorded runs, those that are not used left out."""
     tensors = {}
     for n, (key, shape) in enumerate(shapes.items()):
         if key.startswith("kernel_extractor."):
@@ -89,7 +89,7 @@ def test_the_published_checkpoint_maps_completely():
     assert made.module == KernelWizard() == KernelWizard(*PUBLISHED)
     assert len(made.skipped) == 14
     assert set(made.targets) | set(made.skipped) == set(shapes)
-    # OPERATORS section 8.4
+    # As PyTorch counts them in the published class.
     counts = {"feature_extractor": 814_208, "adapter": 21_037_120, "recon_trunk": 1_811_203}
     for part, count in counts.items():
         assert sum(np.prod(shapes[key]) for key, (path, _) in made.targets.items() if path[0] == part) == count
@@ -136,7 +136,8 @@ def test_the_published_sizes_give_the_recorded_numbers():
         return features, blur, ReconTrunk(64, 20).apply({"params": params["recon_trunk"]}, blur)
 
     features, blur, change = (np.asarray(a[0]) for a in jit(stages)(params, p[None], code[None]))
-    # OPERATORS section 14: mean and (unbiased) deviation, the first three of a channels-first row, and one inside.
+    # Recorded from the published class with these weights: mean and (unbiased) deviation, the first three of a
+    # channels-first row, and one inside.
     recorded = [
         (features, 0.03968401, 1.0130482, (-0.7349246, -2.2176285, -2.8126311), (10, 20, 5), -0.00096416),
         (blur, 0.00143585, 0.1181380, (0.0682356, -0.0233812, -0.1741960), (10, 20, 5), -0.02062659),
@@ -179,7 +180,7 @@ def numpy_up(x, weight):
 
 
 def numpy_blur(tensors, p, code, front, back):
-    """OPERATORS section 8.3 in plain float64."""
+    """The network of the published class in plain float64."""
     weights: dict[str, Any] = {key: value.astype(np.float64) for key, value in tensors.items()}
 
     def relu(x, slope=0.0):

@@ -45,7 +45,7 @@ def test_both_protocols_agree_with_scikit_image(name, protocol, noise):
 
 
 def test_the_paper_protocol_gives_the_published_golden_values():
-    # OPERATORS section 14: X and Y at 256x256.
+    # Recorded by the calls of ddiff_sample.py (scikit-image) on two formulas at 256x256.
     c, i, j = np.meshgrid(np.arange(3), np.arange(256), np.arange(256), indexing="ij")
     truth = 0.9 * np.sin(0.05 * i + 0.11 * j + c) * np.cos(0.013 * i - 0.029 * j)
     x = truth.astype(np.float32) + 0.1 * np.sin(1.3 * i + 0.7 * j + c)

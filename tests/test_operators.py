@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ddiff_jax import operators
 
 PARITY = 1e-5  # the recorded outputs are float32
-# The published seed-0 draws: see OPERATORS sections 5 and 6.
+# The draws of the released DDiff code with seed 0 (`mask_gen` in ddiff_sample.py).
 BOX_ROW, BOX_COL, NUM_HIDDEN = 60, 63, 46234
 
 

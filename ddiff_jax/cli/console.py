@@ -1,7 +1,9 @@
 """Messages and progress on standard error: a bar in a terminal, a few plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,20 +64,25 @@ class Bar:
             TextColumn("{task.percentage:>3.0f}%  {task.fields[text]}  ETA"),
             TimeRemainingColumn(compact=True),
         )
-        self.live = Progress(*columns, console=console.rich, disable=not console.animated, transient=True, expand=True)
-        self._task = self.live.add_task(task, total=None, text="")
+        shown = {"console": console.rich, "disable": not console.animated, "transient": True, "expand": True}
+        self._progress = Progress(*columns, **shown)
+        self._task = self._progress.add_task(task, total=None, text="")
+        # Rich before 14.3 ends a disabled bar, too, with a blank line: outside of a terminal it is not even started.
+        self.live: contextlib.AbstractContextManager[Any] = (
+            self._progress if console.animated else contextlib.nullcontext()
+        )
 
     def start(self) -> None:
         """Start the clock, after compilation."""
         self._started = time.monotonic()
-        self.live.reset(self._task)
+        self._progress.reset(self._task)
 
     def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float | None = None) -> None:
         """Show where the run stands: steps of this batch, images done before it, and the current misfit if any."""
         done, total = batch * num_steps + step, self._num_batches * num_steps
         text = f"step {step}/{num_steps}  images {num_done}/{self._num_images}"
         text += "" if misfit is None else f"  misfit {misfit:.4f}"
-        self.live.update(self._task, completed=done, total=total, text=text)
+        self._progress.update(self._task, completed=done, total=total, text=text)
         now = time.monotonic()
         if not self._console.animated and done and now - self._said > PLAIN_SECONDS:
             self._said = now

@@ -5,7 +5,8 @@ the span of that one true image, max - min, which is at most 2 and differs from 
 others mean: both images clamped to [-1, 1], data range 2 (the same numbers as images in [0, 1] with data range 1).
 Numbers of different protocols are not comparable; every table names its own.
 
-Source: OPERATORS section 11.1; scikit-image 0.26 defines both SSIMs (`structural_similarity`).
+Source: "paper" is how ddiff_sample.py of DDiff calls scikit-image's `peak_signal_noise_ratio` and
+`structural_similarity`; scikit-image 0.26 defines both SSIMs.
 """
 
 from typing import Literal, get_args

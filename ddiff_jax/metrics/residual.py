@@ -1,7 +1,7 @@
 """How well a restoration explains what was measured.
 
-The paper's residual metric is not defined in the released code, and the two tables of the paper use different scales
-(OPERATORS section 11.4). What is computed here says what it is: the mean squared misfit over the observed entries, and
+The paper's residual metric is not defined in the released code, and Tables 1 and 2 of the paper use different scales
+for it. What is computed here says what it is: the mean squared misfit over the observed entries, and
 its excess over what the noise alone would leave.
 """
 

@@ -164,8 +164,9 @@ class KernelWizard(nn.Module):
         num_front_blocks: residual blocks of the feature extractor.
         num_back_blocks: residual blocks of the reconstruction trunk.
 
-    Source: OPERATORS section 8.3; Tran et al., "Explore Image Deblurring via Encoded Blur Kernel Space", CVPR 2021
-    (options of the published GOPRO_wVAE weights: the defaults).
+    Source: Tran et al., "Explore Image Deblurring via Encoded Blur Kernel Space", CVPR 2021; `KernelWizard` in
+    models/kernel_encoding/kernel_wizard.py of BKSE. The defaults are the options of the published GOPRO_wVAE weights,
+    options/generate_blur/default.yml.
     """
 
     num_features: int = 64

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # Convolutions as (features, kernel side, stride, padding), "pool" between them. The features after the activation of
-# the convolutions numbered in TAPS are compared. Source: torchvision's `alexnet` and `vgg16`, OPERATORS section 13.
+# the convolutions numbered in TAPS are compared. Source: torchvision's `alexnet` and `vgg16`; the taps are those of
+# pretrained_networks.py in the lpips package.
 LAYERS = {
     "alex": [(64, 11, 4, 2), "pool", (192, 5, 1, 2), "pool", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)],
     "vgg": [
@@ -35,7 +36,8 @@ class LPIPS(nn.Module):
     Args:
         backbone: "alex" (what the DDiff paper reports) or "vgg" (DPS, DiffPIR). Their numbers are not comparable.
 
-    Source: Zhang et al. 2018; OPERATORS section 13; the `lpips` package, version 0.1.4, default settings.
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018;
+    `LPIPS` in the `lpips` package, version 0.1.4, default settings.
     """
 
     backbone: Literal["alex", "vgg"]

@@ -215,7 +215,8 @@ class UNet(nn.Module):
             of the timestep, the last layer and the output are float32 always. Parameters are made in float32 and
             taken in either type; `cast` stores them in the type that is computed with.
 
-    Source: OPERATORS section 12.
+    Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021; `UNetModel` in
+    guided_diffusion/unet.py of guided-diffusion.
     """
 
     in_channels: int = 3

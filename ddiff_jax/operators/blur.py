@@ -68,7 +68,7 @@ def blur(shape: ImageShape, *, kernel: ArrayLike) -> Blur:
         ValueError: the kernel is not a 2-D array of odd sides, holds values that are not finite, is all zero, or
             reaches past the mirrored image.
 
-    Source: OPERATORS section 4.3.
+    Source: `Blurkernel` in util/img_utils.py of DPS, which DDiff shares: `ReflectionPad2d`, then a depthwise `Conv2d`.
     """
     height, width, _ = shape = check_shape(shape)
     values = np.asarray(kernel)

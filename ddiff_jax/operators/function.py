@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from ddiff_jax.operators.base import LinearOperator, Operator, check_any_shape
+from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
 
@@ -58,7 +59,10 @@ def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: 
     shape = check_any_shape(shape)
     if not callable(function):
         raise TypeError(f"a function of one image is wanted; got {type(function).__name__}")
-    made = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jax.numpy.float32))
+    try:
+        made = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jax.numpy.float32))
+    except Exception as error:  # whatever a stranger's code raises
+        raise TypeError(f"JAX cannot trace the function: it {diagnosis(error, shape)}") from error
     if not isinstance(made, jax.ShapeDtypeStruct):
         raise TypeError(f"the function must return one array; it returns {type(made).__name__}")
     return LinearFunction(function, shape) if linear else Function(function, shape)

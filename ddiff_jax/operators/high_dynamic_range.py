@@ -44,7 +44,8 @@ def high_dynamic_range(shape: ImageShape, *, scale: float = 2.0) -> HighDynamicR
     Raises:
         ValueError: the scale is not positive and finite.
 
-    Source: OPERATORS section 9.
+    Source: `HighDynamicRange` in forward_operator/__init__.py of DAPS and `forward` in ddiff_sample.py of DDiff,
+    scale 2 in both.
     """
     if not 0 < scale < float("inf"):
         raise ValueError(f"the scale of high_dynamic_range must be positive and finite; got {scale}")

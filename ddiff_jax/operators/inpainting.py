@@ -73,7 +73,8 @@ def box_inpainting(shape: ImageShape, key: PRNGKey, *, size: int, margin: int) -
     Raises:
         ValueError: the box and its margins do not fit into the image.
 
-    Source: paper section A.4; OPERATORS section 5 (size 128 and margin 16 at 256x256).
+    Source: paper section A.4; `mask_gen` in ddiff_sample.py of DDiff, after `random_sq_bbox` in util/img_utils.py of
+    DPS (size 128 and margin 16 at 256x256; DAPS has margin 32).
     Differs: the position comes from `key`; the released code reseeds NumPy for every image, so that all images
     share the box that `released_box_mask` returns.
     """
@@ -107,7 +108,7 @@ def random_inpainting(shape: ImageShape, key: PRNGKey, *, fraction: float) -> In
     Raises:
         ValueError: fraction lies outside [0, 1].
 
-    Source: OPERATORS section 6.
+    Source: `mask_gen` in ddiff_sample.py of DDiff; `mask_generator` in forward_operator/__init__.py of DAPS.
     Differs: the published codes draw the fraction too, between 0.70 and 0.71; see `released_random_mask`.
     """
     height, width, _ = shape = check_shape(shape)

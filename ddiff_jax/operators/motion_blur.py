@@ -34,7 +34,8 @@ def motion_blur(
         ValueError: a parameter is out of range, or the kernel reaches past the mirrored image.
         TypeError: the key is traced; the trajectory is drawn outside of jit and vmap.
 
-    Source: OPERATORS section 4; the DDiff code uses key 0, intensity 0.5 and size 61 for all images at 256x256.
+    Source: `Blurkernel` in util/img_utils.py of DPS; `forward` in ddiff_sample.py of DDiff uses seed 0, intensity 0.5
+    and size 61 for all images at 256x256.
     """
     return blur(shape, kernel=motion_kernel(key, intensity=intensity, size=size, binning=binning))
 
@@ -61,7 +62,7 @@ def motion_kernel(
         ValueError: a parameter is out of range.
         TypeError: the key is traced.
 
-    Source: Borodenko, "motionblur" (the generator that DPS, DAPS, DiffPIR and DDiff share); OPERATORS 4.1, 4.2.
+    Source: `Kernel` in motionblur.py of Borodenko's motionblur, the generator that DPS, DAPS, DiffPIR and DDiff share.
     """
     if not 0 <= intensity <= 1:
         raise ValueError(f"the motion's intensity must lie in [0, 1]; got {intensity}")

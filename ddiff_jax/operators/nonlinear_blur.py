@@ -73,7 +73,10 @@ def nonlinear_blur(
             damaged or not those of a KernelWizard, or the code has another shape or values that are not finite.
         FileNotFoundError: there are no converted weights at this path.
 
-    Source: OPERATORS section 8; DDiff and DAPS fix one code for all images.
+    Source: Tran et al., "Explore Image Deblurring via Encoded Blur Kernel Space", CVPR 2021; `adaptKernel` of
+    BKSE's `KernelWizard`; as a measurement, `NonlinearBlurOperator` in guided_diffusion/measurements.py of DPS.
+    DDiff (`forward` in ddiff_sample.py) and DAPS (`NonlinearBlur`) fix one code for all images, DPS draws another at
+    every call.
     Differs: at other sizes than 256x256 every place of the bottleneck gets its own vector of the code. Repeating
     those of 2x2 places would correlate the blur of distant regions, which the network never met.
     """
@@ -110,7 +113,8 @@ def released_kernel_code(shape: tuple[int, int, int] = (2, 2, 512), *, seed: int
     Raises:
         ValueError: the seed is not in [0, 2^32), or the numbers do not fill blocks of 16.
 
-    Source: OPERATORS section 8.2. DAPS draws with NumPy instead:
+    Source: `forward` in ddiff_sample.py of DDiff; `normal_fill` in ATen/native/cpu/DistributionTemplates.h of PyTorch.
+    DAPS draws with NumPy instead:
     `1.2 * np.random.RandomState(0).randn(1, 512, 2, 2)[0].transpose(1, 2, 0)`, to be given as `kernel_code`.
 
     Example:

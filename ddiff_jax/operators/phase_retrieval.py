@@ -69,7 +69,8 @@ def phase_retrieval(
     Raises:
         ValueError: oversample is negative or not finite, or the range is another one.
 
-    Source: OPERATORS section 7.
+    Source: `PhaseRetrievalOperator` in guided_diffusion/measurements.py of DPS, `forward` in ddiff_sample.py of DDiff;
+    `PhaseRetrieval` in forward_operator/__init__.py of DAPS for (0, 1).
     """
     height, width, _ = shape = check_shape(shape)
     if not 0 <= oversample < float("inf"):

@@ -117,8 +117,9 @@ def super_resolution(shape: ImageShape, *, factor: int) -> Separable:
     Raises:
         ValueError: the factor is not an integer above 0 or does not divide the height and the width.
 
-    Source: OPERATORS "Resizer" of DPS and DAPS: Keys kernel with a = -1/2, widened by the factor,
-    mirrored border. Note that a plain mean of factor x factor pixels (DDRM, RED-diff) is another operator.
+    Source: `Resizer` in util/resizer.py of DPS, which DAPS and DDiff share: the kernel of Keys, "Cubic convolution
+    interpolation for digital image processing" (1981), with a = -1/2, widened by the factor; mirrored border. Note that
+    a plain mean of factor x factor pixels (DDRM, RED-diff) is another operator.
     """
     height, width, _ = shape = check_shape(shape)
     if int(factor) != factor or factor < 1:
@@ -155,7 +156,7 @@ def gaussian_blur(shape: ImageShape, *, size: int, std: float) -> Separable:
     Raises:
         ValueError: size is even or below 1, std is not positive, or the kernel reaches past the mirrored image.
 
-    Source: OPERATORS section 3; the DPS, DAPS and DDiff codes use size 61, std 3.
+    Source: `Blurkernel` in util/img_utils.py of DPS, which DAPS and DDiff share, with size 61 and std 3.
     """
     height, width, _ = shape = check_shape(shape)
     if int(size) != size or size < 1 or size % 2 == 0:
