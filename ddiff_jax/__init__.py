@@ -11,7 +11,7 @@ from ddiff_jax.prior import DiffusionPrior, GaussianPrior, Prior
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
-from ddiff_jax.schedule import NoiseSchedule, linear_schedule
+from ddiff_jax.schedule import NoiseSchedule, cosine_schedule, linear_schedule, scaled_linear_schedule
 from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "TapeNoise",
     "__version__",
     "check_operator",
+    "cosine_schedule",
     "image_keys",
     "linear_schedule",
     "load_prior",
@@ -40,6 +41,7 @@ __all__ = [
     "preset",
     "pytree_dataclass",
     "raise_if_not_finite",
+    "scaled_linear_schedule",
     "simulate",
     "solve",
     "solve_one",

@@ -157,3 +157,39 @@ def strided_timesteps(num_timesteps: int, num_steps: int | None) -> np.ndarray:
     num_steps = num_timesteps if num_steps is None else num_steps
     _check_num_steps(num_steps, num_timesteps, num_timesteps)
     return np.append(np.arange(num_steps)[::-1] * num_timesteps // num_steps, -1).astype(np.int32)
+
+
+def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
+    """Build the schedule whose alpha_bar falls like a squared cosine, with no beta above 0.999.
+
+    beta[t] = min(1 - f((t + 1) / T) / f(t / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2).
+
+    Source: Nichol and Dhariwal 2021; the "cosine" schedule of improved-diffusion and guided-diffusion, and
+        "squaredcos_cap_v2" elsewhere.
+
+    Raises:
+        ValueError: fewer than one level.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"a cosine schedule needs num_timesteps >= 1; got {num_timesteps}")
+    squares = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return NoiseSchedule(np.cumprod(1 - np.minimum(1 - squares[1:] / squares[:-1], 0.999)))
+
+
+def scaled_linear_schedule(
+    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> NoiseSchedule:
+    """Build the schedule with the root of beta rising linearly from that of `beta_start` to that of `beta_end`.
+
+    Source: "scaled_linear" of diffusers, with the same defaults; latent diffusion has 0.00085 and 0.012.
+
+    Raises:
+        ValueError: fewer than one level, or betas outside 0 < beta_start <= beta_end < 1.
+    """
+    if num_timesteps < 1 or not 0 < beta_start <= beta_end < 1:
+        raise ValueError(
+            "a scaled linear schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1; "
+            f"got {num_timesteps}, {beta_start}, {beta_end}"
+        )
+    roots = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), num_timesteps)
+    return NoiseSchedule(np.cumprod(1 - roots**2))

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddiff_jax import NoiseSchedule, linear_schedule
+from ddiff_jax import NoiseSchedule, cosine_schedule, linear_schedule, scaled_linear_schedule
 from ddiff_jax.schedule import respaced_timesteps
 
 FLOAT32_ROUNDING = 1e-6  # relative; a few units in the last place
@@ -30,6 +30,25 @@ def test_linear_schedule_has_the_published_values(t, alpha_bar):
 def test_posterior_std_has_the_published_values(t, s):
     got = linear_schedule().posterior_std(jnp.int32(t), jnp.int32(t - 1))
     np.testing.assert_allclose(got, s, rtol=FLOAT32_DIFFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ends"),
+    [
+        (cosine_schedule(), (0.9999587158, 0.9999125759, 0.4922851724, 2.428766907e-06, 2.428766907e-09)),
+        (cosine_schedule(4000), (0.9999901342, 0.9999799649, 0.4934539797, 1.517980469e-07, 1.517980469e-10)),
+        (
+            scaled_linear_schedule(beta_start=0.00085, beta_end=0.012),
+            (0.99915, 0.9982960278, 0.2763326838, 0.0047166989, 0.004660098513),
+        ),
+    ],
+    ids=["cosine", "cosine in 4000", "scaled linear"],
+)
+def test_other_schedules_have_the_published_values(schedule, ends):
+    count = schedule.num_timesteps
+    at = jnp.asarray([0, 1, count // 2, count - 2, count - 1])
+    np.testing.assert_allclose(schedule.alpha_bar[at], ends, rtol=FLOAT32_ROUNDING)
+    np.testing.assert_allclose(schedule.noise_var[at], 1 - np.asarray(ends), rtol=1e-5)  # of ten digits
 
 
 def test_posterior_std_of_a_respaced_pair_matches_float64():
@@ -70,3 +89,7 @@ def test_tables_that_are_no_schedule_are_refused(table):
 def test_impossible_linear_schedules_are_refused(arguments):
     with pytest.raises(ValueError, match="linear schedule"):
         linear_schedule(*arguments)
+    with pytest.raises(ValueError, match="scaled linear schedule"):
+        scaled_linear_schedule(*arguments)
+    with pytest.raises(ValueError, match="cosine schedule needs"):
+        cosine_schedule(0)
