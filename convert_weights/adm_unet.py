@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from convert_weights import published, schedules
 from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
+
+FLAGS = frozenset(
+    "image_size attention_order head_width num_heads noise_schedule num_timesteps beta_range rescale_timesteps".split()
+)
+"""Settings of `convert_weights.convert` that say something of this kind of network."""
 
 ANCHORS = ("time_embed.0.weight",)
 """Names that find the network in a file."""
@@ -24,7 +32,7 @@ def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
 def infer(
     shapes: Mapping[str, Shape],
     *,
-    attention_order: str = "legacy",
+    attention_order: str | None = None,
     head_width: int | None = None,
     num_heads: int | None = None,
 ) -> dict[str, Any]:
@@ -32,13 +40,14 @@ def infer(
 
     Args:
         shapes: key to shape.
-        attention_order: "legacy" or "new": how q, k and v are laid out, which shapes cannot tell.
-        head_width: channels per attention head, which shapes cannot tell either; None means 64, as in the
-            published models, unless num_heads is given.
+        attention_order: "legacy" or "new": how q, k and v are laid out, which shapes cannot tell; None means that of
+            the published network with these shapes, and legacy for others.
+        head_width: channels per attention head, which shapes cannot tell either; None means the published network's,
+            and 64 for others, or four heads for those with plain resampling.
         num_heads: heads per attention layer, instead of a head width.
 
     Raises:
-        ValueError: the tensors are not those of a UNetModel, or the head width or count does not fit.
+        ValueError: the tensors are not those of a UNetModel that is a prior, or the head width or count does not fit.
     """
     if not recognises(shapes):
         raise ValueError(
@@ -49,12 +58,29 @@ def infer(
         raise ValueError("give the head width or the number of heads, not both")
     if any(number is not None and number < 1 for number in (head_width, num_heads)):
         raise ValueError("the head width and the number of heads are whole numbers above 0")
+    if attention_order not in (None, "legacy", "new"):
+        raise ValueError(f"the attention order must be legacy or new; got {attention_order!r}")
+    channels, outputs = shapes["input_blocks.0.0.weight"][1], shapes.get("out.2.weight", (0,))[0]
+    if channels == 6:
+        raise ValueError(
+            "it takes six channels: an upsampler, which needs a small image beside the noisy one and is no prior of "
+            "images by itself; give a network that makes whole images"
+        )
+    if any(len(shape) == 4 for name, shape in shapes.items() if name.endswith("qkv.weight")):
+        raise ValueError(
+            "its attention layers are those of OpenAI's consistency models, which denoise by other formulas (EDM) than "
+            "this reader knows"
+        )
     base = shapes["time_embed.0.weight"][1]
     blocks = _count(shapes, "output_blocks")
     if not blocks or "middle_block.0.in_layers.0.weight" not in shapes:
         raise ValueError(
             "half of the network is missing: a UNet has input_blocks, middle_block and output_blocks, and this file "
             f"lacks {'output_blocks' if not blocks else 'middle_block'}; is it a classifier or an encoder?"
+        )
+    if outputs not in (channels, 2 * channels):
+        raise ValueError(
+            f"it takes {channels} channels and gives {outputs}: a prior gives as many as it takes, or twice as many"
         )
     # A decoder block with an upsampling layer at its end closes its level; that layer is one more child with tensors
     # that is no attention. Levels that upsample without convolution show as blocks of the encoder without tensors.
@@ -68,9 +94,14 @@ def infer(
     widths = [shapes.get(f"input_blocks.{b}.0.out_layers.3.weight", (base,))[0] for b in starts]
     width_mults = [_multiple(width, base) for width in widths]
     attention = tuple(level for level, b in enumerate(starts) if f"input_blocks.{b}.1.qkv.weight" in shapes)
+    by_blocks = levels > 1 and f"input_blocks.{per_level}.0.in_layers.0.weight" in shapes
+    known = published.find(shapes)
+    if head_width is None and num_heads is None:
+        # improved-diffusion, whose networks resample between their blocks, has four heads unless told otherwise.
+        head_width, num_heads = (known.head_width, known.num_heads) if known else (64, None) if by_blocks else (None, 4)
     fields: dict[str, Any] = {
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes.get("out.2.weight", (0,))[0],
+        "in_channels": channels,
+        "out_channels": outputs,
         "model_channels": base,
         "channel_mult": tuple(width_mults),
         "num_res_blocks": per_level - 1,
@@ -78,10 +109,10 @@ def infer(
         "head_width": head_width or 64,
         "num_heads": num_heads,
         "scale_shift_norm": shapes.get("input_blocks.1.0.emb_layers.1.weight", (0,))[0] == 2 * widths[0],
-        "resblock_updown": levels > 1 and f"input_blocks.{per_level}.0.in_layers.0.weight" in shapes,
+        "resblock_updown": by_blocks,
         "conv_resample": not gaps,
         "num_classes": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
-        "attention_order": attention_order,
+        "attention_order": attention_order or (known.attention_order if known else "legacy"),
     }
     attended = [width for level, width in enumerate(widths) if level in attention] + [widths[-1]]
     divisor = fields["num_heads"] or fields["head_width"]
@@ -189,23 +220,71 @@ def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
     yield from _conv("out.2", ("conv_out",))
 
 
-def describe(fields: Mapping[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
-    """Fill in what a card says beside the architecture: image shape, noise schedule, and what was assumed.
+def describe(
+    fields: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    table: tuple[str, np.ndarray] | None = None,
+    *,
+    image_size: int | None = None,
+    rescale_timesteps: bool | None = None,
+    attention_order: str | None = None,
+    head_width: int | None = None,
+    num_heads: int | None = None,
+    **schedule: Any,
+) -> dict[str, Any]:
+    """Fill in a card: architecture, image shape, noise schedule, and what was taken for granted.
+
+    Args:
+        fields: of the module.
+        shapes: key to shape, of the file.
+        table: name and numbers of a buffer that states the noise schedule.
+        image_size: side of the training images; None means the published network's, and what the levels suggest for
+            others.
+        rescale_timesteps: the network is given t * 1000 / T; None means as published, and as the training code of this
+            kind of network does for others.
+        attention_order: as given by a flag; None if `infer` chose it. So are the next two.
+        head_width: see attention_order.
+        num_heads: see attention_order.
+        schedule: flags of the noise schedule, see `schedules.choose`.
 
     Raises:
-        ValueError: the network cannot take images of this size.
+        ValueError: the network cannot take images of this size, or the flags do not make a schedule.
     """
-    levels = len(fields["channel_mult"])
-    notes = ["linear noise schedule assumed, 1e-4 to 0.02 in 1000 timesteps, as in the published 256x256 models"]
-    size = 8 * 2 ** (levels - 1) if image_size is None else image_size
-    if image_size is None:
-        notes.append(f"image size {size} assumed from the {levels} levels")
+    known, levels, notes = published.find(shapes), len(fields["channel_mult"]), []
+    chosen, said = schedules.choose(table, known, **schedule)
+    count = len(chosen["alpha_bar"]) if chosen["name"] == "table" else chosen["num_timesteps"]
+    heads = f"{fields['num_heads']} heads" if fields["num_heads"] else f"heads {fields['head_width']} channels wide"
+    if known is not None:
+        size = known.image_size if image_size is None else image_size
+        rescale = known.rescale_timesteps if rescale_timesteps is None else rescale_timesteps
+        scaled = f"{', rescaled to 1000' * rescale}" if count != 1000 else ""
+        notes.append(
+            f"the {len(shapes)} shapes are those of {known.files}, whose settings hold where no flag or buffer says "
+            f"otherwise: {schedules.describe(chosen)} (--noise-schedule){scaled}, attention with {heads} (--num-heads, "
+            f"--head-width) in the {fields['attention_order']} order (--attention-order), images of {size}x{size} "
+            "(--image-size)"
+        )
+    else:
+        size = 8 * 2 ** (levels - 1) if image_size is None else image_size
+        rescale = not fields["resblock_updown"] if rescale_timesteps is None else rescale_timesteps
+        if image_size is None:
+            notes.append(f"image size {size} assumed from the number of levels, {levels}; --image-size changes it")
+        if head_width is None and num_heads is None:
+            notes.append(
+                f"attention with {heads} assumed, as in most networks of this kind; --num-heads or --head-width"
+            )
+        if attention_order is None:
+            notes.append(
+                f"{fields['attention_order']} order of the attention layers assumed; --attention-order changes it"
+            )
+        if rescale_timesteps is None and count != 1000:
+            done = "" if rescale else "not "
+            notes.append(f"timesteps assumed {done}to be rescaled to 1000; --rescale-timesteps changes it")
     if size < 1 or size % 2 ** (levels - 1):
         raise ValueError(f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {size}")
-    if fields["num_heads"] is None and fields["head_width"] == 64:
-        notes.append("attention heads are 64 channels wide, as in the published models; shapes cannot tell")
     return {
+        "architecture": {**fields, "time_scale": 1000 / count if rescale else 1.0},
         "image_shape": (size, size, fields["in_channels"]),
-        "schedule": {"num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
-        "notes": notes,
+        "schedule": chosen,
+        "notes": [*notes, said] if said else notes,
     }

@@ -23,6 +23,8 @@ HALVE = Layout(lambda a: _split(a).transpose(2, 4, 3, 5, 1, 0), lambda s: (s[5],
 DOUBLE = Layout(lambda a: _split(a).transpose(0, 2, 4, 3, 5, 1), lambda s: (s[0], s[5], 4, 4))
 
 FIRST = "feature_extractor.0.weight"
+FLAGS = frozenset(("image_size",))
+"""Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST,)
 """Names that find the network in a file."""
 DEEPEST_DOWN = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.down.1.weight"
@@ -55,7 +57,7 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def describe(fields: Mapping[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
+def describe(fields: Mapping[str, Any], *_: Any, image_size: int | None = None) -> dict[str, Any]:
     """Fill in what a card says beside the architecture: image shape, and what was assumed.
 
     Raises:

@@ -25,6 +25,8 @@ def _linear(tap: int) -> str:
     return f"lin{tap}.model.1.weight"
 
 
+FLAGS: frozenset[str] = frozenset()
+"""Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST, _linear(0), *(f"{module}.Conv_0.kernel" for module in FLAX.values()))
 """Names that find the network in a file."""
 
@@ -69,14 +71,8 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {"backbone": backbone}
 
 
-def describe(fields: Mapping[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
-    """Fill in what a card says beside the architecture.
-
-    Raises:
-        ValueError: an image size is given; LPIPS has none.
-    """
-    if image_size is not None:
-        raise ValueError("LPIPS compares images of any size; leave the image size out")
+def describe(fields: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+    """Fill in what a card says beside the architecture."""
     notes = [f"LPIPS 0.1 on {fields['backbone']}: a distance of two images of any size, not a prior"]
     return {"image_shape": (64, 64, 3), "schedule": {}, "notes": notes}  # its layers were fitted on 64x64 patches
 

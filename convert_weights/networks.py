@@ -1,11 +1,12 @@
 """Find the network among the tensors of a file, whatever it was wrapped in on the way there."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
 from convert_weights.records import Contents
+from convert_weights.schedules import is_buffer
 from convert_weights.torch_file import UNMADE
 
 
@@ -17,13 +18,15 @@ class Network:
         prefix: what its names began with and no longer do; empty or ends in a dot.
         tensors: array by name.
         others: what the names of other networks of this kind in the file begin with.
-        beside: the tensors that belong to no such network, by their full names.
+        buffers: known tensors that are no weights, by their full names.
+        beside: the other tensors that belong to no such network, by their full names.
         objects: what else the file would have had made, by its name.
     """
 
     prefix: str
     tensors: dict[str, np.ndarray]
     others: tuple[str, ...]
+    buffers: dict[str, np.ndarray]
     beside: dict[str, np.ndarray]
     objects: dict[str, str]
 
@@ -51,7 +54,7 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
         made = [f"; it {what} as {name or 'a whole'}{UNMADE}" for name, what in contents.objects.items()]
         raise ValueError(f"it holds no dictionary of tensors (a state_dict){''.join(made[:1])}")
     if len(chosen) != 1:
-        raise ValueError(_choice(contents, prefixes or _folders(contents), key))
+        raise ValueError(_choice(contents, prefixes or _folders(contents), key, len(chosen)))
     prefix, others = chosen[0], tuple(other for other in prefixes if other != chosen[0])
 
     def owner(name: str) -> str | None:
@@ -60,11 +63,14 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
     for name, what in contents.objects.items():
         if owner(name) == prefix:
             raise ValueError(f"it {what} as {name}{UNMADE}")
+    own = {name: a for name, a in contents.tensors.items() if owner(name) == prefix}
+    none = {name: a for name, a in contents.tensors.items() if owner(name) is None}
     return Network(
         prefix,
-        {name.removeprefix(prefix): a for name, a in contents.tensors.items() if owner(name) == prefix},
+        {name.removeprefix(prefix): a for name, a in own.items() if not is_buffer(name)},
         others,
-        {name: a for name, a in contents.tensors.items() if owner(name) is None},
+        {name: a for name, a in {**none, **own}.items() if is_buffer(name)},
+        {name: a for name, a in none.items() if not is_buffer(name)},
         contents.objects,
     )
 
@@ -79,13 +85,13 @@ def _folders(contents: Contents) -> list[str]:
     return list(dict.fromkeys(f"{name.split('.')[0]}." for name in contents.tensors if "." in name))
 
 
-def _choice(contents: Contents, prefixes: list[str], key: str | None) -> str:
+def _choice(contents: Contents, prefixes: list[str], key: str | None, fitting: int) -> str:
     counts = {prefix: sum(name.startswith(prefix) for name in contents.tensors) for prefix in prefixes}
     listed = ", ".join(f"{p.removesuffix('.') or 'those at the top'} ({n} tensors)" for p, n in counts.items())
     if key is None:
         short = _short(max(prefixes, key=_averaged), prefixes)
         return f"it holds several sets of tensors: {listed}; choose one, for example --key {short}"
-    return f"--key {key} names {'several' if listed else 'no'} sets of tensors; the file holds {listed or 'one set'}"
+    return f"--key {key} names {fitting or 'no'} sets of tensors; the file holds {listed or 'one without a name'}"
 
 
 def _averaged(prefix: str) -> bool:
@@ -103,17 +109,19 @@ def _short(prefix: str, prefixes: list[str]) -> str:
     return ".".join(words)
 
 
-def describe(network: Network, buffers: Mapping[str, np.ndarray]) -> list[str]:
+def describe(network: Network) -> list[str]:
     """Say what was taken, what was dropped from names, and what was left."""
     notes = []
     if network.prefix:
         notes.append(f"names begin with {network.prefix} in the file; dropped")
     if network.others:
         notes.append(f"other sets of tensors in the file: {', '.join(p.removesuffix('.') for p in network.others)}")
-    left = [name for name in network.beside if name not in buffers]
-    if left:
-        groups = dict.fromkeys(name.rpartition(".")[0] or name for name in left)
-        notes.append(f"{len(left)} tensors beside the network left out: {_abridge(list(groups))}")
+    if network.buffers:
+        names = dict.fromkeys(name.rpartition(".")[2] for name in network.buffers)
+        notes.append(f"buffers skipped, being no weights: {', '.join(names)}")
+    if network.beside:
+        groups = dict.fromkeys(".".join(name.split(".")[:2]) for name in network.beside)
+        notes.append(f"{len(network.beside)} tensors beside the network left out: {_abridge(list(groups))}")
     if network.objects:
         made = [f"{name} ({what.removeprefix('wants to call ')})" for name, what in network.objects.items()]
         notes.append(f"neither made nor called, being no tensors: {_abridge(made)}")

@@ -27,6 +27,7 @@ DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 NUMPY = ("numpy.core", "numpy._core")  # before NumPy 2, and since
 MOST_NAMES = 1_000_000  # dictionaries that hold each other repeatedly unfold without end
+LONGEST_NAME = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,11 @@ def storage(reference: Any) -> Storage:
     raise pickle.UnpicklingError("a tensor without a storage")
 
 
+def is_module(reference: Reference) -> bool:
+    """Tell whether a reference is to a module's class, as files of whole modules before PyTorch 1.6 have them."""
+    return isinstance(reference.pid, tuple) and reference.pid[:1] == ("module",)
+
+
 def contents(tree: Any, numbers: Numbers) -> Contents:
     """Read the tensors of a pickle, wherever its dictionaries hold them.
 
@@ -83,8 +89,8 @@ def contents(tree: Any, numbers: Numbers) -> Contents:
     def walk(value: Any, name: str) -> None:
         nonlocal seen
         seen += 1
-        if seen > MOST_NAMES:
-            raise pickle.UnpicklingError("it holds more entries than any file of weights")
+        if seen > MOST_NAMES or len(name) > LONGEST_NAME:
+            raise pickle.UnpicklingError("it holds more entries, or longer names, than any file of weights")
         entries = _entries(value)
         if entries is not None:
             for key, inner in entries.items():
@@ -112,16 +118,22 @@ def _entries(value: Any) -> dict[Any, Any] | None:
     if _called(value) not in DICTIONARIES:
         return None
     # Python 2 gives an OrderedDict a list of pairs; a defaultdict's only argument makes absent entries.
-    pairs = value.args[0] if value.args and isinstance(value.args[0], list) else []
-    return {**dict(pair for pair in pairs if isinstance(pair, list) and len(pair) == 2), **value.items}
+    listed = value.args[0] if value.args and isinstance(value.args[0], list) else []
+    pairs = (pair for pair in listed if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int))
+    return {**dict(pairs), **value.items}
 
 
 def _describe(value: Any) -> str | None:
-    if isinstance(value, Call):
-        return f"wants to call {value.function}" if isinstance(value.function, Name) else "wants to call what it made"
-    if isinstance(value, Name):
-        return f"wants to call {value}"
-    return "holds numbers without a shape" if isinstance(value, Reference) else None
+    if _called(value) in [f"{core}.multiarray.scalar" for core in NUMPY]:
+        return None  # a number, as plain as one of Python's
+    function = value.function if isinstance(value, Call) else value
+    if isinstance(function, Reference):
+        if not is_module(function):
+            return "holds numbers without a shape"
+        function = function.pid[1] if function.pid[1:] else None  # behind it is the class's source
+    if isinstance(function, Name):
+        return f"wants to call {function}"
+    return "wants to call what it made" if isinstance(value, Call) else None
 
 
 def _array(value: Any, numbers: Numbers) -> np.ndarray | None:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from convert_weights import inert_pickle
-from convert_weights.records import Contents, Storage, contents, storage
+from convert_weights import inert_pickle, shards
+from convert_weights.records import Contents, Storage, contents, is_module, storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -64,7 +64,7 @@ def _read_pickle(file: BinaryIO) -> Contents:
         raise ValueError("its numbers are big-endian; save it again on a little-endian machine")
     tree, references = inert_pickle.load(file)
     sizes: dict[str, int] = {}
-    for where in map(storage, references):
+    for where in (storage(one) for one in references if not is_module(one)):
         sizes.setdefault(where.key, where.dtype.itemsize)
     # After the containers: the keys of the storages, and the numbers of each behind their count.
     storages: dict[str, bytes] = {}
@@ -89,13 +89,42 @@ def read_contents(path: str | Path) -> Contents:
 
     Args:
         path: `.pt`, `.pth` or `.ckpt` in either of torch.save's formats, a pickle of nested dictionaries of NumPy
-            arrays, or `.safetensors`; told apart by content.
+            arrays, or `.safetensors`; told apart by content. The index of a file in parts, a part beside its index,
+            or a folder that holds one of all these.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a part of it is missing.
+        ValueError: the file is damaged or of another kind.
+    """
+    path = shards.resolve(Path(path))
+    if not shards.is_index(path):
+        return _read_file(path)
+    whole = Contents()
+    for file, names in shards.read(path).items():
+        part = _read_file(path.parent / file)
+        different = sorted(part.tensors.keys() ^ names)
+        if different:
+            where = "only in the file" if different[0] in part.tensors else "only in the index"
+            raise ValueError(
+                f"{path.parent / file} is not the file that {path.name} describes: {different[0]} is {where}"
+            )
+        whole.tensors.update(part.tensors)
+        whole.objects.update(part.objects)
+    return whole
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """List the files that `read_contents` reads, the one that names the others first.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of another kind.
+        ValueError: the path does not tell what to read.
     """
-    path = Path(path)
+    path = shards.resolve(Path(path))
+    return [path, *(path.parent / file for file in shards.read(path))] if shards.is_index(path) else [path]
+
+
+def _read_file(path: Path) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
     try:

@@ -26,7 +26,16 @@ from ddiff_jax.priors import (
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
-from ddiff_jax.schedule import EDMSchedule, FlowSchedule, Level, Schedule, VPSchedule, linear_schedule
+from ddiff_jax.schedule import (
+    EDMSchedule,
+    FlowSchedule,
+    Level,
+    Schedule,
+    VPSchedule,
+    cosine_schedule,
+    linear_schedule,
+    scaled_linear_schedule,
+)
 from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 
 __all__ = [
@@ -55,6 +64,7 @@ __all__ = [
     "VPSchedule",
     "__version__",
     "check_operator",
+    "cosine_schedule",
     "from_denoiser",
     "image_keys",
     "linear_schedule",
@@ -65,6 +75,7 @@ __all__ = [
     "priors",
     "pytree_dataclass",
     "raise_if_not_finite",
+    "scaled_linear_schedule",
     "simulate",
     "solve",
     "solve_one",

@@ -10,18 +10,17 @@ import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.config import nearest
+from ddiff_jax.card import Card, build_schedule, check_types, parse_card
+from ddiff_jax.config import check_keys, check_name, nearest
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.types import Params
 
-FORMAT = 1
 CARD = "card.json"
 ORBAX = "weights"
 PACKED = "weights.safetensors"
@@ -35,50 +34,22 @@ MODULES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What is known of a set of weights.
-
-    Args:
-        kind: which network, a key of `MODULES`.
-        architecture: the fields of its module.
-        image_shape: (H, W, C) of the images it was trained on.
-        schedule: arguments of `linear_schedule`; empty for networks that are no prior.
-        dtype: type of the stored numbers.
-        num_parameters: how many there are.
-        source: name and SHA-256 of the file the weights came from.
-        licence: under which terms they may be used.
-        notes: what else a user should know, such as assumptions made on conversion.
-        files: SHA-256 of every weight file, by its path inside the folder.
-        format: version of this layout.
-    """
-
-    kind: str
-    architecture: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    schedule: dict[str, Any]
-    dtype: str
-    num_parameters: int
-    source: dict[str, str]
-    licence: str
-    notes: list[str] = dataclasses.field(default_factory=list)
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
-    format: int = FORMAT
-
-
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
     """Build the network of a card; imports Flax.
 
     Raises:
-        ValueError: the kind is unknown, or the architecture has fields that the network does not know.
+        ValueError: the kind is unknown, or the architecture has fields that the network does not know, or that are of
+            another type.
     """
-    if kind not in MODULES:
-        raise ValueError(f"unknown kind of network {kind!r}; {nearest(kind, MODULES)}")
+    check_name("kind of network", kind, MODULES)
     file, name = MODULES[kind]
     module = getattr(importlib.import_module(f"ddiff_jax.models.{file}"), name)
+    hints = {name: hint for name, hint in get_type_hints(module).items() if name not in ("name", "parent")}
     try:
+        check_keys(f"a network of kind {kind}", architecture, hints)
+        check_types(architecture, hints)
         return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the architecture does not describe a network of kind {kind}: {error}") from error
 
 
@@ -250,13 +221,8 @@ def read_card(name_or_path: str | Path) -> Card:
             f"{path} is missing: the folder is no converted checkpoint or was half written; run ddiff convert again"
         )
     try:
-        values = json.loads(path.read_text())
-        version = values.get("format")
-        if version != FORMAT:
-            raise ValueError(f"it has format {version}, this version of ddiff_jax reads {FORMAT}; convert again")
-        values["image_shape"] = tuple(values["image_shape"])
-        return Card(**values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return parse_card(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -278,22 +244,38 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
     folder, card = find_weights(name_or_path), read_card(name_or_path)
     if card.kind != kind:
         raise ValueError(f"{folder} holds a network of kind {card.kind}, wanted {kind}")
-    if not card.files:
-        raise ValueError(f"{folder / CARD} is damaged: it lists no weight files")
-    for name, digest in card.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the checkpoint is incomplete; run ddiff convert again")
-        if file_hash(path) != digest:
-            raise ValueError(f"{path} is damaged: its SHA-256 is not the one on the card; run ddiff convert again")
+    _check_files(folder, card)
     try:
         module = build_module(kind, {**card.architecture, **changes})
         wanted = abstract_params(module)
-        packed = folder / PACKED
-        params = _load_packed(packed, wanted) if packed.is_file() else _load_orbax(folder / ORBAX, wanted)
-    except (ValueError, KeyError, TypeError) as error:
+        packed = card.dtype == "int16"
+        params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
+    except (ValueError, KeyError, TypeError, ArithmeticError, IndexError) as error:
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
     return module, jax.tree.map(jnp.asarray, params), card
+
+
+def _check_files(folder: Path, card: Card) -> None:
+    """Check that the card lists exactly the files that will be loaded, and that they are whole."""
+    if not card.files:
+        raise ValueError(f"{folder / CARD} is damaged: it lists no weight files")
+    for name in card.files:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing: the checkpoint is incomplete; run ddiff convert again"
+            )
+    inside = [folder / PACKED] if card.dtype == "int16" else sorted((folder / ORBAX).rglob("*"))
+    loaded = {path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()}
+    for name in sorted(loaded ^ card.files.keys()):
+        where = "loaded but not on the card" if name in loaded else "on the card but not loaded"
+        raise ValueError(
+            f"{folder / name} is {where}, whose files must be those of the weights; run ddiff convert again"
+        )
+    for name, digest in card.files.items():
+        if file_hash(folder / name) != digest:
+            raise ValueError(
+                f"{folder / name} is damaged: its SHA-256 is not the one on the card; run ddiff convert again"
+            )
 
 
 def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionPrior:
@@ -311,4 +293,8 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
     module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype or "float32")
-    return DiffusionPrior(module.cast(params), linear_schedule(**card.schedule), module, card.image_shape)
+    try:
+        schedule = build_schedule(card.schedule)
+    except ValueError as error:
+        raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: {error}") from error
+    return DiffusionPrior(module.cast(params), schedule, module, card.image_shape)

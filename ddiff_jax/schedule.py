@@ -426,6 +426,49 @@ def _check_betas(what: str, num_timesteps: int, beta_start: float, beta_end: flo
         )
 
 
+def cosine_schedule(num_timesteps: int = 1000, time_scale: float | int = 1.0) -> VPSchedule:
+    """Build the schedule whose alpha_bar falls like a squared cosine, with no beta above 0.999.
+
+    beta[t] = min(1 - f((t + 1) / T) / f(t / T), 0.999) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2).
+
+    Args:
+        num_timesteps: T.
+        time_scale: as in `VPSchedule`.
+
+    Source: Nichol and Dhariwal 2021; the "cosine" schedule of improved-diffusion and guided-diffusion, and
+        "squaredcos_cap_v2" elsewhere.
+
+    Raises:
+        ValueError: fewer than one level.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"a cosine schedule needs num_timesteps >= 1; got {num_timesteps}")
+    squares = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1 - squares[1:] / squares[:-1], 0.999)
+    return VPSchedule(np.cumprod(1 - betas).tolist(), time_scale)
+
+
+def scaled_linear_schedule(
+    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, time_scale: float | int = 1.0
+) -> VPSchedule:
+    """Build the schedule with the root of beta rising linearly from that of `beta_start` to that of `beta_end`.
+
+    Args:
+        num_timesteps: T.
+        beta_start: variance that the first step adds.
+        beta_end: variance that the last step adds.
+        time_scale: as in `VPSchedule`.
+
+    Source: "scaled_linear" of diffusers, with the same defaults; latent diffusion has 0.00085 and 0.012.
+
+    Raises:
+        ValueError: fewer than one level, or betas outside 0 < beta_start <= beta_end < 1.
+    """
+    _check_betas("scaled linear", num_timesteps, beta_start, beta_end)
+    roots = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), num_timesteps)
+    return VPSchedule(np.cumprod(1 - roots**2).tolist(), time_scale)
+
+
 PUBLISHED = linear_schedule()
 
 

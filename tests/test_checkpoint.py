@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import GOLDEN
 from weights import synthetic, write_state_dict
 
 import convert_weights
@@ -11,29 +13,38 @@ import ddiff_jax as dd
 from ddiff_jax import checkpoint
 
 
-@pytest.fixture
-def state_dict(golden):
-    case = json.loads(golden("unet_variants.json").read_text())["new_order"]
-    return synthetic({key: tuple(shape) for key, shape in case["shapes"].items()})
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory):
+    """Convert one small network into both formats."""
+    folder = tmp_path_factory.mktemp("priors")
+    case = json.loads((GOLDEN / "unet_variants.json").read_text())["new_order"]
+    tensors = synthetic({key: tuple(shape) for key, shape in case["shapes"].items()})
+    write_state_dict(folder / "w.pt", tensors)
+    for dtype in ("float32", "int16"):
+        convert_weights.convert(folder / "w.pt", folder / dtype, head_width=16, dtype=dtype, verify=True)
+    return folder, tensors
 
 
 @pytest.fixture(params=["float32", "int16"])
-def folder(tmp_path, state_dict, request):
-    write_state_dict(tmp_path / "w.pt", state_dict)
-    convert_weights.convert(tmp_path / "w.pt", tmp_path / "prior", head_width=16, dtype=request.param, verify=True)
-    return tmp_path / "prior"
+def folder(tmp_path, priors, request):
+    return shutil.copytree(priors[0] / request.param, tmp_path / "prior")
+
+
+@pytest.fixture
+def packed(tmp_path, priors):
+    return shutil.copytree(priors[0] / "int16", tmp_path / "prior")
 
 
 def weight_files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "card.json")
 
 
-def test_a_converted_prior_loads(folder, state_dict):
+def test_a_converted_prior_loads(folder, priors):
     prior = dd.load_prior(folder, dtype="bfloat16")
     assert prior.image_shape == (16, 16, 3)
     assert prior.schedule.num_levels == 1000
     assert getattr(prior.module, "dtype") == "bfloat16"  # noqa: B009 - not in the protocol
-    np.testing.assert_allclose(prior.params["norm_out"]["scale"], state_dict["out.0.weight"], rtol=1e-3)
+    np.testing.assert_allclose(prior.params["norm_out"]["scale"], priors[1]["out.0.weight"], rtol=1e-3)
 
 
 def test_weights_are_kept_in_the_type_that_the_network_computes_in(folder):
@@ -72,13 +83,76 @@ def change_card(folder, **changes):
         ({"kind": "kernel_wizard"}, "kind kernel_wizard, wanted adm_unet"),
         ({"files": {}}, "lists no weight files"),
         ({"surprise": 1}, "card.json is damaged"),
-        ({"architecture": {"channels": 3}}, "does not describe a network"),
+        ({"architecture": {"channels": 3}}, "unknown key in a network of kind adm_unet: 'channels'"),
+        ({"architecture": {"model_channels": "64"}}, "model_channels must be int; got '64'"),
+        ({"architecture": {"channel_mult": 2}}, "channel_mult must be tuple"),
+        ({"architecture": {"attention_levels": ["a"]}}, "attention_levels must be tuple"),
+        ({"architecture": {"attention_order": "old"}}, "must be legacy or new; got 'old'"),
+        ({"architecture": {"model_channels": 0}}, "cannot be loaded as the network on its card"),
+        ({"architecture": [1]}, r"card\.json is damaged: architecture must be dict"),
+        ({"kind": 3}, r"card\.json is damaged: kind must be str; got 3"),
+        ({"image_shape": [16, 16]}, "image_shape must be tuple"),
+        ({"image_shape": "big"}, "image_shape must be tuple"),
+        ({"num_parameters": True}, "num_parameters must be int"),
+        ({"notes": "none"}, "notes must be list"),
+        ({"notes": [1]}, "notes must be list"),
+        ({"files": ["weights.safetensors"]}, "files must be dict"),
+        ({"dtype": "int8"}, "dtype must be one of float32, int16"),
+        ({"schedule": {}}, "unknown noise schedule 'None'"),
+        ({"schedule": {"name": "linaer"}}, "did you mean 'linear'"),
+        ({"schedule": {"name": "linear", "beta_start": "small"}}, "beta_start must be float; got 'small'"),
+        ({"schedule": {"name": "cosine", "beta_end": 0.1}}, "unknown key in noise schedule cosine: 'beta_end'"),
+        ({"schedule": {"name": "linear", "beta_start": 2.0}}, "0 < beta_start <= beta_end < 1"),
+        ({"schedule": {"name": "table", "alpha_bar": [0.1, 0.9]}}, "decreasing sequence"),
+        ({"schedule": {"name": "table", "alpha_bar": [[0.9], 0.1]}}, "alpha_bar must be list"),
+        ({"schedule": {"name": "table"}}, "noise schedule table cannot be built"),
+        ({"files": {"../weights.safetensors": "0"}}, "'../weights.safetensors', which is no path inside the folder"),
+        ({"files": {"/etc/passwd": "0"}}, "'/etc/passwd', which is no path inside the folder"),
+        ({"files": {"weights/../card.json": "0"}}, "no path inside the folder"),
     ],
 )
-def test_cards_that_do_not_fit_are_refused(folder, changes, message):
-    change_card(folder, **changes)
-    with pytest.raises(ValueError, match=message):
+def test_cards_that_do_not_fit_are_refused(packed, changes, message):
+    change_card(packed, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        dd.load_prior(packed)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "3", "[" * 100_000, '{"format": 2}'])
+def test_cards_that_are_none_are_refused(packed, text):
+    (packed / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=r"card\.json is damaged"):
+        dd.load_prior(packed)
+
+
+def test_the_card_lists_exactly_what_is_loaded(folder):
+    files = json.loads((folder / "card.json").read_text())["files"]
+    for name in files:  # one that is not checked could hold anything
+        change_card(folder, files={other: digest for other, digest in files.items() if other != name})
+        with pytest.raises(ValueError, match=r"loaded but not on the card|lists no weight files"):
+            dd.load_prior(folder)
+    change_card(folder, files={**files, "card.json": "0"})
+    with pytest.raises(ValueError, match=r"card\.json is on the card but not loaded"):
         dd.load_prior(folder)
+    change_card(folder, files=files)
+    (folder / "MODEL_CARD.md").write_text("read me")  # is not loaded
+    dd.load_prior(folder)
+
+
+def test_other_weights_beside_those_on_the_card_change_nothing(tmp_path, priors):
+    shutil.copytree(priors[0] / "float32", tmp_path / "float32")
+    prior = dd.load_prior(tmp_path / "float32")
+    (tmp_path / "float32" / "weights.safetensors").write_bytes(b"planted")
+    again = dd.load_prior(tmp_path / "float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, prior.params, again.params))
+    (tmp_path / "float32" / "weights" / "more").write_bytes(b"planted")
+    with pytest.raises(ValueError, match="weights/more is loaded but not on the card"):
+        dd.load_prior(tmp_path / "float32")
+    (tmp_path / "float32" / "weights" / "more").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "float32" / "weights" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="weights/linked is loaded but not on the card"):
+        dd.load_prior(tmp_path / "float32")
 
 
 def test_weights_of_another_architecture_are_refused(folder):

@@ -1,4 +1,3 @@
-import collections
 import datetime
 import json
 import os
@@ -105,14 +104,6 @@ def test_a_container_that_holds_itself_is_refused(tmp_path):
         archive.writestr("archive/data.pkl", b"\x80\x02]q\x00h\x00a.")
     with pytest.raises(ValueError, match=r"loop\.pt cannot be read"):
         read_tensors(tmp_path / "loop.pt")
-
-
-@both_formats
-def test_a_nested_state_dict_and_a_common_prefix_are_found(tmp_path, write):
-    weight = np.ones((2, 2), np.float32)
-    inner = collections.OrderedDict({"module.a": Tensor("0", weight), "module.b": Tensor("0", weight)})
-    write(tmp_path / "w.pt", {"epoch": 3, "state_dict": inner}, {"0": weight})
-    assert list(read_tensors(tmp_path / "w.pt")) == ["state_dict.module.a", "state_dict.module.b"]
 
 
 @both_formats

