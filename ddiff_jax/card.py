@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -123,7 +123,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(inner, arguments[1]) for inner in value.values())
     if origin is tuple and arguments[-1] is not Ellipsis:
         return _fits(value, list[Any]) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(inner, arguments[0]) for inner in value)
     if hint is int:
         return type(value) is int
