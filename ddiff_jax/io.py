@@ -143,8 +143,12 @@ def _load(path: Path) -> Shaped[np.ndarray, "..."]:
     raise ValueError(f"{path} must hold one array, or one named y; it holds {held}")
 
 
-def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    """Read an array of finite floats (or complex numbers) of any shape, in the units of the measurement.
+def read_array(path: Path, *, finite: bool = True) -> Shaped[np.ndarray, "..."]:
+    """Read an array of floats (or complex numbers) of any shape, in the units of the measurement.
+
+    Args:
+        path: a .npy or .npz file.
+        finite: refuse NaN and infinity; False leaves it to a caller who knows which entries count.
 
     Raises:
         ValueError: unreadable, integers, or values that are not finite.
@@ -152,7 +156,7 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
     array = _load(path)
     if array.dtype.kind not in "fc":
         raise ValueError(f"{path} holds {array.dtype}; save floats, for 8-bit pictures as level / 127.5 - 1")
-    bad = int(np.sum(~np.isfinite(array)))
+    bad = int(np.sum(~np.isfinite(array))) if finite else 0
     if bad:
         raise ValueError(
             f"{path} holds NaN or infinity in {bad} of {array.size} entries; "
@@ -161,14 +165,19 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
     return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
 
 
-def read(path: Path, channels: int = 3) -> tuple[Shaped[np.ndarray, "..."], Notes]:
+def read(path: Path, channels: int = 3, *, finite: bool = True) -> tuple[Shaped[np.ndarray, "..."], Notes]:
     """Read a picture with `read_picture`, or a .npy or .npz file with `read_array`.
+
+    Args:
+        path: the file.
+        channels: as in `read_picture`.
+        finite: as in `read_array`.
 
     Raises:
         ValueError: as these two do.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        return read_array(path), []
+        return read_array(path, finite=finite), []
     return read_picture(path, channels)
 
 

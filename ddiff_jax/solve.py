@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
+from ddiff_jax.operators import masked
 from ddiff_jax.operators.base import ImageShape, Operator
 from ddiff_jax.prior import Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
-from ddiff_jax.types import Image, PRNGKey, Scalar
+from ddiff_jax.types import Image, Measurements, PRNGKey, Scalar
 
 
 @pytree_dataclass
@@ -54,21 +56,6 @@ def _finish(solver: Solver, state: Any, info: StepInfo) -> Solution:
     return Solution(x, info, jnp.all(jnp.isfinite(x)))
 
 
-def _resolve_shape(prior: Prior, operator: Operator, x_init: Any | None, batched: int = 0) -> ImageShape:
-    """Find the image shape, and refuse a start or an operator that does not fit the prior."""
-    shape = prior.image_shape
-    given = {"the operator": getattr(operator, "image_shape", None)}
-    if x_init is not None:
-        given["x_init"] = tuple(jnp.shape(x_init))[batched:]
-    for what, other in given.items():
-        if other is not None and tuple(other) != shape:
-            raise ValueError(
-                f"{what} is for images of shape {tuple(other)}, the prior for {shape}; crop or resize the image, or, "
-                "for a fully convolutional network, use dataclasses.replace(prior, image_shape=...)"
-            )
-    return shape
-
-
 def solve_one(
     solver: Solver,
     prior: Prior,
@@ -89,15 +76,16 @@ def solve_one(
             state at the first timestep).
 
     Raises:
-        ValueError: the shapes of prior, operator and x_init disagree, the operator lacks what the solver needs, or
+        ValueError: the shapes of prior, operator, y and x_init disagree, the operator lacks what the solver needs, or
             the solver assumes another noise model.
+        TypeError: solver, prior or problem is no such thing, or the key is not one typed key.
     """
+    shape = check_one(solver, prior, problem, key, x_init)
     check_operator(solver, problem.operator)
     check_likelihood(solver, problem.likelihood)
-    shape = _resolve_shape(prior, problem.operator, x_init)
     grid = solver.grid(prior.schedule)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
-    _check_tape(noise, num_steps, 0)
+    check_tape(noise, num_steps, 0)
     state = solver.init(prior, problem, shape, KeyNoise(stream_key(key, Stream.INIT)), x_init)
 
     def body(state: Any, row: Any) -> tuple[Any, StepInfo]:
@@ -132,7 +120,8 @@ class _Run:
     solver: Solver
     prior: Prior
     operator: Operator
-    y: Float[Array, "N ..."]
+    y: Measurements
+    observed: Bool[Array, "N ..."] | None
     sigma_y: Float[Array, "*N"]
     keys: Key[Array, " N"]
     tape: Float[Array, "N K draws H W C"] | None
@@ -145,25 +134,24 @@ class _Run:
     def init(self, x_init: Float[Array, "N H W C"] | None) -> Any:
         """Make the first state of every image."""
 
-        def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
-            noise = KeyNoise(stream_key(key, Stream.INIT))
-            return self.solver.init(
-                self.prior, Problem(operator, y, sigma_y, self.likelihood), self.shape, noise, x_init
-            )
+        def one(operator: Operator, y: Any, observed: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
+            problem = Problem(operator, y, sigma_y, self.likelihood, observed)
+            return self.solver.init(self.prior, problem, self.shape, KeyNoise(stream_key(key, Stream.INIT)), x_init)
 
-        axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
-        return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
+        axes = (self.operator_axis, 0, _axis(self.observed), self.sigma_axis, 0, _axis(x_init))
+        return jax.vmap(one, axes)(self.operator, self.y, self.observed, self.sigma_y, self.keys, x_init)
 
     def step(self, state: Any, k: Any, point: Any) -> tuple[Any, StepInfo]:
         """Make step k of every image, in blocks of images where that is faster."""
-        axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(self.tape), 0)
-        everything: tuple[Any, ...] = (self.operator, self.y, self.sigma_y, self.keys, self.tape, state)
+        axes = (self.operator_axis, 0, _axis(self.observed), self.sigma_axis, 0, _axis(self.tape), 0)
+        of_run = (self.operator, self.y, self.observed, self.sigma_y, self.keys, self.tape)
+        everything: tuple[Any, ...] = (*of_run, state)
         of_images = [None if axis is None else value for value, axis in zip(everything, axes, strict=True)]
 
         def one(of_image: list[Any]) -> Any:
             values = (v if axis is None else i for v, i, axis in zip(everything, of_image, axes, strict=True))
-            operator, y, sigma_y, key, tape, state = values
-            problem = Problem(operator, y, sigma_y, self.likelihood)
+            operator, y, observed, sigma_y, key, tape, state = values
+            problem = Problem(operator, y, sigma_y, self.likelihood, observed)
             return _advance(self.solver, self.prior, problem, state, k, point, key, tape)
 
         if self.block is None:
@@ -256,7 +244,7 @@ def solve(
     solver: Solver,
     prior: Prior,
     operator: Operator,
-    y: Float[Array, "N ..."],
+    y: Measurements,
     sigma_y: Scalar | Float[Array, " N"],
     keys: Key[Array, " N"],
     *,
@@ -264,6 +252,7 @@ def solve(
     x_init: Float[Array, "N H W C"] | None = None,
     noise: Float[Array, "N K draws H W C"] | None = None,
     likelihood: Likelihood | None = None,
+    observed: Bool[Array, "..."] | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -286,6 +275,8 @@ def solve(
         x_init: starting points, see `solve_one`.
         noise: draws to replay, see `solve_one`.
         likelihood: the noise model of all images, such as `Poisson(photons)`; None is Gaussian.
+        observed: what the operator does not know of which entries of y were observed, see `Problem`: booleans that
+            broadcast to y, the axis of N included.
         num_chunks: how often the host regains control; the results do not depend on it.
         on_chunk: called with a `Progress` once the program is compiled and after every chunk. Return True to stop;
             the solution is then the estimate so far, and the rows of info that were not reached are NaN.
@@ -294,34 +285,31 @@ def solve(
     Raises:
         ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver
             needs, or the solver assumes another noise model.
-        TypeError: keys are not typed threefry keys, one per image.
+        TypeError: a part is no such thing or no pytree, the call stands inside jit, vmap or grad, or keys are not typed
+            threefry keys, one per image.
     """
-    _check_keys(keys)
-    check_operator(solver, operator)
-    y, num_images = jnp.asarray(y), keys.shape[0]
+    noise_model = Gaussian() if likelihood is None else likelihood
+    parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
+    arrays = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed, "x_init": x_init, "noise": noise}
+    y, sigma_y, observed, shape = check_batch(parts, arrays, operator_axis)
     check_sigma(sigma_y)
-    sigma_y = jnp.asarray(sigma_y, jnp.float32)
-    batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if sigma_y.ndim else None}
-    for name, batch in batches.items():
-        if batch is not None and batch.shape[:1] != (num_images,):
-            raise ValueError(
-                f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
-            )
-    shape = _resolve_shape(prior, operator, x_init, batched=1)
-    noise_model, sigma_axis = likelihood or Gaussian(), _axis(sigma_y.ndim or None)
+    seen = operator if observed is None else masked(operator, observed)  # as every image has it, but for the arrays
+    check_operator(solver, seen)
     check_likelihood(solver, noise_model)
+    num_images, sigma_axis = keys.shape[0], _axis(sigma_y.ndim or None)
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.
-    looped = backend != "cpu" or not solver.cost(operator).network_gradients
+    looped = backend != "cpu" or not solver.cost(seen).network_gradients
     block = block_size(num_images, shape) if mesh is None and looped else None
-    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, shape, operator_axis, sigma_axis, block)
+    arrays = (y, observed, sigma_y, keys, noise)
+    run = _Run(solver, prior, operator, *arrays, noise_model, shape, operator_axis, sigma_axis, block)
     if mesh is not None:
         run, x_init = _spread(run, x_init, mesh)
     grid, carry = _start(run, x_init)
     carry = _settle(carry, run, mesh)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
-    _check_tape(noise, num_steps, 1)
+    check_tape(noise, num_steps, 1)
 
     def preview() -> np.ndarray:
         return np.asarray(_finish_batch(solver, carry).x)
@@ -342,7 +330,7 @@ def solve(
             break
         carry = run_chunk(carry, start, stop, grid, run)
         stopped, done = report(stop), stop
-    return dataclasses.replace(_finish_batch(solver, carry), cost=solver.cost(operator) * done)
+    return dataclasses.replace(_finish_batch(solver, carry), cost=solver.cost(seen) * done)
 
 
 def raise_if_not_finite(solution: Solution) -> None:
@@ -389,28 +377,8 @@ def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]
         prior=put(run.prior, copied),
         operator=put(run.operator, copied if run.operator_axis is None else split),
         y=put(run.y, split),
+        observed=None if run.observed is None else put(run.observed, split),
         sigma_y=put(run.sigma_y, copied if run.sigma_axis is None else split),
         keys=put(run.keys, split),
         tape=None if run.tape is None else put(run.tape, split),
     ), None if x_init is None else put(x_init, split)
-
-
-def _check_keys(keys: Any) -> None:
-    if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) and keys.ndim == 1):
-        raise TypeError(
-            "keys must be typed JAX keys, one per image: image_keys(jax.random.key(seed), jnp.arange(N)); "
-            f"got {getattr(keys, 'dtype', type(keys).__name__)} of shape {getattr(keys, 'shape', None)}"
-        )
-    if jax.random.key_impl(keys) != "threefry2x32":
-        raise TypeError(
-            f"keys must be threefry keys, so that an image's noise does not depend on its neighbours under vmap; "
-            f"got {jax.random.key_impl(keys)}: use jax.random.key(seed, impl='threefry2x32')"
-        )
-
-
-def _check_tape(noise: Any, num_steps: int, batched: int) -> None:
-    if noise is not None and noise.shape[batched] < num_steps:
-        raise ValueError(
-            f"noise to replay must have one entry per step, {num_steps}; got {noise.shape[batched]} in shape "
-            f"{noise.shape}"
-        )

@@ -12,6 +12,9 @@ Image: TypeAlias = Float[Array, "H W C"]
 Measurement: TypeAlias = Float[Array, "..."] | Complex[Array, "..."]
 """What an operator makes of one image; any shape, real or complex."""
 
+Measurements: TypeAlias = Float[Array, "N ..."] | Complex[Array, "N ..."]
+"""One measurement per image of a batch."""
+
 Timestep: TypeAlias = Int[Array, ""] | Float[Array, ""]
 """Index into the noise schedule; 0 is the least noisy. Fractions only where a solver needs them."""
 

@@ -3,7 +3,6 @@
 from ddiff_jax.metrics.fidelity import PROTOCOLS, Protocol, psnr, ssim
 from ddiff_jax.metrics.measure import METRICS, measure
 from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual, load_lpips
-from ddiff_jax.metrics.residual import misfit, noise_power, observed
 
 __all__ = [
     "BACKBONES",
@@ -13,9 +12,6 @@ __all__ = [
     "Protocol",
     "load_lpips",
     "measure",
-    "misfit",
-    "noise_power",
-    "observed",
     "psnr",
     "ssim",
 ]
