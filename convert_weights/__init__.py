@@ -191,7 +191,7 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
     found = read_contents(first)
     try:
         network = networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
-        return dataclasses.replace(network, tensors=lpips.translate(network.tensors))
+        network = dataclasses.replace(network, tensors=lpips.translate(network.tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     hashes = {part.name: file_hash(part) for part in parts}

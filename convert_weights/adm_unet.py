@@ -283,8 +283,8 @@ def describe(
     if size < 1 or size % 2 ** (levels - 1):
         raise ValueError(f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {size}")
     return {
-        "architecture": {**fields, "time_scale": 1000 / count if rescale else 1.0},
+        "architecture": fields,
         "image_shape": (size, size, fields["in_channels"]),
-        "schedule": chosen,
+        "schedule": {**chosen, "time_scale": 1000 / count} if rescale and count != 1000 else chosen,
         "notes": [*notes, said] if said else notes,
     }

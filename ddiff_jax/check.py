@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.operators.base import Operator, check_any_shape, spectral_norm
+from ddiff_jax.operators.base import Operator, check_any_shape, observed_entries, spectral_norm
 from ddiff_jax.operators.function import Function, LinearFunction
 from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.solvers.base import size_factor
@@ -128,7 +128,7 @@ class _Check:
         return ok
 
     def run(self) -> None:
-        steps = (self.trace, self.programs, self.finite, self.gradient, self.linearity, self.size)
+        steps = (self.trace, self.programs, self.observed, self.finite, self.gradient, self.linearity, self.size)
         for step in steps:
             try:
                 if step() is False:
@@ -189,6 +189,16 @@ class _Check:
         mapped = jax.jit(jax.vmap(forward))(x)
         worst = max(_relative(mapped[i], forward(x[i])) for i in range(2))
         return self.find("vmap", worst < AGREEMENT, f"differs from a loop by {worst:.1e} (relative)")
+
+    def observed(self) -> bool | None:
+        seen = observed_entries(self.operator, self.facts["measurement_shape"])
+        if seen is None:
+            return None
+        leak = jnp.where(seen, 0, jnp.abs(self.operator.forward(self.image())))
+        if jnp.any(leak > 0):
+            text = "A(x) is not 0 where observed() is false: multiply by the mask, or use operators.masked"
+            return self.find("observed", False, text)
+        return self.find("observed", bool(jnp.any(seen)), f"{float(jnp.mean(seen)):.1%} of the measurement")
 
     def gradient(self) -> bool | None:
         with jax.enable_x64(True):

@@ -69,12 +69,13 @@ def load_array(path: Path) -> Shaped[np.ndarray, "..."]:
         raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
 
 
-def read_array(path: Path, full_scale: int | None = None) -> Shaped[np.ndarray, "..."]:
-    """Read an array of finite floats (or complex numbers) of any shape, in the units of the measurement.
+def read_array(path: Path, full_scale: int | None = None, *, finite: bool = True) -> Shaped[np.ndarray, "..."]:
+    """Read an array of floats (or complex numbers) of any shape, in the units of the measurement.
 
     Args:
         path: a .npy or .npz file.
         full_scale: where the array holds levels of a picture, unsigned integers, the one that is white.
+        finite: refuse NaN and infinity; False leaves it to a caller who knows which entries count.
 
     Raises:
         Unusable: unreadable, integers without a full scale, or values that are not finite.
@@ -91,7 +92,7 @@ def read_array(path: Path, full_scale: int | None = None) -> Shaped[np.ndarray, 
             f"{path} holds {array.dtype}; save floats, for pictures of 8 bits as level / 127.5 - 1, of 16 as "
             "level / 32767.5 - 1" + (", or say which level is white: --full-scale" if kind == "u" else "")
         )
-    bad = int(np.sum(~np.isfinite(array)))
+    bad = int(np.sum(~np.isfinite(array))) if finite else 0
     if bad:
         raise Unusable(
             f"{path} holds NaN or infinity in {bad} of {array.size} entries; "
@@ -100,13 +101,23 @@ def read_array(path: Path, full_scale: int | None = None) -> Shaped[np.ndarray, 
     return array.astype(np.complex64 if kind == "c" else np.float32)
 
 
-def read(path: Path, channels: int = 3, full_scale: int | None = None) -> tuple[Shaped[np.ndarray, "..."], Notes]:
+def read(
+    path: Path, channels: int = 3, full_scale: int | None = None, *, finite: bool = True
+) -> tuple[Shaped[np.ndarray, "..."], Notes]:
     """Read a picture with `read_picture`, or a .npy or .npz file with `read_array`.
+
+    Args:
+        path: the file.
+        channels: as in `read_picture`.
+        full_scale: as in these two.
+        finite: as in `read_array`.
 
     Raises:
         Unusable: as these two do.
     """
-    return (read_array(path, full_scale), []) if is_array(path) else read_picture(path, channels, full_scale)
+    if is_array(path):
+        return read_array(path, full_scale, finite=finite), []
+    return read_picture(path, channels, full_scale)
 
 
 def is_whole(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Estimate how noisy a picture is."""
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 FEWEST = 64  # coefficients; the median of fewer is off by more than about 15%
 # Daubechies' wavelet with two vanishing moments, the high-pass half: blind to smooth pictures.
@@ -10,7 +10,7 @@ HIGH_PASS = np.array([1 - ROOT, ROOT - 3, 3 + ROOT, -1 - ROOT]) / (4 * np.sqrt(2
 NORMAL_MEDIAN = 0.6744897501960817  # median of |n| for n ~ N(0, 1)
 
 
-def estimate_sigma(y: Shaped[np.ndarray, "H W C"], mask: Shaped[np.ndarray, "H W 1"] | None = None) -> float:
+def estimate_sigma(y: Shaped[np.ndarray, "H W C"], observed: Bool[np.ndarray, "H W c"] | None = None) -> float:
     """Estimate the standard deviation of white Gaussian noise in a picture.
 
     The median of the absolute diagonal coefficients of the finest wavelet scale, over 0.6745. Few edges reach this
@@ -19,7 +19,7 @@ def estimate_sigma(y: Shaped[np.ndarray, "H W C"], mask: Shaped[np.ndarray, "H W
 
     Args:
         y: picture, real; all channels are taken together.
-        mask: 1 where pixels were observed; coefficients that touch others are left out.
+        observed: true where a pixel was, for all channels or each; coefficients that touch others are left out.
 
     Returns:
         The estimate, in units of y.
@@ -31,8 +31,8 @@ def estimate_sigma(y: Shaped[np.ndarray, "H W C"], mask: Shaped[np.ndarray, "H W
     """
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(y, np.float64), (4, 4), axis=(0, 1))
     kept = np.ones(windows.shape[:2], bool)
-    if mask is not None:
-        kept = np.lib.stride_tricks.sliding_window_view(mask[..., 0] > 0, (4, 4)).all((-2, -1))
+    if observed is not None:
+        kept = np.lib.stride_tricks.sliding_window_view(observed.all(-1), (4, 4)).all((-2, -1))
     coefficients = np.einsum("hwcij,i,j->hwc", windows[kept][:, None], HIGH_PASS, HIGH_PASS)
     if coefficients.size < FEWEST:
         raise ValueError(

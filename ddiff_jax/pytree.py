@@ -67,3 +67,48 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     for name, method in (("__eq__", equal), ("__repr__", show), ("__hash__", None)):
         setattr(cls, name, method)
     return cls
+
+
+def check_pytree(what: str, value: Any) -> None:
+    """Refuse an object that a compiled program cannot take as an argument.
+
+    Args:
+        what: its role in messages.
+        value: the object.
+
+    Raises:
+        TypeError: its class is no pytree, a static field is an array, or a leaf is none.
+    """
+    check_registered(what, value)
+    name = type(value).__name__
+    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        held = getattr(value, field.name, None)
+        if field.metadata.get("static") and isinstance(held, jax.Array | np.ndarray):
+            raise TypeError(
+                f".{field.name} of the {what}, of type {name}, is an array in a static field, where it would have to "
+                "be compared with that of every other: declare the field without static_field()"
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
+            given = f"an array of {leaf.dtype}"
+        elif isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            continue
+        else:
+            given = f"a {type(leaf).__name__}"
+        raise TypeError(
+            f"{jax.tree_util.keystr(path)} of the {what}, of type {name}, is {given}, not an array: declare the field "
+            "with ddiff_jax.static_field()"
+        )
+
+
+def check_registered(what: str, value: Any) -> None:
+    """Refuse an object whose class is no pytree: transformations would take it for one opaque leaf.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if jax.tree_util.all_leaves([value]):
+        raise TypeError(
+            f"the {what} is of type {type(value).__name__}, which is no pytree: put @ddiff_jax.pytree_dataclass on the "
+            "class, its arrays in fields, and all that is no array in fields with ddiff_jax.static_field()"
+        )

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddiff_jax.likelihood import Likelihood
+from ddiff_jax.boundary import check_batch
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors import Prior
@@ -18,7 +19,7 @@ from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solve import Progress, Solution, solve
 from ddiff_jax.solvers.base import Solver
-from ddiff_jax.types import Image, Scalar, float_type
+from ddiff_jax.types import Image, Measurements, Scalar
 
 
 @pytree_dataclass
@@ -28,7 +29,7 @@ class Restarts:
     Args:
         solution: that of the chosen restart of every image; its cost counts all restarts.
         chosen: which restart that is.
-        misfit: mean |A(x) - y|^2 of every restart's result; infinite where it diverged.
+        misfit: `Problem.misfit` of every restart's result; infinite where it diverged.
         x: the results of all restarts, for other choices.
     """
 
@@ -42,13 +43,14 @@ def solve_restarts(
     solver: Solver,
     prior: Prior,
     operator: Operator,
-    y: Float[Array, "N ..."],
+    y: Measurements,
     sigma_y: Scalar | Float[Array, " N"],
     keys: Key[Array, " N"],
     *,
     restarts: int,
     operator_axis: int | None = None,
     likelihood: Likelihood | None = None,
+    observed: Bool[Array, "..."] | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -72,6 +74,7 @@ def solve_restarts(
         restarts: K, at least 1. The batch holds N K images.
         operator_axis: as in `solve`.
         likelihood: as in `solve`.
+        observed: as in `solve`.
         num_chunks: as in `solve`.
         on_chunk: as in `solve`; reports the least misfit of every image, and previews restart 0.
         mesh: as in `solve`; N K must be a multiple of its size.
@@ -82,13 +85,18 @@ def solve_restarts(
     """
     if int(restarts) != restarts or restarts < 1:
         raise ValueError(f"the number of restarts must be a whole number, at least 1; got {restarts}")
-    num_images, sigma_y = keys.shape[0], jnp.asarray(sigma_y, float_type(y))
+    noise_model = Gaussian() if likelihood is None else likelihood
+    parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
+    arrays = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed}
+    y, sigma_y, observed, _ = check_batch(parts, arrays, operator_axis)
+    num_images = keys.shape[0]
 
     def repeat(leaf: Array) -> Array:
         return jnp.repeat(leaf, restarts, axis=0)
 
     every_operator = operator if operator_axis is None else jax.tree.map(repeat, operator)
-    every_y, every_sigma = repeat(jnp.asarray(y)), repeat(sigma_y) if sigma_y.ndim else sigma_y
+    every_y, every_sigma = repeat(y), repeat(sigma_y) if sigma_y.ndim else sigma_y
+    every_observed = None if observed is None else repeat(observed)
     every_key = jnp.stack([restart_keys(keys, run) for run in range(restarts)], axis=1).reshape(-1)
 
     def report(progress: Progress) -> bool | None:
@@ -107,12 +115,13 @@ def solve_restarts(
         every_sigma,
         every_key,
         operator_axis=operator_axis,
-        likelihood=likelihood,
+        likelihood=noise_model,
+        observed=every_observed,
         num_chunks=num_chunks,
         on_chunk=None if on_chunk is None else report,
         mesh=mesh,
     )
-    misfit = _misfits(every_operator, solution.x, every_y, operator_axis)
+    misfit = _misfits(every_operator, solution.x, every_y, every_observed, operator_axis)
     misfit = jnp.where(solution.finite, misfit, jnp.inf).reshape(num_images, restarts)
     chosen = jnp.argmin(misfit, axis=1)
     best = jax.tree.map(lambda leaf: leaf[jnp.arange(num_images) * restarts + chosen], solution)
@@ -121,11 +130,11 @@ def solve_restarts(
 
 
 @functools.partial(jax.jit, static_argnames="operator_axis")
-def _misfits(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Array:
-    def one(operator: Operator, x: Any, y: Any) -> Array:
-        return Problem(operator, y, 0.0).misfit(x)
+def _misfits(operator: Operator, x: Any, y: Any, observed: Any, operator_axis: int | None) -> Array:
+    def one(operator: Operator, x: Any, y: Any, observed: Any) -> Array:
+        return Problem(operator, y, 0.0, observed=observed).misfit(x)
 
-    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
+    return jax.vmap(one, (operator_axis, 0, 0, None if observed is None else 0))(operator, x, y, observed)
 
 
 def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:

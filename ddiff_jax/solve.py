@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
+from ddiff_jax.operators import masked
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.operators.compose import Composition
-from ddiff_jax.priors import Decoder, Latent, Prior, picture_shape
+from ddiff_jax.priors import Decoder, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
-from ddiff_jax.types import Image, ImageShape, PRNGKey, Scalar, Tree, float_type, to_type
+from ddiff_jax.types import Image, ImageShape, Measurements, PRNGKey, Scalar, Tree, float_type, to_type
 
 
 @pytree_dataclass
@@ -59,21 +61,6 @@ def _finish(solver: Solver, prior: Prior, state: Any, info: StepInfo) -> Solutio
     return Solution(x, info, jnp.all(jnp.isfinite(x)))
 
 
-def _resolve_shape(prior: Prior, operator: Operator, x_init: Any | None, batched: int = 0) -> ImageShape:
-    """Find the shape of the prior's images, and refuse a start or an operator that does not fit them."""
-    shape, measured = tuple(prior.image_shape), getattr(operator, "image_shape", None)
-    fits = {"the operator": (measured, picture_shape(prior))} if measured is not None else {}
-    if x_init is not None:
-        fits["x_init"] = (jnp.shape(x_init)[batched:], shape)
-    for what, (given, wanted) in fits.items():
-        if tuple(given) != wanted:
-            raise ValueError(
-                f"{what} is for images of shape {tuple(given)}, the prior for {wanted}; crop or resize the image, or, "
-                "for a fully convolutional network, use dataclasses.replace(prior, image_shape=...)"
-            )
-    return shape
-
-
 def solve_one(
     solver: Solver,
     prior: Prior,
@@ -94,17 +81,19 @@ def solve_one(
             state at the first timestep).
 
     Raises:
-        ValueError: the shapes of prior, operator and x_init disagree, the operator lacks what the solver needs, or
+        ValueError: the shapes of prior, operator, y and x_init disagree, the operator lacks what the solver needs, or
             the solver assumes another noise model.
+        TypeError: solver, prior or problem is no such thing, or the key is not one typed key.
     """
-    check_operator(solver, _seen(prior, problem.operator))
+    check_one(solver, prior, problem, key, x_init)
+    operator, dtype = _seen(prior, problem.operator), float_type(problem.y)
+    check_operator(solver, operator)
     check_likelihood(solver, problem.likelihood)
-    _resolve_shape(prior, problem.operator, x_init)
-    problem, dtype = dataclasses.replace(problem, operator=_seen(prior, problem.operator)), float_type(problem.y)
+    problem = dataclasses.replace(problem, operator=operator, observed=None)  # the operator knows what was observed
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
-    _check_tape(noise, num_steps, 0)
+    check_tape(noise, num_steps, 0)
     solver, problem, key, noise, x_init, grid = _alike((solver, problem, key, noise, x_init, grid), prior)
     state = solver.init(prior, problem, _rows(grid, 0), KeyNoise(stream_key(key, Stream.INIT), dtype), x_init)
     state = _alike(state, problem.y)
@@ -133,7 +122,7 @@ def _alike(tree: Tree, others: Any) -> Tree:
         return jax.random.wrap_key_data(moved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else moved
 
     zeros = [jnp.zeros_like(data(leaf), shape=(), dtype=jnp.float32) for leaf in jax.tree.leaves((tree, others))]
-    nothing = -sum(zeros)  # -0.0, which changes no number
+    nothing = -jnp.asarray(sum(zeros))  # -0.0, which changes no number
     return jax.tree.map(one, tree)
 
 
@@ -165,7 +154,8 @@ class _Run:
     solver: Solver
     prior: Prior
     operator: Operator
-    y: Float[Array, "N ..."]
+    y: Measurements
+    observed: Bool[Array, "N ..."] | None
     sigma_y: Float[Array, "*N"]
     keys: Key[Array, " N"]
     tape: Float[Array, "N K draws ..."] | None
@@ -174,27 +164,33 @@ class _Run:
     sigma_axis: int | None = static_field()
     block: int | None = static_field()  # images that a step takes at a time; None takes all
 
+    def problem(self, operator: Operator, y: Any, sigma_y: Any, observed: Any) -> Problem:
+        """Put the problem of one image together, about the prior's own images."""
+        whole = Problem(operator, y, sigma_y, self.likelihood, observed)
+        return dataclasses.replace(whole, operator=_seen(self.prior, whole.operator), observed=None)
+
     def init(self, point: Any, x_init: Float[Array, "N ..."] | None) -> Any:
         """Make the first state of every image."""
 
-        def one(operator: Operator, y: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
+        def one(operator: Operator, y: Any, observed: Any, sigma_y: Any, key: PRNGKey, x_init: Any) -> Any:
             noise = KeyNoise(stream_key(key, Stream.INIT), float_type(y))
-            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
+            problem = self.problem(operator, y, sigma_y, observed)
             return self.solver.init(self.prior, problem, point, noise, x_init)
 
-        axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(x_init))
-        return jax.vmap(one, axes)(self.operator, self.y, self.sigma_y, self.keys, x_init)
+        axes = (self.operator_axis, 0, _axis(self.observed), self.sigma_axis, 0, _axis(x_init))
+        return jax.vmap(one, axes)(self.operator, self.y, self.observed, self.sigma_y, self.keys, x_init)
 
     def step(self, state: Any, k: Any, point: Any) -> tuple[Any, StepInfo]:
         """Make step k of every image, in blocks of images where that is faster."""
-        axes = (self.operator_axis, 0, self.sigma_axis, 0, _axis(self.tape), 0)
-        everything: tuple[Any, ...] = (self.operator, self.y, self.sigma_y, self.keys, self.tape, state)
+        axes = (self.operator_axis, 0, _axis(self.observed), self.sigma_axis, 0, _axis(self.tape), 0)
+        of_run = (self.operator, self.y, self.observed, self.sigma_y, self.keys, self.tape)
+        everything: tuple[Any, ...] = (*of_run, state)
         of_images = [None if axis is None else value for value, axis in zip(everything, axes, strict=True)]
 
         def one(of_image: list[Any]) -> Any:
             values = (v if axis is None else i for v, i, axis in zip(everything, of_image, axes, strict=True))
-            operator, y, sigma_y, key, tape, state = values
-            problem = Problem(_seen(self.prior, operator), y, sigma_y, self.likelihood)
+            operator, y, observed, sigma_y, key, tape, state = values
+            problem = self.problem(operator, y, sigma_y, observed)
             return _advance(self.solver, self.prior, problem, state, k, point, key, tape)
 
         if self.block is None:
@@ -292,7 +288,7 @@ def solve(
     solver: Solver,
     prior: Prior,
     operator: Operator,
-    y: Float[Array, "N ..."],
+    y: Measurements,
     sigma_y: Scalar | Float[Array, " N"],
     keys: Key[Array, " N"],
     *,
@@ -300,6 +296,7 @@ def solve(
     x_init: Float[Array, "N ..."] | None = None,
     noise: Float[Array, "N K draws ..."] | None = None,
     likelihood: Likelihood | None = None,
+    observed: Bool[Array, "..."] | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -322,6 +319,8 @@ def solve(
         x_init: starting points, see `solve_one`.
         noise: draws to replay, see `solve_one`.
         likelihood: the noise model of all images, such as `Poisson(photons)`; None is Gaussian.
+        observed: what the operator does not know of which entries of y were observed, see `Problem`: booleans that
+            broadcast to y, the axis of N included.
         num_chunks: how often the host regains control; the results do not depend on it.
         on_chunk: called with a `Progress` once the program is compiled and after every chunk. Return True to stop;
             the solution is then the estimate so far, and the rows of info that were not reached are NaN.
@@ -330,29 +329,28 @@ def solve(
     Raises:
         ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver
             needs, or the solver assumes another noise model.
-        TypeError: keys are not typed threefry keys, one per image.
+        TypeError: a part is no such thing or no pytree, the call stands inside jit, vmap or grad, or keys are not typed
+            threefry keys, one per image.
     """
-    _check_keys(keys)
-    check_operator(solver, _seen(prior, operator))
-    y, num_images = jnp.asarray(y), keys.shape[0]
+    noise_model = Gaussian() if likelihood is None else likelihood
+    parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
+    arrays = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed, "x_init": x_init, "noise": noise}
+    y, sigma_y, observed, shape = check_batch(parts, arrays, operator_axis)
     check_sigma(sigma_y)
+    # As every image has it, but for the arrays.
+    seen = _seen(prior, operator if observed is None else masked(operator, observed))
+    check_operator(solver, seen)
     solver, operator, x_init, noise = to_type((solver, operator, x_init, noise), float_type(y))
-    sigma_y = jnp.asarray(sigma_y, float_type(y))
-    batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if sigma_y.ndim else None}
-    for name, batch in batches.items():
-        if batch is not None and batch.shape[:1] != (num_images,):
-            raise ValueError(
-                f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
-            )
-    shape = _resolve_shape(prior, operator, x_init, batched=1)
-    noise_model, sigma_axis = to_type(likelihood or Gaussian(), float_type(y)), _axis(sigma_y.ndim or None)
+    noise_model = to_type(noise_model, float_type(y))
     check_likelihood(solver, noise_model)
+    num_images, sigma_axis = keys.shape[0], _axis(sigma_y.ndim or None)
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.
-    looped = backend != "cpu" or not solver.cost(operator).network_gradients
+    looped = backend != "cpu" or not solver.cost(seen).network_gradients
     block = block_size(num_images, shape) if mesh is None and looped else None
-    run = _Run(solver, prior, operator, y, sigma_y, keys, noise, noise_model, operator_axis, sigma_axis, block)
+    arrays = (y, observed, sigma_y, keys, noise)
+    run = _Run(solver, prior, operator, *arrays, noise_model, operator_axis, sigma_axis, block)
     automatic = None if mesh is None else _automatic(mesh)
     if automatic is not None:
         run, x_init = _spread(run, x_init, automatic)
@@ -360,7 +358,7 @@ def solve(
     grid, carry = compute(_start, run, x_init)
     carry = _settle(carry, run, automatic)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
-    _check_tape(noise, num_steps, 1)
+    check_tape(noise, num_steps, 1)
 
     def finish(carry: Any) -> Solution:
         return compute(_finish_batch, run.solver, run.prior, carry)
@@ -384,7 +382,7 @@ def solve(
             break
         carry = run_chunk(carry, start, stop, grid, run)
         stopped, done = report(stop), stop
-    solution = dataclasses.replace(finish(carry), cost=solver.cost(operator) * done)
+    solution = dataclasses.replace(finish(carry), cost=solver.cost(seen) * done)
     is_theirs = isinstance(y.sharding, jax.sharding.NamedSharding) or not jax.sharding.get_abstract_mesh().empty
     return solution if mesh is None or not is_theirs else jax.device_put(solution, _split(mesh))
 
@@ -449,28 +447,8 @@ def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]
         prior=put(run.prior, copied),
         operator=put(run.operator, copied if run.operator_axis is None else split),
         y=put(run.y, split),
+        observed=None if run.observed is None else put(run.observed, split),
         sigma_y=put(run.sigma_y, copied if run.sigma_axis is None else split),
         keys=put(run.keys, split),
         tape=None if run.tape is None else put(run.tape, split),
     ), None if x_init is None else put(x_init, split)
-
-
-def _check_keys(keys: Any) -> None:
-    if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) and keys.ndim == 1):
-        raise TypeError(
-            "keys must be typed JAX keys, one per image: image_keys(jax.random.key(seed), jnp.arange(N)); "
-            f"got {getattr(keys, 'dtype', type(keys).__name__)} of shape {getattr(keys, 'shape', None)}"
-        )
-    if jax.random.key_impl(keys) != "threefry2x32":
-        raise TypeError(
-            f"keys must be threefry keys, so that an image's noise does not depend on its neighbours under vmap; "
-            f"got {jax.random.key_impl(keys)}: use jax.random.key(seed, impl='threefry2x32')"
-        )
-
-
-def _check_tape(noise: Any, num_steps: int, batched: int) -> None:
-    if noise is not None and noise.shape[batched] < num_steps:
-        raise ValueError(
-            f"noise to replay must have one entry per step, {num_steps}; got {noise.shape[batched]} in shape "
-            f"{noise.shape}"
-        )

@@ -20,6 +20,9 @@ Image: TypeAlias = Float[Array, "..."]
 Measurement: TypeAlias = Float[Array, "..."] | Complex[Array, "..."]
 """What an operator makes of one image; any shape, real or complex."""
 
+Measurements: TypeAlias = Float[Array, "N ..."] | Complex[Array, "N ..."]
+"""One measurement per image of a batch."""
+
 PRNGKey: TypeAlias = Key[Array, ""]
 """A typed JAX key, `jax.random.key(seed)`."""
 

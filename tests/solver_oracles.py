@@ -21,6 +21,12 @@ class Model:
     sigma_y: float
     mean: float = 0.0
     var: float = 0.25
+    observed: np.ndarray | None = None  # hidden entries of y are 0 here; None is all observed
+
+    def __post_init__(self):
+        self.num_observed = self.y.size
+        if self.observed is not None:
+            self.y, self.num_observed = np.where(self.observed, self.y, 0.0), self.observed.sum()
 
     def eps(self, x_t, ab):
         return np.sqrt(1 - ab) * (x_t - np.sqrt(ab) * self.mean) / (ab * self.var + 1 - ab)
@@ -84,7 +90,7 @@ def ddiff_to_the_noise(model, x_t, timesteps, tape):
     for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
         z = model.clipped(x_t, ALPHA_BAR[t])
         r, g = model.residual(z), model.gradient(z)
-        push, aim = model.matrix @ g, model.y.size * model.sigma_y**2
+        push, aim = model.matrix @ g, model.num_observed * model.sigma_y**2
         if r @ r <= aim:
             step = 0.0
         else:
@@ -121,7 +127,9 @@ def dps(model, x, timesteps, tape, *, zeta):
         z = model.clipped(x, ab)
         mean = beta * np.sqrt(ab_s) / (1 - ab) * z + (1 - ab_s) * np.sqrt(alpha) / (1 - ab) * x
         inside = np.abs(model.x0_hat(x, ab)) < 1
-        gradient = model.slope(ab) * inside * model.gradient(z) / np.linalg.norm(model.residual(z))
+        hidden = (model.y.size - model.num_observed) * model.sigma_y**2  # what noise there adds on average
+        size = np.sqrt(np.sum(model.residual(z) ** 2) + hidden)
+        gradient = model.slope(ab) * inside * model.gradient(z) / size
         if s >= 0:  # v = 0: half the way between the logarithms of both variances
             mean = mean + np.sqrt(np.sqrt(beta * beta * (1 - ab_s) / (1 - ab))) * tape[k, 0]
         x = mean - zeta * gradient

@@ -22,8 +22,8 @@ def test_edges_hardly_count():
 
 def test_hidden_pixels_are_left_out():
     noise = 0.1 * np.random.default_rng(2).standard_normal((64, 64, 1))
-    mask = np.ones((64, 64, 1))
-    mask[10:50, 20:40] = 0
+    mask = np.ones((64, 64, 1), bool)
+    mask[10:50, 20:40] = False
     np.testing.assert_allclose(estimate_sigma(noise * mask, mask), 0.1, rtol=0.08)
 
 
@@ -31,4 +31,4 @@ def test_too_few_pixels_are_refused():
     with pytest.raises(ValueError, match=r"from 4 places .* give --sigma a number"):
         estimate_sigma(np.zeros((5, 5, 1)))
     with pytest.raises(ValueError, match="from 0 places"):
-        estimate_sigma(np.zeros((64, 64, 3)), np.indices((64, 64)).sum(0)[..., None] % 2)
+        estimate_sigma(np.zeros((64, 64, 3)), np.indices((64, 64)).sum(0)[..., None] % 2 > 0)

@@ -52,8 +52,9 @@ def test_complex_measurements_are_fitted_by_modulus():
     y = dd.simulate(operator, x, 0.1, jax.random.key(1))
     assert jnp.iscomplexobj(y)
     problem = dd.Problem(operator, y, 0.1)
-    # The noise has variance 0.01 in the real and in the imaginary part; 144 entries, gate at five standard errors.
-    assert abs(float(problem.misfit(x)) - 0.02) < 5 * 0.02 / np.sqrt(144)
+    # Two numbers per entry, each with noise of variance 0.01: 288 squares, gate at five standard errors.
+    assert problem.num_observed == 288
+    assert abs(float(problem.misfit(x)) - 0.01) < 5 * 0.01 * np.sqrt(2 / 288)
     gradient = problem.grad(x)
     assert gradient.dtype == jnp.float32
     residual = np.fft.ifft2(np.asarray(operator.forward(x) - y), axes=(0, 1), norm="ortho").real / 0.01

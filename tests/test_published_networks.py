@@ -62,8 +62,8 @@ def test_every_published_network_brings_its_settings(file, signature):
     assert heads or fields["head_width"] == 64
     card = adm_unet.describe(fields, shapes)
     assert card["schedule"]["name"] == schedule
-    assert build_schedule(card["schedule"]).num_timesteps == count
-    assert card["architecture"]["time_scale"] == (1000 / count if rescaled else 1)
+    assert build_schedule(card["schedule"]).num_levels == count
+    assert card["schedule"].get("time_scale", 1) == (1000 / count if rescaled else 1)
     assert card["image_shape"] == (side, side, 3)
     (note,) = card["notes"]
     assert file in note
@@ -103,10 +103,16 @@ def predicted(folder, recorded):
     x, t = jnp.asarray(recorded["x_t"].transpose(0, 2, 3, 1)), jnp.asarray(recorded["t"].astype(np.int32))
     labels = jnp.asarray(recorded["labels"].astype(np.int32)) if "labels" in recorded else None
 
-    def eps(x, t, label):
-        return dataclasses.replace(prior, label=label).eps(x, t)
+    def eps(x, level, label):
+        return dataclasses.replace(prior, label=label).predict(x, level)[1]
 
-    return prior, jax.jit(jax.vmap(eps))(x, t, labels)
+    levels = jax.tree.map(jnp.float32, schedule_of(prior).at_time(np.asarray(t)))
+    return prior, jax.jit(jax.vmap(eps))(x, levels, labels)
+
+
+def schedule_of(prior):
+    assert isinstance(prior.schedule, dd.VPSchedule)
+    return prior.schedule
 
 
 def tables_agree(schedule, recorded):
@@ -171,9 +177,9 @@ def test_the_command_line_has_a_flag_for_every_assumption(tmp_path, capsys):
     assert cli.main([*call, str(tmp_path / "given"), *words]) == 0
     given = json.loads((tmp_path / "given" / "card.json").read_text())
     assert given["notes"] == []
-    assert given["schedule"] == {"name": "cosine", "num_timesteps": 50}
+    assert given["schedule"] == {"name": "cosine", "num_timesteps": 50, "time_scale": 20}
     fields = given["architecture"]
-    assert (fields["time_scale"], fields["attention_order"], fields["num_heads"]) == (20, "new", 2)
+    assert (fields["attention_order"], fields["num_heads"]) == ("new", 2)
     assert given["image_shape"] == [8, 8, 3]
     assert cli.main([*call, str(tmp_path / "both"), "--num-heads", "2", "--head-width", "16"]) == 2
     assert "not both" in capsys.readouterr().err
@@ -205,12 +211,12 @@ def test_any_table_is_kept_and_read_again(tmp_path):
     card, folder = converted(tmp_path, {**tiny(), "alphas_cumprod": table.astype(np.float32)})
     assert card.schedule["name"] == "table"
     assert any("read from alphas_cumprod" in note for note in card.notes)
-    np.testing.assert_allclose(dd.load_prior(folder).schedule.alpha_bar, table, rtol=1e-6)
+    np.testing.assert_allclose(schedule_of(dd.load_prior(folder)).alpha_bar, table, rtol=1e-6)
     np.save(tmp_path / "table.npy", table)
     np.save(tmp_path / "betas.npy", 1 - table / np.append(1, table[:-1]))
     for name in ("table", "betas"):
         card, folder = converted(tmp_path, tiny(), noise_schedule=str(tmp_path / f"{name}.npy"))
-        np.testing.assert_allclose(dd.load_prior(folder).schedule.alpha_bar, table, rtol=1e-6)
+        np.testing.assert_allclose(schedule_of(dd.load_prior(folder)).alpha_bar, table, rtol=1e-6)
 
 
 def test_buffers_are_checked_used_and_skipped_by_name(tmp_path):
@@ -218,7 +224,7 @@ def test_buffers_are_checked_used_and_skipped_by_name(tmp_path):
     buffers = {"alphas_cumprod": cosine, "posterior_variance": cosine, "step": np.float32(7)}
     card, folder = converted(tmp_path, {**tiny(), **buffers})
     assert card.schedule == {"name": "cosine", "num_timesteps": 200}
-    assert dd.load_prior(folder).schedule.num_timesteps == 200
+    assert dd.load_prior(folder).schedule.num_levels == 200
     assert any("posterior_variance, step" in note for note in card.notes)
     card, _ = converted(tmp_path, {**tiny(), **buffers}, noise_schedule="cosine")  # says the same
     assert card.schedule["num_timesteps"] == 200

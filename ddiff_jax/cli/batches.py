@@ -18,8 +18,8 @@ from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Stream, image_keys, stream_key
 from ddiff_jax.noise_level import estimate_sigma
-from ddiff_jax.operators import OPERATORS, Operator
-from ddiff_jax.problem import simulate
+from ddiff_jax.operators import OPERATORS, Operator, observed_entries
+from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.types import PRNGKey
 
@@ -90,7 +90,8 @@ class Reader:
             ValueError: it cannot be used; the message names the file.
         """
         settings = self._settings
-        array, notes = io.read(job.path, settings.shape[2], settings.options.full_scale)
+        finite = not settings.options.measured  # else which entries count is known further down
+        array, notes = io.read(job.path, settings.shape[2], settings.options.full_scale, finite=finite)
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
         operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
@@ -103,13 +104,19 @@ class Reader:
         if settings.options.measured:
             truth = None
             self._check_measurement(job.path, operator, array)
-            # Hidden pixels measure nothing, whatever the file shows there: as 0 they cannot enter the misfit.
-            mask = getattr(operator, "mask", None)
-            y = jnp.asarray(array if mask is None else np.where(np.asarray(mask) > 0, array, 0))
+            y = Problem(operator, jnp.asarray(array), 0.0).y  # whatever the file shows of hidden entries is gone
+            bad = int(np.sum(~np.isfinite(y)))
+            if bad:
+                raise ValueError(
+                    f"{job.path} holds NaN or infinity in {bad} of {y.size} entries; replace them, or hide them "
+                    "by a mask"
+                )
+            seen, values = observed_entries(operator, y.shape), np.asarray(y)
+            seen = None if seen is None else np.asarray(seen)
             if settings.estimated:
-                sigma_y = estimate_sigma(array, mask if mask is None else np.asarray(mask))
+                sigma_y = estimate_sigma(values, seen)
                 notes.append(f"noise level estimated as {sigma_y:.4f}")
-            notes += self._doubts(job.path, operator, array if mask is None else array[_cover(mask, array)], sigma_y)
+            notes += self._doubts(job.path, operator, values if seen is None else values[seen], sigma_y)
         else:
             truth = self.clean(job.path, array, notes)
             noise_key = stream_key(key, Stream.MEASUREMENT)
@@ -186,10 +193,6 @@ def _same_stem(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _cover(mask: Any, y: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(np.asarray(mask) > 0, y.shape)
-
-
 @functools.partial(jax.jit, static_argnames="shape")
 def _white(operator: Operator, shape: tuple[int, int, int]) -> jax.Array:
     return operator.forward(jnp.ones(shape, jnp.float32))
@@ -253,7 +256,7 @@ def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable
 @functools.partial(jax.jit, static_argnames="operator_axis")
 def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Any:
     def one(operator: Operator, x: Any, y: Any) -> Any:
-        return metrics.observed(operator, y) * jnp.abs(operator.forward(x) - y)
+        return jnp.abs(Problem(operator, y, 0.0).residual(x))
 
     return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
 
@@ -264,7 +267,7 @@ class Score:
 
     Args:
         residual: |A(x) - y| where observed, in the shape of the measurement.
-        metrics: misfit (mean squared residual where observed), its excess over the noise's power, and with a truth
+        metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
             PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
     """
 

@@ -10,6 +10,7 @@ from ddiff_jax import io
 from ddiff_jax.cli.batches import Item, Score
 from ddiff_jax.cli.figure import Panel, compare, error_map, picture
 from ddiff_jax.cli.settings import Settings
+from ddiff_jax.operators import observed_entries
 
 
 def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> dict[str, Any]:
@@ -21,13 +22,14 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         if _is_picture(y):
             files["measurement"] = job.result("measurement")
             io.write_png(files["measurement"], y)
-        if not _is_picture(y) or np.max(np.abs(y)) > 1 + 5 * item.sigma_y:  # more than noise is clipped in a PNG
+        seen = observed_entries(item.operator, y.shape)
+        # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
+        if not _is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
             files["measured_array"] = job.result("measurement", ".npy")
             io.write_array(files["measured_array"], y)
-        mask = getattr(item.operator, "mask", None)
-        if mask is not None:
+        if seen is not None:  # all channels alike
             files["mask"] = job.result("mask")
-            io.write_png(files["mask"], 2 * np.asarray(mask) - 1)
+            io.write_png(files["mask"], 2 * np.asarray(seen[..., :1], np.float32) - 1)
     io.save_png(files["comparison"], comparison(item, x, score, settings))
     io.write_png(files["restored"], x)
     return {

@@ -3,7 +3,6 @@
 from ddiff_jax.metrics.fidelity import PROTOCOLS, Protocol, psnr, ssim
 from ddiff_jax.metrics.measure import METRICS, measure
 from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
-from ddiff_jax.metrics.residual import misfit, noise_power, observed
 
 __all__ = [
     "BACKBONES",
@@ -16,9 +15,6 @@ __all__ = [
     "load_lpips",
     "lpips_hashes",
     "measure",
-    "misfit",
-    "noise_power",
-    "observed",
     "psnr",
     "ssim",
 ]

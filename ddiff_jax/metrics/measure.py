@@ -1,4 +1,9 @@
-"""All metrics of a batch of images in one compiled call. Images of a batch do not touch each other."""
+"""All metrics of a batch of images in one compiled call. Images of a batch do not touch each other.
+
+The paper's residual metric is not defined in the released code, and the two tables of the paper use different scales.
+What is computed here says what it is: `Problem.misfit`, the mean squared misfit over the observed numbers, and by how
+much it exceeds sigma_y^2, which is what the noise alone leaves of the true image.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -7,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ddiff_jax.metrics.fidelity import PROTOCOLS, WINDOW, psnr, ssim
 from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual
-from ddiff_jax.metrics.residual import misfit, noise_power
-from ddiff_jax.operators.base import Operator
+from ddiff_jax.operators.base import Operator, as_observed
+from ddiff_jax.problem import Problem
 
 Scores = dict[str, Float[Array, "..."]]
 
@@ -25,7 +30,9 @@ METRICS: dict[str, bool | None] = {
 }
 
 
-def _one(operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Mapping[str, Perceptual]) -> Scores:
+def _one(
+    operator: Operator, x: Any, y: Any, sigma_y: Any, observed: Any, truth: Any, lpips: Mapping[str, Perceptual]
+) -> Scores:
     scores: Scores = {}
     if truth is not None:
         is_picture = truth.ndim == 3
@@ -36,17 +43,18 @@ def _one(operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Ma
         for backbone, distance in lpips.items():
             if is_picture and min(truth.shape[:2]) >= distance.module.min_side:
                 scores[f"lpips_{backbone}"] = distance(x, truth)
-    scores["misfit"] = misfit(operator, x, y)
-    scores["misfit_excess"] = scores["misfit"] - noise_power(y, sigma_y)
+    problem = Problem(operator, y, sigma_y, observed=observed)
+    scores["misfit"] = problem.misfit(x)
+    scores["misfit_excess"] = scores["misfit"] - problem.sigma_y**2
     return scores
 
 
 @functools.partial(jax.jit, static_argnames="operator_axis")
 def _measure(
-    operator: Operator, x: Any, y: Any, sigma_y: Any, truth: Any, lpips: Any, operator_axis: int | None
+    operator: Operator, x: Any, y: Any, sigma_y: Any, observed: Any, truth: Any, lpips: Any, operator_axis: int | None
 ) -> Scores:
-    axes = (operator_axis, 0, 0, 0 if sigma_y.ndim else None, None if truth is None else 0, None)
-    return jax.vmap(_one, axes)(operator, x, y, sigma_y, truth, lpips)
+    of_images = (0 if value is not None and value.ndim else None for value in (sigma_y, observed, truth))
+    return jax.vmap(_one, (operator_axis, 0, 0, *of_images, None))(operator, x, y, sigma_y, observed, truth, lpips)
 
 
 def measure(
@@ -58,6 +66,7 @@ def measure(
     *,
     lpips: Mapping[str, Perceptual] | None = None,
     operator_axis: int | None = None,
+    observed: Bool[Array, "..."] | Bool[np.ndarray, "..."] | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure a batch of restorations.
 
@@ -69,6 +78,7 @@ def measure(
         truth: clean images; without them only the misfit can be measured.
         lpips: distances by the name of their backbone, "alex" or "vgg".
         operator_axis: as in `solve`.
+        observed: as in `solve`.
 
     Returns:
         Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of signals,
@@ -87,5 +97,7 @@ def measure(
     if np.shape(y)[:1] != np.shape(x)[:1]:
         raise ValueError(f"there must be one measurement per image; got {np.shape(y)[:1]} and {np.shape(x)[:1]}")
     sigma_y = jnp.asarray(sigma_y, jnp.float32)
-    scores = _measure(operator, jnp.asarray(x), jnp.asarray(y), sigma_y, truth, lpips, operator_axis)
+    y = jnp.asarray(y)
+    observed = None if observed is None else as_observed(observed, y.shape)
+    scores = _measure(operator, jnp.asarray(x), y, sigma_y, observed, truth, lpips, operator_axis)
     return jax.device_get(scores)

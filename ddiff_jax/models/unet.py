@@ -182,11 +182,11 @@ class Resample(nn.Module):
         return Conv(x.shape[-1], stride=stride, name="conv")(nearest(x) if self.up else x)
 
 
-def timestep_embedding(t: Shaped[Array, " N"], width: int, scale: float = 1.0) -> Float[Array, "N E"]:
+def timestep_embedding(t: Shaped[Array, " N"], width: int) -> Float[Array, "N E"]:
     """Embed timesteps, integer or fractional: cosines first, then sines, of geometric frequencies."""
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
-    phase = scale * t.astype(jnp.float32)[:, None] * frequencies[None]
+    phase = t.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.pad(jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1), ((0, 0), (0, width % 2)))
 
 
@@ -211,7 +211,6 @@ class UNet(nn.Module):
         conv_resample: these plain layers convolve.
         num_classes: number of labels, None if the network is unconditional.
         attention_order: "legacy" or "new", how the weights of q, k and v are laid out.
-        time_scale: factor on the timesteps; 1000 / T for networks trained with "rescaled" timesteps.
         dtype: type of the computation, "float32" or "bfloat16"; the statistics of the norms, the softmax, the embedding
             of the timestep, the last layer and the output are float32 always. Parameters are made in float32 and
             taken in either type; `cast` stores them in the type that is computed with.
@@ -233,7 +232,6 @@ class UNet(nn.Module):
     conv_resample: bool = True
     num_classes: int | None = None
     attention_order: str = "legacy"
-    time_scale: float = 1.0
     dtype: str = "float32"
 
     @nn.compact
@@ -245,9 +243,7 @@ class UNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         widths = [int(mult * self.model_channels) for mult in self.channel_mult]
         last = len(widths) - 1
-        emb = Linear(4 * self.model_channels, name="time_1")(
-            timestep_embedding(t, self.model_channels, self.time_scale)
-        )
+        emb = Linear(4 * self.model_channels, name="time_1")(timestep_embedding(t, self.model_channels))
         emb = Linear(4 * self.model_channels, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
             table = self.param("label", nn.initializers.normal(), (self.num_classes, 4 * self.model_channels))

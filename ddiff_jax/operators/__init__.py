@@ -8,6 +8,7 @@ from ddiff_jax.operators.base import (
     LinearOperator,
     Operator,
     dot_test,
+    observed_entries,
     spectral_norm,
 )
 from ddiff_jax.operators.blur import Blur, blur
@@ -25,6 +26,7 @@ from ddiff_jax.operators.inpainting import (
     released_box_mask,
     released_random_mask,
 )
+from ddiff_jax.operators.masked import LinearMasked, Masked, masked
 from ddiff_jax.operators.motion_blur import motion_blur, motion_kernel
 from ddiff_jax.operators.nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators.phase_retrieval import PhaseRetrieval, phase_retrieval
@@ -64,7 +66,9 @@ __all__ = [
     "Inpainting",
     "LinearComposition",
     "LinearFunction",
+    "LinearMasked",
     "LinearOperator",
+    "Masked",
     "NonlinearBlur",
     "Operator",
     "PhaseRetrieval",
@@ -81,9 +85,11 @@ __all__ = [
     "gaussian_blur",
     "high_dynamic_range",
     "inpainting",
+    "masked",
     "motion_blur",
     "motion_kernel",
     "nonlinear_blur",
+    "observed_entries",
     "phase_retrieval",
     "random_inpainting",
     "released_box_mask",

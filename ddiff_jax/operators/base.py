@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Bool, Shaped
 from numpy.typing import ArrayLike
 
 from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey, Scalar
@@ -18,6 +20,10 @@ class Operator(Protocol):
     """A noiseless, deterministic and differentiable map from one image to its measurement.
 
     Any object with this method serves, as long as it is a pytree (`ddiff_jax.pytree_dataclass` makes it one).
+
+    An operator that knows that not all entries of its measurement were observed says so by a second method,
+    `observed()`: booleans that broadcast to the measurement, true where an entry was observed. `forward` puts 0 at all
+    others. Whatever y holds there counts for nothing. Without the method all entries count.
     """
 
     def forward(self, x: Image) -> Measurement:
@@ -128,6 +134,63 @@ class DecomposableOperator(LinearOperator):
         parts = self.svd()
         coefficients = parts.from_measurement(y)
         return parts.to_image(parts.inverse().astype(coefficients.dtype) * coefficients)
+
+
+def observed_entries(operator: Operator, shape: tuple[int, ...] | None = None) -> Bool[jax.Array, "..."] | None:
+    """Ask an operator which entries of its measurement were observed.
+
+    Args:
+        operator: A.
+        shape: of the measurement; None leaves the answer in the operator's own shape, which broadcasts to it.
+
+    Returns:
+        True where one was; None if all were.
+
+    Raises:
+        TypeError: its `observed` is no method, or does not give booleans.
+        ValueError: what it gives does not broadcast to the measurement.
+    """
+    offer = getattr(operator, "observed", None)
+    if offer is None:
+        return None
+    name = f"{type(operator).__name__}.observed"
+    if not callable(offer):
+        raise TypeError(
+            f"{name} must be a method that tells which entries of the measurement were observed; it is a "
+            f"{type(offer).__name__}: rename the field, and let the method return it"
+        )
+    found: Any = offer()
+    return None if found is None else as_observed(found, found.shape if shape is None else shape, f"{name}()")
+
+
+def as_observed(
+    observed: Shaped[jax.Array, "..."] | Shaped[np.ndarray, "..."], shape: tuple[int, ...], what: str = "observed"
+) -> Bool[jax.Array, "..."]:
+    """Return booleans in the shape of a measurement.
+
+    Args:
+        observed: booleans, or known numbers 0 and 1, that broadcast to it; true or 1 where an entry was observed.
+        shape: of the measurement.
+        what: their name in messages.
+
+    Raises:
+        TypeError: other numbers.
+        ValueError: another shape.
+    """
+    values = jnp.asarray(observed)
+    if values.dtype != jnp.bool_:
+        if isinstance(values, Tracer) or not np.isin(values, (0, 1)).all():
+            raise TypeError(
+                f"{what} must hold booleans, true where an entry of y was observed; got {values.dtype}: write mask > 0"
+            )
+        values = values.astype(bool)
+    try:
+        return jnp.broadcast_to(values, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must broadcast to y; its shape is {values.shape}, that of y {shape}: a mask over the pixels needs "
+            "an axis of length 1 for the channels, mask[..., None]"
+        ) from error
 
 
 def spectral_norm(

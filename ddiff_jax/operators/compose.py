@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
-from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.operators.base import LinearOperator, Operator, observed_entries
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
 
@@ -25,6 +26,10 @@ class Composition:
     def forward(self, x: Image) -> Measurement:
         """Apply both."""
         return self.outer.forward(self.inner.forward(x))
+
+    def observed(self) -> Bool[Array, "..."] | None:
+        """Tell which entries were observed: what the outer operator says, which makes the measurement."""
+        return observed_entries(self.outer)
 
 
 @pytree_dataclass

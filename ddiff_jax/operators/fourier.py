@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpy.typing import ArrayLike
 
 from ddiff_jax.operators.base import DecomposableOperator, Decomposition, check_mask, check_shape
@@ -28,6 +28,10 @@ class Fourier(DecomposableOperator):
         axes = (0, 1)
         spectrum = jnp.fft.fftshift(jnp.fft.fft2(jnp.fft.ifftshift(x, axes), axes=axes, norm="ortho"), axes)
         return self.mask.astype(spectrum.dtype) * spectrum
+
+    def observed(self) -> Bool[Array, "H W 1"]:
+        """Tell which frequencies are sampled."""
+        return self.mask > 0
 
     def svd(self) -> Decomposition:
         """Decompose over real images, whose singular vectors are those of the Hartley transform.

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpy.typing import ArrayLike
 
 from ddiff_jax.operators.base import DecomposableOperator, Decomposition, check_mask, check_shape
@@ -29,6 +29,10 @@ class Inpainting(DecomposableOperator):
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C]."""
         return self.mask.astype(x.dtype) * x
+
+    def observed(self) -> Bool[Array, "H W 1"]:
+        """Tell which pixels are observed."""
+        return self.mask > 0
 
     def svd(self) -> Decomposition:
         """Decompose: pixels are singular vectors, the mask holds their singular values."""

@@ -60,7 +60,7 @@ class StepInfo:
     """What a step reports.
 
     Args:
-        misfit: mean |A(v) - y|^2 at the point v where the step met the data.
+        misfit: `Problem.misfit` at the point v where the step met the data.
         gap: ||x - z||, how far the data step's x lies from the denoised z; None from solvers that split nothing.
         dual: ||u||, the length of the dual variable; None from solvers that keep none.
     """
@@ -195,7 +195,7 @@ def ratio(x: Float[Array, "..."], y: Float[Array, ""]) -> Float[Array, "..."]:
 
 def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:
     """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
-    _, change = jax.jvp(problem.operator.forward, (x,), (direction,))
+    _, change = jax.jvp(problem.measured, (x,), (direction,))
     return sum_of_squares(change)
 
 

@@ -77,7 +77,7 @@ class DDiff:
 
     `ToTheNoise()` chooses every step's length and needs no tuning: the step s along -g (not normalised) that
     brings the residual of the linearised operator J down to the noise, and no further, is the smaller root of
-    ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m numbers in y; where the line does not get there, the
+    ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m observed numbers; where the line does not get there, the
     step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. There is no
     dual variable then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
@@ -198,9 +198,8 @@ def data_step(problem: Problem, v: Image, length: StepLength, gamma: Scalar | No
 
 def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Image]:
     half, g = jax.value_and_grad(problem.half_squared_residual)(v)
-    count = problem.y.size * (2 if jnp.iscomplexobj(problem.y) else 1)
-    excess = jnp.maximum(2 * half - count * problem.sigma_y**2, 0.0)
+    excess = jnp.maximum(2 * half - problem.num_observed * problem.sigma_y**2, 0.0)
     slope, curvature = jnp.sum(g**2), derivative_norm(problem, v, g)
     # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
     smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
-    return 2 * half / problem.y.size, v - jnp.minimum(smaller, ratio(slope, curvature)) * g
+    return 2 * half / problem.num_observed, v - jnp.minimum(smaller, ratio(slope, curvature)) * g

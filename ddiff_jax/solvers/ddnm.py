@@ -4,6 +4,7 @@ from typing import cast
 
 import jax.numpy as jnp
 
+from ddiff_jax.likelihood import sum_of_squares
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import DecomposableOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
@@ -88,7 +89,7 @@ class DDNM:
         is_clean = point.next_sigma_t >= noise_of_inverse
         keep = root(1 - self.eta**2)
         lam = jnp.where(is_clean, 1.0, keep * point.next_sigma_t / jnp.where(is_clean, 1.0, noise_of_inverse))
-        residual = operator.forward(x0_hat) - problem.y
+        residual = problem.residual(x0_hat)
         x = x0_hat - parts.to_image(lam * inverse * parts.from_measurement(residual))
 
         n = noise.draw(0, x_t.shape)
@@ -98,8 +99,7 @@ class DDNM:
         e_bar, n_bar = parts.from_image(e), parts.from_image(n)
         filled = jnp.where(is_clean, gamma * e_bar, gamma * n_bar)
         e = sigma * e + parts.to_image(filled - sigma * e_bar)  # in this form also where no coefficient reaches
-        misfit = jnp.mean(jnp.abs(residual) ** 2)
-        return point.next_signal * x + e, StepInfo(misfit=misfit)
+        return point.next_signal * x + e, StepInfo(sum_of_squares(residual) / problem.num_observed)
 
     def estimate(self, state: Image) -> Image:
         """Read the restored image off a state."""

@@ -60,8 +60,9 @@ class DPS:
         ValueError: a hyper-parameter is outside its range.
 
     Source: Chung et al. 2023 and its released code.
-    Differs: an exact fit gives no step instead of NaN. With inpainting, noise of the hidden pixels counts in the norm
-    as it does there.
+    Differs: an exact fit gives no step instead of NaN. The released code has noise in the pixels that inpainting hides,
+    and counts it in the norm, which shortens the steps. Here what y holds there counts for nothing; m hidden numbers
+    enter the norm as what they amount to on average, m sigma_y^2 under the root, so that zeta means the same.
     """
 
     zeta: Scalar
@@ -108,7 +109,10 @@ class DPS:
         f = (v + 1) / 2
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
-        return State(x - point.zeta * ratio(gradient, root(2 * half))), StepInfo(2 * half / problem.y.size)
+        count = problem.y.size * (2 if jnp.iscomplexobj(problem.y) else 1)
+        hidden = jnp.maximum(count - problem.num_observed, 0)
+        step = point.zeta * ratio(gradient, root(2 * half + hidden * problem.sigma_y**2))
+        return State(x - step), StepInfo(2 * half / problem.num_observed)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""

@@ -57,7 +57,7 @@ class REDDiff:
     1. x = mu + sigma_x0 n0, and x_t = a x + b n.
     2. e = eps(x_t), not clipped, taken as a constant.
     3. gradient = obs_weight / m J^T (A(x) - y) + w_t / N (e - n), with m and N the numbers in y and in the image,
-       w_t = lam phi(b / a): means, not sums, of measurement and image.
+       w_t = lam phi(b / a): means, not sums, of measurement and image; m counts hidden entries, as published.
     4. One step of Adam (beta 0.9 and 0.99) on mu.
 
     The result is the x of the last step, before its update of mu.
