@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
     "check": "tell whether a measurement operator of your own is sound",
+    "check-prior": "tell how well a prior denoises at every noise level",
     "evaluate": "restore a data set by several solvers and tabulate the results",
     "reproduce": "run a table or figure of the paper, beside the published numbers",
     "sample": "draw images from the prior alone, without a measurement",
@@ -21,7 +22,7 @@ USAGE = f"""usage: ddiff COMMAND [...]
 
 Solve imaging inverse problems with diffusion priors.
 
-{chr(10).join(f"  {name:<11}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<13}{text}" for name, text in COMMANDS.items())}
 
 examples:
   ddiff restore                                             a demonstration, into ./restored
@@ -74,4 +75,4 @@ def _dispatch(arguments: list[str]) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown command {command!r}; {guess}known: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"ddiff_jax.cli.{command}").run(rest)
+    return importlib.import_module(f"ddiff_jax.cli.{command.replace('-', '_')}").run(rest)
