@@ -128,7 +128,10 @@ def _read_file(path: Path) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
     try:
-        return _read_any(path)
+        found = _read_any(path)
+        if not all(text.isprintable() for text in (*found.tensors, *found.objects, *found.objects.values())):
+            raise ValueError("names in it have characters that cannot be printed")
+        return found
     except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, EOFError, KeyError, struct.error) as error:
         raise ValueError(f"{path} cannot be read as weights: {error or 'it is damaged'}") from error
     except (

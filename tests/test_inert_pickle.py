@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weights import Global, Tensor, write_zip
+from weights import Global, Tensor, dumps, write_zip
 
 from convert_weights import inert_pickle, records
 from convert_weights.torch_file import read_contents, read_tensors
@@ -189,6 +189,13 @@ def test_no_file_takes_for_ever(tmp_path, bomb):
     with pytest.raises(ValueError, match=r"bad\.pkl cannot be read as weights"):
         read_tensors(tmp_path / "bad.pkl")
     assert time.monotonic() - start < QUICKLY
+
+
+@pytest.mark.parametrize("tree", [{"a\n\x1b[2J": np.ones(2)}, {"a": Global("os", "system\r")}])
+def test_names_do_not_write_to_the_terminal(tmp_path, tree):
+    (tmp_path / "bad.pkl").write_bytes(dumps(tree))
+    with pytest.raises(ValueError, match="characters that cannot be printed"):
+        read_tensors(tmp_path / "bad.pkl")
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ class Options:
     noise_schedule: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
     num_timesteps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     beta_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FIRST LAST")] = None
-    rescale_timesteps: bool | None = None
-    attention_order: Literal["legacy", "new"] | None = None
+    rescale_timesteps: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
+    attention_order: Annotated[Literal["legacy", "new"] | None, tyro.conf.arg(metavar="{legacy,new}")] = None
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "int16"] = "float32"
