@@ -95,6 +95,7 @@ def convert(
     num_timesteps: int | None = None,
     beta_range: tuple[float, float] | None = None,
     rescale_timesteps: bool | None = None,
+    prediction: str | None = None,
     attention_order: str | None = None,
     head_width: int | None = None,
     num_heads: int | None = None,
@@ -118,6 +119,7 @@ def convert(
         num_timesteps: T, the levels of the noise schedule.
         beta_range: first and last beta of a linear schedule.
         rescale_timesteps: the network was trained on t * 1000 / T.
+        prediction: what the network predicts: "eps", "v" or "x0".
         attention_order: "legacy" or "new".
         head_width: channels per attention head.
         num_heads: heads per attention layer, instead of a head width.
@@ -153,6 +155,7 @@ def convert(
         "num_timesteps": num_timesteps,
         "beta_range": beta_range,
         "rescale_timesteps": rescale_timesteps,
+        "prediction": prediction,
         "attention_order": attention_order,
         "head_width": head_width,
         "num_heads": num_heads,

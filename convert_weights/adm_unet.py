@@ -10,7 +10,10 @@ from convert_weights import published, schedules
 from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
 
 FLAGS = frozenset(
-    "image_size attention_order head_width num_heads noise_schedule num_timesteps beta_range rescale_timesteps".split()
+    (
+        "image_size attention_order head_width num_heads noise_schedule num_timesteps beta_range rescale_timesteps "
+        "prediction"
+    ).split()
 )
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 
@@ -227,6 +230,7 @@ def describe(
     *,
     image_size: int | None = None,
     rescale_timesteps: bool | None = None,
+    prediction: str | None = None,
     attention_order: str | None = None,
     head_width: int | None = None,
     num_heads: int | None = None,
@@ -242,6 +246,7 @@ def describe(
             others.
         rescale_timesteps: the network is given t * 1000 / T; None means as published, and as the training code of this
             kind of network does for others.
+        prediction: what the network predicts, "eps", "v" or "x0"; None means the noise, as published.
         attention_order: as given by a flag; None if `infer` chose it. So are the next two.
         head_width: see attention_order.
         num_heads: see attention_order.
@@ -260,9 +265,9 @@ def describe(
         scaled = f"{', rescaled to 1000' * rescale}" if count != 1000 else ""
         notes.append(
             f"the {len(shapes)} shapes are those of {known.files}, whose settings hold where no flag or buffer says "
-            f"otherwise: {schedules.describe(chosen)} (--noise-schedule){scaled}, attention with {heads} (--num-heads, "
-            f"--head-width) in the {fields['attention_order']} order (--attention-order), images of {size}x{size} "
-            "(--image-size)"
+            f"otherwise: {schedules.describe(chosen)} (--noise-schedule){scaled}, prediction of the noise "
+            f"(--prediction), attention with {heads} (--num-heads, --head-width) in the {fields['attention_order']} "
+            f"order (--attention-order), images of {size}x{size} (--image-size)"
         )
     else:
         size = 8 * 2 ** (levels - 1) if image_size is None else image_size
@@ -277,6 +282,8 @@ def describe(
             notes.append(
                 f"{fields['attention_order']} order of the attention layers assumed; --attention-order changes it"
             )
+        if prediction is None:
+            notes.append("the network assumed to predict the noise; --prediction changes it")
         if rescale_timesteps is None and count != 1000:
             done = "" if rescale else "not "
             notes.append(f"timesteps assumed {done}to be rescaled to 1000; --rescale-timesteps changes it")
@@ -284,6 +291,7 @@ def describe(
         raise ValueError(f"the image size must be a multiple of {2 ** (levels - 1)} for {levels} levels; got {size}")
     return {
         "architecture": fields,
+        "prediction": prediction or "eps",
         "image_shape": (size, size, fields["in_channels"]),
         "schedule": {**chosen, "time_scale": 1000 / count} if rescale and count != 1000 else chosen,
         "notes": [*notes, said] if said else notes,

@@ -1,14 +1,15 @@
 """The noise schedule of a checkpoint: as a flag says, as buffers in the file say, as published, or assumed."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
 
 from convert_weights.published import Settings
-from ddiff_jax.card import SCHEDULES, build_schedule
+from ddiff_jax.card import build_schedule
 from ddiff_jax.config import nearest
+from ddiff_jax.schedule import VPSchedule
 
 TABLES = ("alphas_cumprod", "betas")
 BUFFERS = frozenset(
@@ -113,7 +114,7 @@ def linear(count: int, ends: tuple[float, float] | None = None, name: str = "lin
 
 
 def _levels(values: Mapping[str, Any]) -> np.ndarray:
-    return np.asarray(build_schedule(values).alpha_bar)
+    return np.asarray(cast(VPSchedule, build_schedule(values)).alpha_bar)
 
 
 def choose(
@@ -172,7 +173,7 @@ def choose(
 
 
 def _named(name: str, count: int, ends: tuple[float, float] | None) -> dict[str, Any]:
-    names = [known for known in SCHEDULES if known != "table"]
+    names = ["linear", "cosine", "scaled_linear"]
     if name not in names:
         raise ValueError(f"unknown noise schedule {name!r}; {nearest(name, names)}, or the path of an .npy file")
     if name == "cosine":

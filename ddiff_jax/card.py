@@ -9,18 +9,29 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddiff_jax.config import check_keys, check_name
-from ddiff_jax.schedule import VPSchedule, cosine_schedule, linear_schedule, scaled_linear_schedule
+from ddiff_jax.priors.network import SIGMA_DATA, Prediction
+from ddiff_jax.schedule import (
+    EDMSchedule,
+    FlowSchedule,
+    Schedule,
+    VPSchedule,
+    cosine_schedule,
+    linear_schedule,
+    scaled_linear_schedule,
+)
 
 FORMAT = 2
 DTYPES = ("float32", "int16")
 
 
 # Name on a card to what builds the schedule from the card's other entries; "table" lists `alpha_bar` itself.
-SCHEDULES: dict[str, Callable[..., VPSchedule]] = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear_schedule,
     "cosine": cosine_schedule,
     "scaled_linear": scaled_linear_schedule,
     "table": VPSchedule,
+    "edm": EDMSchedule,
+    "flow": FlowSchedule,
 }
 
 
@@ -38,6 +49,8 @@ class Card:
         num_parameters: how many there are.
         source: name and SHA-256 of the file the weights came from.
         licence: under which terms they may be used.
+        prediction: what the network predicts, see `DiffusionPrior`; None for networks that are no prior.
+        sigma_data: of `DiffusionPrior`.
         notes: what else a user should know, such as assumptions made on conversion.
         files: SHA-256 of every weight file, by its path inside the folder.
         format: version of this layout.
@@ -51,6 +64,8 @@ class Card:
     num_parameters: int
     source: dict[str, str]
     licence: str
+    prediction: Prediction | None = None
+    sigma_data: float = SIGMA_DATA
     notes: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
@@ -81,7 +96,7 @@ def parse_card(text: str) -> Card:
     return Card(**{**values, "image_shape": tuple(values["image_shape"])})
 
 
-def build_schedule(values: Mapping[str, Any]) -> VPSchedule:
+def build_schedule(values: Mapping[str, Any]) -> Schedule:
     """Build the noise schedule of a card.
 
     Raises:

@@ -297,4 +297,13 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
         schedule = build_schedule(card.schedule)
     except ValueError as error:
         raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: {error}") from error
-    return DiffusionPrior(module.cast(params), schedule, module, card.image_shape)
+    if card.prediction is None:
+        raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: a prior must say its prediction")
+    return DiffusionPrior(
+        module.cast(params),
+        schedule,
+        module,
+        card.image_shape,
+        prediction=card.prediction,
+        sigma_data=card.sigma_data,
+    )

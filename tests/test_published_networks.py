@@ -167,6 +167,7 @@ def test_the_command_line_has_a_flag_for_every_assumption(tmp_path, capsys):
         "--attention-order": "new",
         "--num-heads": "2",
         "--image-size": "8",
+        "--prediction": "v",
     }
     assumed = json.loads((tmp_path / "assumed" / "card.json").read_text())
     assert assumed["notes"]
@@ -177,6 +178,7 @@ def test_the_command_line_has_a_flag_for_every_assumption(tmp_path, capsys):
     assert cli.main([*call, str(tmp_path / "given"), *words]) == 0
     given = json.loads((tmp_path / "given" / "card.json").read_text())
     assert given["notes"] == []
+    assert given["prediction"] == "v" and assumed["prediction"] == "eps"
     assert given["schedule"] == {"name": "cosine", "num_timesteps": 50, "time_scale": 20}
     fields = given["architecture"]
     assert (fields["attention_order"], fields["num_heads"]) == ("new", 2)

@@ -65,7 +65,7 @@ def save_tiny_prior(folder):
     module = checkpoint.build_module("adm_unet", fields)
     params = normal_like(checkpoint.abstract_params(module), 0.02)
     schedule = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-    card = checkpoint.Card("adm_unet", fields, (16, 16, 3), schedule, "float32", 0, {}, "free")
+    card = checkpoint.Card("adm_unet", fields, (16, 16, 3), schedule, "float32", 0, {}, "free", "eps")
     return checkpoint.save_weights(folder, params, card)
 
 

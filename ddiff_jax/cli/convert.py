@@ -40,6 +40,7 @@ class Options:
         num_timesteps: Levels of the noise schedule.
         beta_range: First and last beta of a linear schedule.
         rescale_timesteps: Whether the network was trained on timesteps that are rescaled to 1000.
+        prediction: What the network predicts: the noise (eps), v or the clean image (x0).
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head.
         num_heads: Attention heads per layer, instead of their width.
@@ -58,6 +59,7 @@ class Options:
     num_timesteps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     beta_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FIRST LAST")] = None
     rescale_timesteps: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
+    prediction: Annotated[Literal["eps", "v", "x0"] | None, tyro.conf.arg(metavar="{eps,v,x0}")] = None
     attention_order: Annotated[Literal["legacy", "new"] | None, tyro.conf.arg(metavar="{legacy,new}")] = None
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
