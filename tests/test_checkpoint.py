@@ -104,7 +104,7 @@ def change_card(folder, **changes):
         ({"schedule": {"name": "cosine", "beta_end": 0.1}}, "unknown key in noise schedule cosine: 'beta_end'"),
         ({"schedule": {"name": "linear", "beta_start": 2.0}}, "0 < beta_start <= beta_end < 1"),
         ({"schedule": {"name": "table", "alpha_bar": [0.1, 0.9]}}, "decreasing sequence"),
-        ({"schedule": {"name": "table", "alpha_bar": [[0.9], 0.1]}}, "alpha_bar must be list"),
+        ({"schedule": {"name": "table", "alpha_bar": [[0.9], 0.1]}}, "alpha_bar must be"),
         ({"schedule": {"name": "table"}}, "noise schedule table cannot be built"),
         ({"files": {"../weights.safetensors": "0"}}, "'../weights.safetensors', which is no path inside the folder"),
         ({"files": {"/etc/passwd": "0"}}, "'/etc/passwd', which is no path inside the folder"),

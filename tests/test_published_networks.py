@@ -116,8 +116,8 @@ def schedule_of(prior):
 
 
 def tables_agree(schedule, recorded):
-    count = schedule.num_timesteps
-    ours = schedule.alpha_bar[jnp.asarray([0, 1, count // 2, count - 2, count - 1])]
+    count = schedule.num_levels
+    ours = np.asarray(schedule.alpha_bar)[[0, 1, count // 2, count - 2, count - 1]]
     np.testing.assert_allclose(ours, recorded["alphas_cumprod"], rtol=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_any_table_is_kept_and_read_again(tmp_path):
 
 
 def test_buffers_are_checked_used_and_skipped_by_name(tmp_path):
-    cosine = np.asarray(dd.cosine_schedule(200).alpha_bar)
+    cosine = np.asarray(dd.cosine_schedule(200).alpha_bar, np.float32)
     buffers = {"alphas_cumprod": cosine, "posterior_variance": cosine, "step": np.float32(7)}
     card, folder = converted(tmp_path, {**tiny(), **buffers})
     assert card.schedule == {"name": "cosine", "num_timesteps": 200}
