@@ -225,7 +225,7 @@ def test_buffers_are_checked_used_and_skipped_by_name(tmp_path):
     cosine = np.asarray(dd.cosine_schedule(200).alpha_bar, np.float32)
     buffers = {"alphas_cumprod": cosine, "posterior_variance": cosine, "step": np.float32(7)}
     card, folder = converted(tmp_path, {**tiny(), **buffers})
-    assert card.schedule == {"name": "cosine", "num_timesteps": 200}
+    assert card.schedule == {"name": "cosine", "num_timesteps": 200, "time_scale": 5.0}
     assert dd.load_prior(folder).schedule.num_levels == 200
     assert any("posterior_variance, step" in note for note in card.notes)
     card, _ = converted(tmp_path, {**tiny(), **buffers}, noise_schedule="cosine")  # says the same
