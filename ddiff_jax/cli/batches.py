@@ -22,6 +22,7 @@ from ddiff_jax.operators import OPERATORS, Operator, observed_entries
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.types import PRNGKey
 
+MOST_CUT_OFF = 0.05  # of a noisy picture, before it is mentioned
 READERS: dict[str, Callable[[Path], tuple[np.ndarray, list[str]]]] = {"mask": io.read_mask, "kernel": io.read_kernel}
 
 
@@ -111,10 +112,13 @@ class Reader:
                     f"{job.path} holds NaN or infinity in {bad} of {y.size} entries; replace them, or hide them "
                     "by a mask"
                 )
+            seen = observed_entries(operator, y.shape)
+            seen = None if seen is None else np.asarray(seen)
             if settings.estimated:
-                seen = observed_entries(operator, y.shape)
-                sigma_y = estimate_sigma(np.asarray(y), seen if seen is None else np.asarray(seen))
+                sigma_y = estimate_sigma(np.asarray(y), seen)
                 notes.append(f"noise level estimated as {sigma_y:.4f}")
+            if sigma_y > 0 and job.path.suffix.lower() not in io.ARRAY_SUFFIXES:
+                notes += _cut_off(np.asarray(y), seen)
         else:
             truth = self._clean(job.path, array, notes)
             noise_key = stream_key(key, Stream.MEASUREMENT)
@@ -149,6 +153,16 @@ class Reader:
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]} pixels"
+
+
+def _cut_off(y: np.ndarray, seen: np.ndarray | None) -> list[str]:
+    """Tell of a picture whose levels end where its noise would go on: 1 dB is lost at noise 0.2."""
+    share = float(np.mean(np.abs(y) >= 1, where=True if seen is None else seen))
+    if share < MOST_CUT_OFF:
+        return []
+    return [
+        f"{share:.0%} of what was observed is black or white: a picture cuts its noise off, an array (.npy) does not"
+    ]
 
 
 def _read_file(name: str, path: Path) -> tuple[np.ndarray, list[str]]:
