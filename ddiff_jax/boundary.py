@@ -27,7 +27,7 @@ PARTS: dict[str, tuple[tuple[str, ...], str]] = {
         "take one of ddiff_jax.operators, give your class a method forward(x), or wrap a function of one image: "
         "operators.from_function(function, shape)",
     ),
-    "likelihood": (("data_term", "precision", "sample"), "take Gaussian() or Poisson(photons=...)"),
+    "likelihood": (("data_term", "precision"), "take Gaussian() or Poisson(photons=...)"),
     "problem": (("operator", "y", "sigma_y", "likelihood"), "take Problem(operator, y, sigma_y)"),
 }
 

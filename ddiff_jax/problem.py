@@ -65,8 +65,7 @@ class Problem:
         seen = observed_entries(self.operator, self.y.shape)
         if seen is None:
             return max(per_entry * self.y.size, 1)
-        count = jnp.sum(seen, dtype=jnp.finfo(self.y.dtype).dtype)
-        return jnp.maximum(per_entry * count, 1)
+        return jnp.maximum(per_entry * jnp.sum(seen, dtype=jnp.finfo(self.y.dtype).dtype), 1)
 
     def measured(self, x: Image) -> Measurement:
         """Compute A(x), 0 where nothing was observed."""

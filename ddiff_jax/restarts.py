@@ -87,8 +87,8 @@ def solve_restarts(
         raise ValueError(f"the number of restarts must be a whole number, at least 1; got {restarts}")
     noise_model = Gaussian() if likelihood is None else likelihood
     parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
-    arrays = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed}
-    y, sigma_y, observed, _ = check_batch(parts, arrays, operator_axis)
+    given = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed}
+    y, sigma_y, observed, _ = check_batch(parts, given, operator_axis)
     num_images = keys.shape[0]
 
     def repeat(leaf: Array) -> Array:

@@ -334,8 +334,8 @@ def solve(
     """
     noise_model = Gaussian() if likelihood is None else likelihood
     parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
-    arrays = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed, "x_init": x_init, "noise": noise}
-    y, sigma_y, observed, shape = check_batch(parts, arrays, operator_axis)
+    given = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed, "x_init": x_init, "noise": noise}
+    y, sigma_y, observed, shape = check_batch(parts, given, operator_axis)
     check_sigma(sigma_y)
     # As every image has it, but for the arrays.
     seen = _seen(prior, operator if observed is None else masked(operator, observed))

@@ -208,6 +208,17 @@ def test_what_was_measured_restores_as_what_was_simulated(ddiff, quick_prior, ta
     assert np.mean((back - ours) ** 2) < 1e-4  # 46 dB: next to errors of 30 dB that is 0.1 dB
 
 
+def test_a_picture_that_cuts_its_noise_off_is_mentioned(ddiff, quick_prior, photos):
+    photo, task = photos / "photo0.png", ("--task", "random_inpainting", "--sigma", 0.3)
+    assert ddiff("restore", photo, *task, "--output", "out", *QUICK)[0] == 0
+    text = "of what was observed is black or white: a picture cuts its noise off, an array (.npy) does not"
+    for suffix in (".png", ".npy"):
+        measured = (f"out/photo0_measurement{suffix}", "--measured", "--mask", "out/photo0_mask.png")
+        code, _, err = ddiff("restore", *measured, *task, "--output", f"again{suffix}", *QUICK)
+        assert code == 0, err
+        assert (text in err) == (suffix == ".png")
+
+
 def test_masks_of_a_folder(ddiff, quick_prior, photos):
     Path("masks").mkdir()
     save_mask("masks/photo0.png", slice(0, 20))

@@ -97,6 +97,20 @@ def test_the_misfit_of_the_truth_is_the_noise_per_observed_number(physics):
     np.testing.assert_allclose(misfit, problem.misfit(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ddiff to the noise", "dps", "diffpir", "ddnm"])
+def test_steps_report_the_noise_power_where_they_meet_complex_data_at_the_truth(name):
+    # The convergence curves of a report draw these numbers beside a line at sigma_y^2.
+    shape = (16, 16, 3)
+    operator = operators.undersampled_fourier(shape, jax.random.key(0), acceleration=2.0)
+    x = jax.random.uniform(jax.random.key(1), shape, minval=-0.9, maxval=0.9)
+    problem = dd.Problem(operator, dd.simulate(operator, x, 0.1, jax.random.key(2)), 0.1)
+    prior = dd.GaussianPrior(x, jnp.float32(1e-12), dd.linear_schedule(), shape)
+    info = jax.jit(dd.solve_one)(SOLVERS[name], prior, problem, jax.random.key(3)).info
+    gate = 5 * np.sqrt(2 / (16 * 16 * 3))  # half the entries, two numbers each
+    np.testing.assert_allclose(info.misfit[0] / 0.1**2, 1, atol=gate)
+    np.testing.assert_allclose(info.misfit[0], problem.misfit(x), rtol=1e-3)
+
+
 @pytest.mark.parametrize("physics", KNOWN)
 def test_zeros_where_nothing_was_observed_stop_at_the_noise(physics):
     # A prior so wide that it says nothing: the data alone decide where the steps end.
@@ -141,6 +155,9 @@ def test_every_image_may_have_its_own_holes():
     y = jax.random.normal(jax.random.key(6), (3, 4, 4, 3))
     solver, prior = SOLVERS["diffpir"], gaussian_prior(SHAPE)
     together = dd.solve(solver, prior, operator, y, 0.1, keys, observed=seen)
+    mesh = jax.make_mesh((1,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = dd.solve(solver, prior, operator, y, 0.1, keys, observed=seen, mesh=mesh)
+    np.testing.assert_allclose(spread.x, together.x, atol=PROGRAMS)
     solve_one = jax.jit(dd.solve_one)
     for i in range(3):
         one = solve_one(solver, prior, dd.Problem(operator, y[i], 0.1, observed=seen[i]), keys[i])

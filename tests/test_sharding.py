@@ -26,7 +26,8 @@ one, four = run(), run(mesh=mesh)
 assert len(four.x.sharding.device_set) == 4, four.x.sharding
 np.testing.assert_allclose(np.asarray(four.x), np.asarray(one.x), atol=1e-5)
 try:
-    dd.solve(solver, prior, masks, y[:6], 0.05, keys[:6], operator_axis=0, mesh=mesh)
+    six = jax.tree.map(lambda mask: mask[:6], masks)
+    dd.solve(solver, prior, six, y[:6], 0.05, keys[:6], operator_axis=0, mesh=mesh)
 except ValueError as error:
     assert "cannot be spread evenly over 4 devices" in str(error)
 else:

@@ -23,6 +23,8 @@ from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.types import PRNGKey
 
+MOST_CUT_OFF = 0.05  # of a noisy picture, before it is mentioned
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -117,6 +119,8 @@ class Reader:
                 sigma_y = estimate_sigma(values, seen)
                 notes.append(f"noise level estimated as {sigma_y:.4f}")
             notes += self._doubts(job.path, operator, values if seen is None else values[seen], sigma_y)
+            if sigma_y > 0 and not io.is_array(job.path):
+                notes += _cut_off(values, seen)
         else:
             truth = self.clean(job.path, array, notes)
             noise_key = stream_key(key, Stream.MEASUREMENT)
@@ -183,6 +187,16 @@ def _channels_first(shape: Sequence[int], wanted: Sequence[int]) -> str:
     """Give the cure for arrays as PyTorch has them."""
     is_first = len(shape) == 3 and shape[2] > 3 and (*shape[1:], shape[0]) == tuple(wanted)
     return "; channels come last here: save np.moveaxis(x, 0, -1)" if is_first else ""
+
+
+def _cut_off(y: np.ndarray, seen: np.ndarray | None) -> list[str]:
+    """Tell of a picture whose levels end where its noise would go on: 1 dB is lost at noise 0.2."""
+    share = float(np.mean(np.abs(y) >= 1, where=True if seen is None else seen))
+    if share < MOST_CUT_OFF:
+        return []
+    return [
+        f"{share:.0%} of what was observed is black or white: a picture cuts its noise off, an array (.npy) does not"
+    ]
 
 
 def _same_stem(folder: Path, stem: str) -> Path:

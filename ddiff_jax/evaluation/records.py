@@ -10,7 +10,7 @@ from typing import Any
 from ddiff_jax.evaluation.plan import Cell
 from ddiff_jax.records import Records
 
-FORMAT = 1  # of a record; part of its fingerprint
+FORMAT = 2  # of a record; part of its fingerprint
 
 DONE = ("ok", "diverged", "no truth")  # what the same settings would only find again
 
