@@ -14,8 +14,8 @@ Image: TypeAlias = Float[Array, "H W C"]
 Measurement: TypeAlias = Float[Array, "..."] | Complex[Array, "..."]
 """What an operator makes of one image; any shape, real or complex."""
 
-Timestep: TypeAlias = Int[Array, ""] | Float[Array, ""]
-"""Index into the noise schedule; 0 is the least noisy. Fractions only where a solver needs them."""
+Timestep: TypeAlias = int | float | np.number | Int[Array, ""] | Float[Array, ""]
+"""Place in the noise schedule: 0 is the least noisy level, -1 the clean image; fractions lie between two levels."""
 
 PRNGKey: TypeAlias = Key[Array, ""]
 """A typed JAX key, `jax.random.key(seed)`."""
@@ -44,7 +44,7 @@ def float_type(y: Any) -> Any:
 
 def to_type(tree: Tree, dtype: Any) -> Tree:
     """Bring the arrays of a tree to float32 or float64, complex ones to the same width; other types stay."""
-    real, pair = ("float64", "complex128") if dtype == jnp.float64 else ("float32", "complex64")
+    real, pair = ("float64", "complex128") if jnp.dtype(dtype) == jnp.float64 else ("float32", "complex64")
     wanted = {"float32": real, "float64": real, "complex64": pair, "complex128": pair}
 
     def one(leaf: Any) -> Any:

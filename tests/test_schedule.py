@@ -1,6 +1,11 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import gaussian_prior
+from weights import smoothing_prior
 
 from ddiff_jax import NoiseSchedule, linear_schedule
 from ddiff_jax.schedule import respaced_timesteps
@@ -58,6 +63,26 @@ def test_respaced_sequences_are_strictly_decreasing_and_end_at_zero():
 def test_impossible_step_counts_are_refused(num_steps):
     with pytest.raises(ValueError, match="between 1 and 1000"):
         respaced_timesteps(1000, num_steps)
+
+
+@pytest.mark.parametrize("make", [smoothing_prior, lambda: gaussian_prior((64, 64, 3), mean=0.1, clip=False)])
+def test_denoise_takes_fractions_and_the_clean_level(make):
+    prior = dataclasses.replace(make(), clip=False)
+    x = jax.random.normal(jax.random.key(0), (64, 64, 3))
+    for clean in (-1, -1.0, jnp.int32(-1), jnp.float32(-1.0)):
+        np.testing.assert_array_equal(prior.denoise(x, clean), x)
+    np.testing.assert_allclose(prior.denoise(x, 500.0), prior.denoise(x, 500), rtol=1e-4, atol=1e-4)
+    # Half-way between two levels the signal-to-noise ratio is their geometric mean.
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    ratio = np.sqrt(np.prod(alpha_bar[500:502] / (1 - alpha_bar[500:502])))
+    eps = np.asarray(prior.eps(x, 500.5))
+    want = (np.asarray(x) - np.sqrt(1 / (1 + ratio)) * eps) / np.sqrt(ratio / (1 + ratio))
+    np.testing.assert_allclose(prior.denoise(x, 500.5), want, rtol=1e-4, atol=1e-4)
+
+
+def test_fractions_below_the_first_level_count_as_it():
+    for ours, at in zip(linear_schedule().levels(jnp.asarray([-0.5, 0.0, -1.0])), (0.9999, 1e-4), strict=True):
+        np.testing.assert_allclose(ours, [at, at, round(at)], rtol=FLOAT32_ROUNDING)
 
 
 @pytest.mark.parametrize("table", [[0.5, 0.9], [1.0, 0.5], [0.9, 0.0], []])

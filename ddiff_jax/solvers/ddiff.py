@@ -66,6 +66,9 @@ class DDiff:
     step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. The dual
     variable stays zero then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
+    Derivatives: none pass through clipped pixels of z, and t0 and t_gamma, which choose among timesteps, have 0. Where
+    one length of step gives way to another, there is a kink.
+
     Args:
         gamma: gamma_0, the base step length: the L2 length of the data step for a 256x256x3 image, in units of the
             image range [-1, 1]. Other sizes scale it by sqrt(numbers in the image / 196608), so that the change

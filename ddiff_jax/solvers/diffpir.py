@@ -51,6 +51,9 @@ class DiffPIR:
     4. x_s = sqrt(ab_s) x + sqrt(1 - zeta) (sqrt(1 - ab_s - s^2) eps_hat + s n) + sqrt(zeta (1 - ab_s)) n', with
        s = eta sqrt((1 - ab_s) / (1 - ab_t) beta_t); one draw stands for both n and n'.
 
+    Derivatives: none pass through clipped pixels of z. At zeta = 1 and at zeta = eta = 0 a root has an infinite slope,
+    which counts as 0. To sigma_y below 0.002 the derivative is 0.
+
     Args:
         lam: lambda, weight of the prior in the published units: the halved sigma_y in rho_t is the noise level of
             images in [0, 1], where the published codes state it.

@@ -45,6 +45,8 @@ class DPS:
        beta = 1 - ab_t / ab_s and beta~ = beta (1 - ab_s) / (1 - ab_t). No noise in the last step.
     3. x_s = x' - zeta grad_{x_t} ||y - A(z(x_t))||: the norm, not its square; through operator, clipping and network.
 
+    Derivatives: none pass through clipped pixels of z.
+
     Args:
         zeta: step size, as released. It is insensitive to sigma_y, and the values for 256x256 serve 64x64 as well:
             scaled to the same change per pixel they are too short there.

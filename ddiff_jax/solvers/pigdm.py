@@ -45,6 +45,8 @@ class PiGDM:
                     this gradient on x0_hat and eps: many small steps sample the posterior of a Gaussian prior
                     exactly.
 
+    Derivatives: that to sigma_y below 1e-4 is 0.
+
     Args:
         eta: share of fresh noise, in [0, 1].
         weight: factor on the guidance; 1 as published.

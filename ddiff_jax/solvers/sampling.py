@@ -53,6 +53,8 @@ class Sampler:
     2. x_s = sqrt(ab_s) z + sqrt(1 - ab_s - w^2) eps_hat + w n, with w = eta times the standard deviation of the DDPM
        posterior.
 
+    Derivatives: none pass through clipped pixels of z.
+
     Args:
         eta: share of new noise, in [0, 1]: 0 is DDIM, a function of the start; 1 is DDPM (small variance).
         num_steps: network evaluations, spread evenly over the schedule; None is every timestep.
