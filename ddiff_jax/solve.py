@@ -1,6 +1,5 @@
 """Run a solver: on one image as a pure function, or on many, compiled and driven from the host in chunks."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ddiff_jax import devices
 from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
@@ -22,7 +22,7 @@ from ddiff_jax.priors import Decoder, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
-from ddiff_jax.types import Image, ImageShape, Measurements, PRNGKey, Scalar, Tree, float_type, to_type
+from ddiff_jax.types import Image, ImageShape, Measurements, PRNGKey, Scalar, float_type, to_type
 
 
 @pytree_dataclass
@@ -71,6 +71,18 @@ def solve_one(
 ) -> Solution:
     """Restore one image: a pure function for your own `jit`, `vmap`, `grad` or `shard_map`.
 
+    The result can be differentiated with respect to y, sigma_y, the solver's floats, the arrays of operator and prior,
+    noise and x_init, with the draws held fixed; each solver says where it has kinks. Derivatives are finite there too.
+    How its numbers' types follow from that of y is told by `ddiff_jax.types.float_type`.
+
+    Inside of `shard_map` every device restores its own images, and nothing is exchanged:
+
+        mesh = jax.make_mesh((jax.device_count(),), ("images",))
+        restore = jax.vmap(lambda y, key: dd.solve_one(solver, prior, dd.Problem(operator, y, 0.05), key).x)
+        one_each = jax.sharding.NamedSharding(mesh, P("images"))  # P is jax.sharding.PartitionSpec
+        y, keys = jax.device_put((y, keys), one_each)
+        x = jax.jit(jax.shard_map(restore, mesh=mesh, in_specs=P("images"), out_specs=P("images")))(y, keys)
+
     Args:
         solver: the method with its hyper-parameters.
         prior: the distribution of clean images; says the image shape.
@@ -94,9 +106,9 @@ def solve_one(
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     check_tape(noise, num_steps, 0)
-    solver, problem, key, noise, x_init, grid = _alike((solver, problem, key, noise, x_init, grid), prior)
+    solver, problem, key, noise, x_init, grid = devices.alike((solver, problem, key, noise, x_init, grid), prior)
     state = solver.init(prior, problem, _rows(grid, 0), KeyNoise(stream_key(key, Stream.INIT), dtype), x_init)
-    state = _alike(state, problem.y)
+    state = devices.alike(state, problem.y)
 
     def body(state: Any, row: Any) -> tuple[Any, StepInfo]:
         k, point = row
@@ -104,30 +116,6 @@ def solve_one(
 
     state, info = jax.lax.scan(body, state, (jnp.arange(num_steps), grid))
     return dataclasses.replace(_finish(solver, prior, state, info), cost=solver.cost(problem.operator) * num_steps)
-
-
-def _alike(tree: Tree, others: Any) -> Tree:
-    """Let every number vary over the same axes of a `shard_map`: those over which anything in tree or others varies.
-
-    JAX checks that what a loop carries leaves as it came, and solves no linear system whose parts differ in this.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-
-    def data(leaf: Any) -> Array:
-        return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
-
-    def one(leaf: Any) -> Array:
-        moved = data(leaf) + nothing.astype(data(leaf).dtype)
-        return jax.random.wrap_key_data(moved, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else moved
-
-    zeros = [jnp.zeros_like(data(leaf), shape=(), dtype=jnp.float32) for leaf in jax.tree.leaves((tree, others))]
-    nothing = -jnp.asarray(sum(zeros))  # -0.0, which changes no number
-    return jax.tree.map(one, tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jax.dtypes.prng_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,7 +312,10 @@ def solve(
         num_chunks: how often the host regains control; the results do not depend on it.
         on_chunk: called with a `Progress` once the program is compiled and after every chunk. Return True to stop;
             the solution is then the estimate so far, and the rows of info that were not reached are NaN.
-        mesh: spread the images over the first axis of this mesh; N must be a multiple of its size.
+        mesh: spread the images over the first axis of this mesh, of any axis type; N must be a multiple of its size.
+            `jax.make_mesh((jax.device_count(),), ("images",))` takes all devices. Where y lies on a mesh already, or
+            one is set, the solution lies on this mesh as it is; else its axes are automatic, and arrays that were
+            never spread can be computed with it.
 
     Raises:
         ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver
@@ -351,12 +342,12 @@ def solve(
     block = block_size(num_images, shape) if mesh is None and looped else None
     arrays = (y, observed, sigma_y, keys, noise)
     run = _Run(solver, prior, operator, *arrays, noise_model, operator_axis, sigma_axis, block)
-    automatic = None if mesh is None else _automatic(mesh)
+    automatic = None if mesh is None else devices.automatic(mesh)
     if automatic is not None:
         run, x_init = _spread(run, x_init, automatic)
-    compute = functools.partial(_compute, automatic)
+    compute = functools.partial(devices.compute, automatic)
     grid, carry = compute(_start, run, x_init)
-    carry = _settle(carry, run, automatic)
+    carry = devices.settle(carry, run, automatic)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     check_tape(noise, num_steps, 1)
 
@@ -384,7 +375,7 @@ def solve(
         stopped, done = report(stop), stop
     solution = dataclasses.replace(finish(carry), cost=solver.cost(seen) * done)
     is_theirs = isinstance(y.sharding, jax.sharding.NamedSharding) or not jax.sharding.get_abstract_mesh().empty
-    return solution if mesh is None or not is_theirs else jax.device_put(solution, _split(mesh))
+    return solution if mesh is None or not is_theirs else jax.device_put(solution, devices.split(mesh))
 
 
 def raise_if_not_finite(solution: Solution) -> None:
@@ -400,36 +391,6 @@ def raise_if_not_finite(solution: Solution) -> None:
         )
 
 
-def _settle(carry: Any, run: _Run, mesh: jax.sharding.Mesh | None) -> Any:
-    """Put the first carry where a chunk will leave the next one, so that one program serves all chunks.
-
-    Where something is bound to a device, such as weights that were loaded there, so is what a program makes of it;
-    but the first carry need not have touched it.
-    """
-    if mesh is not None:
-        return jax.device_put(carry, _split(mesh))
-    bound = [leaf.sharding for leaf in jax.tree.leaves(run) if getattr(leaf, "committed", False)]
-    if bound and isinstance(bound[0], jax.sharding.SingleDeviceSharding):
-        return jax.device_put(carry, bound[0])
-    return carry
-
-
-def _automatic(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """Leave it to XLA where intermediate results live: operators and networks know nothing of explicit axes."""
-    types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
-    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-
-
-def _compute(mesh: jax.sharding.Mesh | None, program: Callable[..., Any], *args: Any) -> Any:
-    """Run a program on the mesh, whatever mesh our caller may have set."""
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return program(*args)
-
-
-def _split(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0]))
-
-
 def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]:
     """Put the arrays with an axis of images on the mesh's first axis, and a copy of all others on every device."""
     axis = mesh.axis_names[0]
@@ -438,7 +399,7 @@ def _spread(run: _Run, x_init: Any, mesh: jax.sharding.Mesh) -> tuple[_Run, Any]
             f"{run.keys.shape[0]} images cannot be spread evenly over {mesh.shape[axis]} devices; pad the batch to a "
             "multiple and drop the padding afterwards"
         )
-    split = _split(mesh)
+    split = devices.split(mesh)
     copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     put = jax.device_put
     return dataclasses.replace(

@@ -1,12 +1,15 @@
 """Levels and schedules against published numbers, the table of parameterisations' formulas, and each other."""
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import gaussian_prior
 from oracles import ALPHA_BAR, timesteps
+from weights import smoothing_prior
 
 from ddiff_jax import (
     EDMSchedule,
@@ -197,6 +200,25 @@ def test_impossible_step_counts_are_refused(num_steps):
 def test_walks_that_repeat_levels_are_refused(num_steps, spacing):
     with pytest.raises(ValueError, match="at most about 500"):
         linear_schedule().levels(num_steps, spacing)
+
+
+@pytest.mark.parametrize("make", [smoothing_prior, lambda: gaussian_prior((64, 64, 3), mean=0.1, clip=False)])
+def test_denoise_takes_fractions_and_the_clean_level(make):
+    prior, at = dataclasses.replace(make(), clip=False), linear_schedule().at_time
+    x = jax.random.normal(jax.random.key(0), (64, 64, 3))
+    for clean in (-1, -1.0, jnp.int32(-1), jnp.float32(-1.0)):
+        np.testing.assert_allclose(prior.denoise(x, at(clean)), x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prior.denoise(x, at(500.0)), prior.denoise(x, at(500)), rtol=1e-4, atol=1e-4)
+    # Half-way between two levels the signal-to-noise ratio is their geometric mean.
+    ratio = np.sqrt(np.prod(ALPHA_BAR[500:502] / (1 - ALPHA_BAR[500:502])))
+    eps = np.asarray(prior.predict(x, at(500.5))[1])
+    want = (np.asarray(x) - np.sqrt(1 / (1 + ratio)) * eps) / np.sqrt(ratio / (1 + ratio))
+    np.testing.assert_allclose(prior.denoise(x, at(500.5)), want, rtol=1e-4, atol=1e-4)
+
+
+def test_fractions_below_the_first_level_count_as_it():
+    for t in (np.array([-0.5, 0.0, -1.0]), jnp.asarray([-0.5, 0.0, -1.0])):
+        np.testing.assert_allclose(linear_schedule().at_time(t).sigma, [1e-2, 1e-2, 0.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("table", [[0.5, 0.9], [1.0, 0.5], [0.9, 0.0], []])

@@ -204,7 +204,7 @@ def test_shard_map_of_the_users_own_gives_the_same(batch):
 
         return jax.vmap(one)(masks, y, keys)
 
-    sharded = jax.shard_map(block, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    sharded = jax.shard_map(block, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec)
     np.testing.assert_allclose(sharded(masks, y, keys), run(batch).x, atol=PROGRAMS)
 
 

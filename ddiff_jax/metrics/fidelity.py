@@ -90,7 +90,9 @@ def _uniform_ssim(x: Image, truth: Image) -> Float[Array, ""]:
     count = side**2
 
     def mean(v: Image) -> Float[Array, "h w C"]:
-        return jax.lax.reduce_window(v, jnp.float32(0), jax.lax.add, (side, side, 1), (1, 1, 1), "VALID") / count
+        return (
+            jax.lax.reduce_window(v, jnp.zeros((), v.dtype), jax.lax.add, (side, side, 1), (1, 1, 1), "VALID") / count
+        )
 
     def covariance(v: Image, w: Image) -> Float[Array, "h w C"]:
         return (mean(v * w) - mean(v) * mean(w)) * (count / (count - 1))

@@ -68,7 +68,8 @@ class LPIPS(nn.Module):
                 f"LPIPS on {self.backbone} needs images of at least {self.min_side} pixels a side; got {a.shape[1:3]}"
             )
         features = jnp.concatenate([a, b])
-        features = (features - jnp.asarray(SHIFT)[None, None, None]) / jnp.asarray(SCALE)[None, None, None]
+        shift, scale = (jnp.asarray(of_channels, features.dtype)[None, None, None] for of_channels in (SHIFT, SCALE))
+        features = (features - shift) / scale
         terms, index = [], 0
         for layer in LAYERS[self.backbone]:
             if isinstance(layer, str):

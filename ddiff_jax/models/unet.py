@@ -27,8 +27,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w D"]:
         """Convolve in the type of x."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
         if self.size == 1:
             y = x @ kernel[0, 0]  # a 1x1 convolution is a matrix product, and quicker as one
         else:
@@ -47,8 +47,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
         """Multiply in the type of x."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
         return x @ kernel + bias[None]
 
 
@@ -67,8 +68,8 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "N H W C"]:
         """Normalise; then y (1 + scale) + shift if modulated."""
         num_images, _, _, channels = x.shape
-        scale = self.param("scale", nn.initializers.ones, (channels,))[None]
-        shift = self.param("bias", nn.initializers.zeros, (channels,))[None]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None]
+        shift = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None]
 
         wide = x.astype(jnp.float32)
         # Per channel first, then over a group by the law of total variance: as exact as over the group at once, and the
@@ -246,7 +247,8 @@ class UNet(nn.Module):
         emb = Linear(4 * self.model_channels, name="time_1")(timestep_embedding(t, self.model_channels))
         emb = Linear(4 * self.model_channels, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
-            table = self.param("label", nn.initializers.normal(), (self.num_classes, 4 * self.model_channels))
+            shape = (self.num_classes, 4 * self.model_channels)
+            table = self.param("label", nn.initializers.normal(), shape, jnp.float32)
             emb = emb + table[y]
         emb = nn.silu(emb).astype(dtype)
 

@@ -44,7 +44,8 @@ def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: 
     """Build an operator from a function.
 
     Arrays that the function closes over become constants of every compiled program. Where they change (a mask per
-    image, a parameter to fit), write a class with `pytree_dataclass` instead.
+    image, a parameter to fit), write a class with `pytree_dataclass` instead. Inside of `shard_map` with its
+    checks, a linear function that closes over arrays has no `prox`.
 
     Args:
         function: maps one image in [-1, 1], channels last, to its measurement, an array of any shape; made of

@@ -18,7 +18,8 @@ class Inpainting(DecomposableOperator):
     """y = mask * x, equal over channels; hidden pixels measure 0.
 
     Args:
-        mask: 1 where a pixel is observed, 0 where it is hidden.
+        mask: 1 where a pixel is observed, 0 where it is hidden. Other weights, which derivatives ask for, are taken as
+            they are; hidden pixels stay hidden.
         image_shape: (H, W, C) of the input.
     """
 

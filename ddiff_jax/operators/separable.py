@@ -39,7 +39,8 @@ class Separable(DecomposableOperator):
     """A X = R X C^T in every channel, with small dense factors R and C.
 
     A is a Kronecker product: its singular vectors are products of those of R and C, its singular values all the
-    products s_i t_j. So least squares with A are exact and cost four small matrix products.
+    products s_i t_j. So least squares with A are exact and cost four small matrix products. The factors and their
+    decompositions are separate arrays: to learn a kernel, take `Blur`, where one array is all there is.
 
     Args:
         row_factor: R, acts along the height.

@@ -58,6 +58,9 @@ class DAPS:
     reached, nodes down to 0.01. "published" is its legacy branch of the paper's time: c = 1, lowest level reached, a
     last node at 0.
 
+    Derivatives: t(tau) falls between two rows of the schedule, so that those to sigma_max and sigma_min have a kink at
+    every row, with a network's own derivative to t in between. At momentum = 1 an infinite slope counts as 0.
+
     As released these are not samples of the posterior, not even of a Gaussian prior: x_0 is taken for the mean of
     p(x_0 | x_t) and sigma_i^2 for its variance, and tau is not sigma_y. With `tau=None`, `var`, `ode_steps=1` and
     `variant="published"` they are, for that prior, up to the length of the dynamics' steps.

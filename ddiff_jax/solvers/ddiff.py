@@ -81,6 +81,9 @@ class DDiff:
     step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. There is no
     dual variable then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
+    Derivatives: none pass through clipped pixels of z, and t0 and t_gamma, which choose among timesteps, have 0. Where
+    one length of step gives way to another, there is a kink.
+
     Args:
         step_length: `ToTheNoise()`, or `Fixed(gamma)` with its two factors.
         t0: the last timestep without fresh noise. Like the t_gamma of `Fixed` it is one of the published schedule,

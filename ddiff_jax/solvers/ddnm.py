@@ -41,6 +41,9 @@ class DDNM:
 
     Without noise lambda = 1, and the result fits y exactly.
 
+    Derivatives: the noise of a coefficient jumps where its lambda begins to fall below 1, as sigma_y or the singular
+    values move. Which of these count as zero is taken for granted. At eta = 1 an infinite slope counts as 0.
+
     Args:
         eta: share of fresh noise in step 4, in [0, 1]; the rest is the predicted noise.
         num_steps: updates, that is network evaluations: every T / num_steps-th level; None is all of them.

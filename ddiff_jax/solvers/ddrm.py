@@ -39,6 +39,10 @@ class DDRM:
 
     Without noise the result fits y exactly.
 
+    Derivatives: the result jumps where a coefficient changes its case, as sigma_y or the singular values move; inside
+    of the cases it is smooth. Which singular values count as zero is taken for granted. At eta = 1, and where
+    sigma = eta_b sigma_y / s, a root has an infinite slope, which counts as 0.
+
     Args:
         eta: share of fresh noise where the data are noisier than the level, in [0, 1].
         eta_b: weight of the data where they are less noisy, in [0, 1].

@@ -45,6 +45,8 @@ class DiffPnPADMM:
     3. x = v - gamma_t g, with g the normalised gradient of ||y - A(v)||^2 / 2, as in DDiff.
     4. u <- u + x - z, and w = x + u.
 
+    Derivatives: as of `DDiff`.
+
     Args:
         step_length: `Fixed(gamma)`, as in `DDiff`.
         num_steps: as in `DDiff`.

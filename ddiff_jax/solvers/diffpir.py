@@ -60,6 +60,9 @@ class DiffPIR:
        s = eta b' / b sqrt(beta_t), where beta_t is the variance that a table's own step up to t adds (not that from
        the next level; for schedules without a table it is); one draw stands for both n and n'.
 
+    Derivatives: none pass through clipped pixels of z. At zeta = 1 and at zeta = eta = 0 a root has an infinite slope,
+    which counts as 0. To sigma_y below 0.002 the derivative is 0.
+
     Args:
         lam: lambda, weight of the prior in the published units: the halved sigma_y in rho_t is the noise level of
             images in [0, 1], where the published codes state it.

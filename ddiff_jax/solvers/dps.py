@@ -51,6 +51,8 @@ class DPS:
     As written this is for levels with a^2 + b^2 = 1; for others zeta and the beta of log sigma^2 are scaled to the
     units of x_t and x_t', so that the result is the same.
 
+    Derivatives: none pass through clipped pixels of z.
+
     Args:
         zeta: step size, as released. It is insensitive to sigma_y, and the values for 256x256 serve 64x64 as well:
             scaled to the same change per pixel they are too short there.

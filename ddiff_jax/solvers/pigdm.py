@@ -43,6 +43,8 @@ class PiGDM:
        "score":     w = weight (a' b^2 / a - c2 b) / r_t^2, the effect of this gradient on x0_hat and eps: many small
                     steps sample the posterior of a Gaussian prior exactly.
 
+    Derivatives: that to sigma_y below 1e-4 is 0.
+
     Args:
         eta: share of fresh noise, in [0, 1].
         weight: factor on the guidance; 1 as published.

@@ -62,6 +62,9 @@ class REDDiff:
 
     The result is the x of the last step, before its update of mu.
 
+    Derivatives of the result pass through e too. Adam's first step is nearly the sign of the gradient: its derivative
+    is nearly 0, and up to lr / 1e-8 for numbers that are nearly 0. To sigma_y below 1e-3 it is 0.
+
     Args:
         lam: lambda, weight of the prior.
         lr: step size of Adam.

@@ -50,6 +50,8 @@ class Sampler:
     1. z = denoise(x_t), clipped if the prior clips, and eps_hat = (x_t - a z) / b.
     2. x_t' = a' z + sqrt(b'^2 - w^2) eps_hat + w n, with w = eta times the standard deviation of the DDPM posterior.
 
+    Derivatives: none pass through clipped pixels of z.
+
     Args:
         eta: share of new noise, in [0, 1]: 0 is DDIM, a function of the start; 1 is DDPM (small variance).
         num_steps: network evaluations, spread evenly over the schedule; None is all its levels.
