@@ -23,11 +23,13 @@ from ddiff_jax.solvers import (
     DiffPIR,
     DiffPnPADMM,
     DiffPnPHQS,
+    Fixed,
     PiGDM,
     REDDiff,
 )
 from ddiff_jax.solvers.base import norm, ratio, root
 from ddiff_jax.solvers.sampling import Sampler
+from ddiff_jax.types import to_type
 
 SHAPE = (8, 8, 1)
 AGREEMENT = 1e-4  # relative
@@ -39,10 +41,10 @@ MASK = np.random.RandomState(0).rand(8, 8) < 0.6
 # Every name in SOLVERS; values inside of their ranges, where derivatives have two sides.
 EXAMPLES = {
     "ddiff": DDiff(num_steps=STEPS),
-    "ddiff with gamma": DDiff(gamma=20.0, noise_schedule="posterior", num_steps=STEPS),
+    "ddiff with gamma": DDiff(Fixed(20.0), noise_schedule="posterior", num_steps=STEPS),
     "ddiff_hqs": DDiffHQS(num_steps=STEPS),
-    "diff_pnp_admm": DiffPnPADMM(gamma=20.0, num_steps=STEPS),
-    "diff_pnp_hqs": DiffPnPHQS(gamma=20.0, num_steps=STEPS),
+    "diff_pnp_admm": DiffPnPADMM(Fixed(20.0), num_steps=STEPS),
+    "diff_pnp_hqs": DiffPnPHQS(Fixed(20.0), num_steps=STEPS),
     "diffpir": DiffPIR(eta=0.3, num_steps=STEPS),
     "dps": DPS(zeta=0.5, num_steps=STEPS),
     "daps": DAPS(lr=1e-4, var=0.3, momentum=0.4, num_steps=2, ode_steps=2, langevin_steps=3),
@@ -147,7 +149,7 @@ def test_roots_and_ratios_have_finite_derivatives_at_zero_and_hide_no_nan():
 def test_an_exact_fit_has_finite_derivatives():
     """Nothing is measured and nothing is missed: residual, its gradient and the curvature are all zero."""
     prior = dd.GaussianPrior(0.0, 0.2, dd.linear_schedule(), SHAPE)
-    solvers = (DDiff(num_steps=2), DDiff(gamma=1.0, num_steps=2), DPS(1.0, num_steps=2), DiffPIR(num_steps=2))
+    solvers = (DDiff(num_steps=2), DDiff(Fixed(1.0), num_steps=2), DPS(1.0, num_steps=2), DiffPIR(num_steps=2))
 
     @jax.jit
     def loss(y, gain):
@@ -155,8 +157,8 @@ def test_an_exact_fit_has_finite_derivatives():
         solver: Any
         for solver in solvers:
             problem = dd.Problem(Sensor(gain), y, 0.1)
-            state = solver.init(prior, problem, SHAPE, noise)
-            point = jax.tree.map(lambda column: column[0], solver.grid(prior.schedule))
+            point = jax.tree.map(lambda column: column[0], to_type(solver.grid(prior.schedule), jnp.float32))
+            state = solver.init(prior, problem, point, noise)
             state, info = solver.step(prior, problem, state, point, noise)
             total += jnp.sum(solver.estimate(state)) + sum(map(jnp.sum, jax.tree.leaves(info)))
         return total

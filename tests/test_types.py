@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import solver_oracles as oracle
-from oracles import ALPHA_BAR, ddiff
+from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
 from test_conformance import SOLVER_EXAMPLES
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
@@ -21,7 +21,6 @@ from weights import save_tiny_prior
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax.schedule import respaced_timesteps, strided_timesteps, timesteps_to_clean
 from ddiff_jax.solvers import (
     DAPS,
     DDNM,
@@ -33,6 +32,7 @@ from ddiff_jax.solvers import (
     DiffPIR,
     DiffPnPADMM,
     DiffPnPHQS,
+    Fixed,
     PiGDM,
     REDDiff,
 )
@@ -44,9 +44,7 @@ STEPS = 10
 FLOAT64 = 1e-9  # relative, between two programs; with any number of the run in float32 they are 1e-7 apart
 MEAN, VAR, SIGMA = 0.1, 0.2, 0.3
 GAMMA = 0.3 * (256 * 256 * 3 / SIZE) ** 0.5
-STRIDED, RESPACED, TO_CLEAN = (
-    choose(1000, STEPS) for choose in (strided_timesteps, respaced_timesteps, timesteps_to_clean)
-)
+STRIDED, RESPACED, TO_CLEAN = timesteps(STEPS, "strided"), to_least(STEPS), timesteps(STEPS)
 DYNAMICS: dict[str, Any] = {"lr": 1e-5, "ode_steps": 2, "langevin_steps": 3}
 
 
@@ -64,8 +62,7 @@ def pnp(m, x, tape, dual):
 
 
 def pir(m, x, tape):
-    timesteps = DiffPIR(num_steps=STEPS)._timesteps(1000)
-    return oracle.diffpir(m, x, timesteps, tape, step="prox", lam=7.0, zeta=0.3, eta=0.0)
+    return oracle.diffpir(m, x, to_least(STEPS, "quad"), tape, step="prox", lam=7.0, zeta=0.3, eta=0.0)
 
 
 def spectral(loop, **values):
@@ -75,9 +72,9 @@ def spectral(loop, **values):
 # One per name in SOLVERS, with its published loop in NumPy, and whether the prior clips.
 LOOPS = {
     "ddiff": (lambda: DDiff(num_steps=STEPS), lambda m, x, tape: oracle.ddiff_to_the_noise(m, x, RESPACED, tape), True),
-    "ddiff_hqs": (lambda: DDiffHQS(gamma=GAMMA, num_steps=STEPS), hqs, False),
-    "diff_pnp_admm": (lambda: DiffPnPADMM(GAMMA, num_steps=STEPS), functools.partial(pnp, dual=True), True),
-    "diff_pnp_hqs": (lambda: DiffPnPHQS(GAMMA, num_steps=STEPS), functools.partial(pnp, dual=False), True),
+    "ddiff_hqs": (lambda: DDiffHQS(Fixed(GAMMA, before=1.0, after=1.0), num_steps=STEPS), hqs, False),
+    "diff_pnp_admm": (lambda: DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS), functools.partial(pnp, dual=True), True),
+    "diff_pnp_hqs": (lambda: DiffPnPHQS(Fixed(GAMMA), num_steps=STEPS), functools.partial(pnp, dual=False), True),
     "diffpir": (lambda: DiffPIR(num_steps=STEPS), pir, True),
     "dps": (lambda: DPS(0.5, num_steps=STEPS), lambda m, x, tape: oracle.dps(m, x, TO_CLEAN, tape, zeta=0.5), True),
     "daps": (
@@ -146,11 +143,11 @@ def test_the_measurement_decides_the_type(name, dtype, x64):
 
 def test_hyper_parameters_and_tables_keep_the_digits_that_jax_allows(x64):
     blur = operators.blur(SHAPE, kernel=[[0.1, 0.8, 0.1]])
-    assert DDiff(gamma=20.1).gamma == 20.1 and dd.Poisson(30.1).photons == 30.1 and blur.kernel[0, 0] == 0.1
+    assert Fixed(20.1).gamma == 20.1 and dd.Poisson(30.1).photons == 30.1 and blur.kernel[0, 0] == 0.1
     np.testing.assert_array_equal(dd.linear_schedule().alpha_bar, ALPHA_BAR)
     with jax.enable_x64(False):
-        assert jnp.asarray(DDiff(gamma=20.1).gamma).dtype == jnp.float32 and DDiff(gamma=20.1).gamma == np.float32(20.1)
-        assert dd.linear_schedule().alpha_bar.dtype == jnp.float32
+        gamma = Fixed(20.1).gamma
+        assert jnp.asarray(gamma).dtype == jnp.float32 and gamma == np.float32(20.1)
 
 
 def test_float_type_and_to_type_see_nothing_but_floats(x64):
@@ -184,14 +181,14 @@ class Picky:
 def test_a_network_keeps_its_own_type(own, x64):
     prior = dd.DiffusionPrior({"w": jnp.ones((), own)}, dd.linear_schedule(), Picky(own), SHAPE)
     for dtype in (jnp.float32, jnp.float64):
-        x, t = jnp.ones(SHAPE, dtype), jnp.asarray(500.5, dtype)
-        assert prior.eps(x, t).dtype == prior.denoise(x, t).dtype == dtype
+        x, level = jnp.ones(SHAPE, dtype), to_type(dd.linear_schedule().at_time(500.5), dtype)
+        assert prior.predict(x, level)[1].dtype == prior.denoise(x, level).dtype == dtype
 
 
 def test_the_packaged_network_takes_images_in_float64(x64):
     prior = dd.load_prior("faces64")
     x = jax.ShapeDtypeStruct((64, 64, 3), jnp.float64)
-    assert jax.eval_shape(prior.denoise, x, jax.ShapeDtypeStruct((), jnp.int64)).dtype == jnp.float64
+    assert jax.eval_shape(prior.denoise, x, prior.schedule.levels(1)[0]).dtype == jnp.float64
 
 
 def test_the_command_line_works_under_x64(tmp_path):
