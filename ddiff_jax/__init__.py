@@ -11,6 +11,7 @@ from ddiff_jax._version import __version__
 from ddiff_jax.check import check_operator
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.config import preset
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
 from ddiff_jax.priors import (
@@ -29,8 +30,6 @@ from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
 from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,
-    Level,
-    Schedule,
     VPSchedule,
     cosine_schedule,
     linear_schedule,

@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddiff_jax.config import check_keys, check_name
+from ddiff_jax.levels import Schedule
 from ddiff_jax.priors.network import SIGMA_DATA, Prediction
 from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,
-    Schedule,
     VPSchedule,
     cosine_schedule,
     linear_schedule,

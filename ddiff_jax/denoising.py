@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ddiff_jax.levels import Level
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import Prior, predict
-from ddiff_jax.schedule import Level, published_time
+from ddiff_jax.schedule import published_time
 
 MOST_REFERENCES = 4000  # the linear filter decomposes a matrix with so many sides
 BLOCK = 8  # images denoised at a time

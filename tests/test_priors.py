@@ -12,9 +12,9 @@ from test_conformance import SOLVER_EXAMPLES
 
 import ddiff_jax as dd
 from ddiff_jax import metrics, operators
+from ddiff_jax.levels import Spacing
 from ddiff_jax.priors import PredictsNoise, predict
 from ddiff_jax.priors.network import PREDICTIONS
-from ddiff_jax.schedule import Spacing
 from ddiff_jax.solvers import SOLVERS
 
 SHAPE = (4, 4, 1)

@@ -20,7 +20,8 @@ from ddiff_jax import (
     linear_schedule,
     scaled_linear_schedule,
 )
-from ddiff_jax.schedule import published_time, walk
+from ddiff_jax.levels import walk
+from ddiff_jax.schedule import published_time
 
 ROUNDING = 1e-12  # relative; tables are float64
 SCHEDULES = {

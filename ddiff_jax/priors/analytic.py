@@ -8,8 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule
 from ddiff_jax.types import Image, ImageShape
 
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from ddiff_jax.schedule import Level, Schedule
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.types import Image, ImageShape
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.priors.base import Latent, Prior, predict
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule
 from ddiff_jax.types import Image, ImageShape
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ddiff_jax.levels import Schedule
 from ddiff_jax.priors.network import SIGMA_DATA, DiffusionPrior, Prediction
-from ddiff_jax.schedule import EDMSchedule, FlowSchedule, Schedule, linear_schedule
+from ddiff_jax.schedule import EDMSchedule, FlowSchedule, linear_schedule
 from ddiff_jax.types import ImageShape, Params
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.priors.base import to_schedule
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule
 from ddiff_jax.types import Image, ImageShape, Params, to_type
 
 SIGMA_DATA = 0.5  # of the published EDM networks

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators import OPERATORS
@@ -19,7 +20,6 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.schedule import Level, Schedule
 from ddiff_jax.types import Image, Scalar
 
 State = TypeVar("State")

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import PUBLISHED, Level, Schedule
+from ddiff_jax.schedule import PUBLISHED
 from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.types import Image, Scalar
 

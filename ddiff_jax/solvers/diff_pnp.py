@@ -4,12 +4,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule, published_time, walk
+from ddiff_jax.schedule import published_time
 from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, norm
 from ddiff_jax.solvers.ddiff import data_step
 from ddiff_jax.solvers.step_length import Fixed

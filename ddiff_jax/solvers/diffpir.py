@@ -5,12 +5,13 @@ from typing import Literal, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule, VPSchedule, walk
+from ddiff_jax.schedule import VPSchedule
 from ddiff_jax.solvers.base import (
     Cost,
     StepInfo,

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import LearnedVariance, Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule, walk
 from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, start, wide
 from ddiff_jax.types import Column, Image, Scalar
 

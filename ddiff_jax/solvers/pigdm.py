@@ -5,12 +5,12 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 
+from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import Level, Schedule, walk
 from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.types import Column, Image, Scalar
 
