@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from conftest import gaussian_prior
 from test_conformance import SOLVER_EXAMPLES
 
 import ddiff_jax as dd
-from ddiff_jax import metrics, operators
+from ddiff_jax import io, metrics, operators
 from ddiff_jax.levels import Spacing
 from ddiff_jax.priors import PredictsNoise, predict
 from ddiff_jax.priors.network import PREDICTIONS
@@ -327,3 +328,62 @@ def test_density_of_a_mixture_and_its_score_agree():
     np.testing.assert_allclose(
         level.score(x, prior.denoise(x, level)), jax.grad(prior.log_density)(x), rtol=2e-2, atol=1
     )
+
+
+def packaged_as(kind):
+    """The packaged network, which predicts the noise, as a function of another kind."""
+    packaged = dd.load_prior("faces64")
+
+    def vp(params, x, level):
+        told = jnp.asarray(level.time, jnp.float32)[None]
+        eps = packaged.module.apply({"params": params}, x[None], told)[0, ..., :3]
+        return level.x_0(x, eps), eps
+
+    def ve(params, x, sigma):
+        level = VP.at(sigma)
+        return vp(params, level.signal * x, level)
+
+    def v(params, x, t):
+        level = VP.at_time(t)
+        clean, eps = vp(params, x, level)
+        return level.signal * eps - level.sigma * clean
+
+    def edm(params, x, time):
+        sigma = jnp.exp(4 * time)
+        total = sigma**2 + SIGMA_DATA**2
+        noisy = x * jnp.sqrt(total)
+        clean, _ = ve(params, noisy, sigma)
+        return (clean - SIGMA_DATA**2 / total * noisy) * jnp.sqrt(total) / (sigma * SIGMA_DATA)
+
+    def velocity(params, x, s):
+        clean, eps = ve(params, x / (1 - s), s / (1 - s))
+        return eps - clean
+
+    made = {
+        "eps": (lambda params, x, t: vp(params, x, VP.at_time(t))[1], VP, {}),
+        "v": (v, VP, {}),
+        "x0": (lambda params, x, t: vp(params, x, VP.at_time(t))[0], VP, {}),
+        "denoiser": (lambda params, x, sigma: ve(params, x, sigma)[0], VE, {}),
+        "edm": (edm, dd.EDMSchedule(1000.0), {"sigma_data": SIGMA_DATA}),
+        "velocity": (velocity, FLOW, {}),
+    }
+    function, schedule, more = made[kind]
+    prior = dd.from_denoiser(
+        function, kind=kind, schedule=schedule, image_shape=(64, 64, 3), params=packaged.params, **more
+    )
+    return dd.OnSchedule(prior, VE) if kind == "edm" else prior
+
+
+@pytest.mark.slow
+def test_the_packaged_network_restores_alike_in_every_parameterisation(optimised):
+    truth = jnp.asarray(io.read_picture(Path(str(dd.__path__[0])) / "assets" / "sample.png")[0])
+    operator = operators.super_resolution((64, 64, 3), factor=4)
+    y, keys = (
+        dd.simulate(operator, truth, 0.05, jax.random.key(1))[None],
+        dd.image_keys(jax.random.key(2), jnp.arange(1)),
+    )
+    found = {}
+    for kind in KINDS:
+        x = dd.solve(SOLVERS["ddiff"](num_steps=50), packaged_as(kind), operator, y, 0.05, keys).x[0]
+        found[kind] = float(metrics.psnr(x, truth, protocol="standard"))
+    assert max(found.values()) - min(found.values()) < 0.01, found
