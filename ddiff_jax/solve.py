@@ -90,7 +90,7 @@ def solve_one(
         key: this image's key, for example from `image_keys`.
         noise: None draws from the key; an array is replayed: entry [k, i] is draw i of step k.
         x_init: None lets the solver choose its start; else the solver's own starting point (for DDiff the noisy
-            state at the first timestep).
+            state at the first level).
 
     Raises:
         ValueError: the shapes of prior, operator, y and x_init disagree, the operator lacks what the solver needs, or
