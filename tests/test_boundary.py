@@ -186,7 +186,7 @@ def test_inside_other_programs_solve_points_to_solve_one():
         "vmap over keys": lambda: jax.vmap(lambda keys: dd.solve(**batch(keys=keys)).x)(KEYS[None]),
         "grad": lambda: jax.grad(lambda s: dd.solve(**batch(sigma_y=s)).x.sum())(0.1),
         "grad of a value": lambda: jax.grad(
-            lambda g: dd.solve(**batch(solver=dataclasses.replace(SOLVER, gamma=g))).x.sum()
+            lambda g: dd.solve(**batch(solver=dataclasses.replace(SOLVER, step_length=Fixed(g)))).x.sum()
         )(1.0),
         "restarts": lambda: jax.jit(lambda y: dd.solve_restarts(restarts=2, **batch(y=y)).misfit)(Y),
     }

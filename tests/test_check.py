@@ -181,8 +181,8 @@ def test_the_cures_cure():
 def test_what_is_no_operator_or_shape_is_refused(unchecked):
     with pytest.raises(TypeError, match="has a method forward, or is a function; got int"):
         dd.check_operator(3, SHAPE)  # pyright: ignore[reportArgumentType] - a wrong type on purpose
-    with pytest.raises(ValueError, match="three positive integers"):
-        dd.check_operator(jnp.sin, (4, 4))  # pyright: ignore[reportArgumentType] - a wrong type on purpose
+    with pytest.raises(ValueError, match="positive integers with the channels last"):
+        dd.check_operator(jnp.sin, (4,))
 
 
 def test_functions_become_operators(unchecked):

@@ -18,8 +18,20 @@ from ddiff_jax import operators
 ROOT = Path(__file__).parents[1]
 OURS = ("ddiff_jax", "convert_weights")
 # Declared for what it does rather than for an import: where that is said.
-TOOLS = {"beartype": "pyproject.toml", "pytest-xdist": "pyproject.toml", "pyright": ".ci/run", "ruff": ".ci/run"}
-USES = {"beartype": "beartype.beartype", "pytest-xdist": "-n auto", "pyright": "$bin/pyright", "ruff": "$bin/ruff"}
+TOOLS = {
+    "equinox": "README.md",
+    "beartype": "pyproject.toml",
+    "pytest-xdist": "pyproject.toml",
+    "pyright": ".ci/run",
+    "ruff": ".ci/run",
+}
+USES = {
+    "equinox": "import equinox",
+    "beartype": "beartype.beartype",
+    "pytest-xdist": "-n auto",
+    "pyright": "$bin/pyright",
+    "ruff": "$bin/ruff",
+}
 
 
 def test_import_is_light():

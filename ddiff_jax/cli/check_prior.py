@@ -24,8 +24,8 @@ network: the mean image, and the best linear filter. A prior that loses to eithe
 there.
 
 examples:
-  ddiff check-prior photos/ --prior faces64
-  ddiff check-prior photos/ --prior mine --reference training/ --json
+  ddiff check-prior portraits/ --prior faces64
+  ddiff check-prior portraits/ --prior mine --reference training/ --json
 
 Errors are root mean squares of x_0, in [-1, 1]; lower is better."""
 

@@ -20,7 +20,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, Scalar
+from ddiff_jax.types import Column, Image
 
 State = TypeVar("State")
 
@@ -179,7 +179,7 @@ def norm(x: Image) -> Float[Array, ""]:
     return root(jnp.sum(x**2))
 
 
-def root(x: Float[Array, "..."] | Scalar) -> Float[Array, "..."]:
+def root(x: Column) -> Float[Array, "..."]:
     """Compute sqrt(max(x, 0)) with the derivative 0 where x <= 0.
 
     That of `jnp.sqrt` is infinite there, and an infinity that is multiplied by 0 further on is NaN.

@@ -1,9 +1,9 @@
 """RED-diff: variational inference with a diffusion model as a regulariser by denoising (ICLR 2024)."""
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
@@ -11,7 +11,7 @@ from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
 from ddiff_jax.types import Column, Image, Scalar, float_type
 
 # Weights of the prior as functions of sigma / signal, one over the root of the signal-to-noise ratio.
@@ -25,7 +25,7 @@ WEIGHTS = {
     "const": jnp.ones_like,
 }
 LEAST_RHO = 1e-6  # of the start, where sigma_y = 0
-MEAN_DECAY, POWER_DECAY, EPSILON = 0.9, 0.99, 1e-8  # of Adam
+FLAT = 1e-30  # under the root of Adam, where a gradient that is zero has no derivative otherwise; moves no number
 
 
 @pytree_dataclass
@@ -34,8 +34,6 @@ class Grid:
 
     level: Level
     weight: Column  # w_t
-    mean_share: Column  # what Adam's averages hold of full ones after so many steps
-    power_share: Column
 
 
 @pytree_dataclass
@@ -43,8 +41,7 @@ class State:
     """The iterates between two steps."""
 
     mu: Image
-    mean: Image  # of the gradient, as Adam averages
-    power: Image  # of its square
+    adam: Any
     x: Image
 
 
@@ -105,10 +102,12 @@ class REDDiff:
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 1 and 3 over the chosen levels."""
         level, _ = walk(schedule, self.num_steps, "strided")
-        steps = np.arange(1, len(level.ratio) + 1)
-        mean_share, power_share = (-np.expm1(steps * np.log(decay)) for decay in (MEAN_DECAY, POWER_DECAY))
-        weight = wide(self.lam) * WEIGHTS[self.weighting](wide(level.ratio))
-        return Grid(level, weight, mean_share, power_share)
+        return Grid(level, wide(self.lam) * WEIGHTS[self.weighting](wide(level.ratio)))
+
+    def _adam(self) -> Any:
+        import optax
+
+        return optax.adam(jnp.asarray(self.lr), b1=0.9, b2=0.99, eps_root=FLAT)
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at the ridge solution, or at 0 if the operator has no `prox`, or at mu = `x_init`."""
@@ -116,7 +115,7 @@ class REDDiff:
         if x_init is None and hasattr(problem.operator, "prox"):
             rho = jnp.maximum(problem.sigma_y**2, LEAST_RHO)
             mu = cast(LinearOperator, problem.operator).prox(mu, problem.y, rho)
-        return State(mu, jnp.zeros_like(mu), jnp.zeros_like(mu), mu)
+        return State(mu, self._adam().init(mu), mu)
 
     def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
         """Make steps 1 to 4."""
@@ -127,10 +126,9 @@ class REDDiff:
         _, e = predict(prior, point.level.signal * x + point.level.sigma * n, point.level)
         misfit, g = problem.misfit_and_gradient(x)
         gradient = self.obs_weight / problem.y.size * g + point.weight / x.size * (e - n)
-        mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * gradient
-        power = POWER_DECAY * state.power + (1 - POWER_DECAY) * gradient**2
-        update = mean / point.mean_share / (root(power / point.power_share) + EPSILON)
-        return State(state.mu - self.lr * update, mean, power, x), StepInfo(misfit)
+        with jax.numpy_dtype_promotion("standard"):  # whatever our caller allows, optax relies on JAX's own
+            update, adam = self._adam().update(gradient, state.adam)
+        return State(state.mu + update, adam, x), StepInfo(misfit)
 
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
