@@ -122,9 +122,11 @@ def several(path: Path) -> None:
         photograph(path / f"{i}.png")
 
 
-def raw_levels() -> np.ndarray:
-    """A photograph of 12 bits."""
-    return (np.asarray(Image.open(SAMPLE).convert("L").resize((64, 64)), np.uint16) * 16).astype(np.uint16)
+def raw(path: Path) -> None:
+    """Write a photograph of 12 bits in a file of 16."""
+    path.mkdir()
+    levels = np.asarray(Image.open(SAMPLE).convert("L").resize((64, 64)), np.uint16) * 16
+    Image.fromarray(levels.astype(np.uint16)).save(path / "photo.png")
 
 
 def published(path: Path) -> None:
@@ -170,7 +172,7 @@ BRING: dict[str, Callable[[Path], None]] = {
     "ffhq256": folder(256),
     "portraits": several,
     "training": several,
-    "raw": lambda path: (path.mkdir(), Image.fromarray(raw_levels()).save(path / "photo.png")),
+    "raw": raw,
     "damaged.png": photograph,
     "soft.png": lambda path: Image.fromarray(np.uint8(np.linspace(0, 255, 4096).reshape(64, 64))).save(path),
     "blurred.png": photograph,
