@@ -16,7 +16,7 @@ from ddiff_jax import io, metrics, operators
 from ddiff_jax.levels import Spacing
 from ddiff_jax.priors import PredictsNoise, predict
 from ddiff_jax.priors.network import PREDICTIONS
-from ddiff_jax.solvers import SOLVERS
+from ddiff_jax.solvers import SOLVERS, DDiff
 
 SHAPE = (4, 4, 1)
 ONE_PRIOR = {"float32": 1e-4, "float64": 1e-9}  # the same restoration, whatever the prior is written in
@@ -384,6 +384,6 @@ def test_the_packaged_network_restores_alike_in_every_parameterisation(optimised
     )
     found = {}
     for kind in KINDS:
-        x = dd.solve(SOLVERS["ddiff"](num_steps=50), packaged_as(kind), operator, y, 0.05, keys).x[0]
+        x = dd.solve(DDiff(num_steps=50), packaged_as(kind), operator, y, 0.05, keys).x[0]
         found[kind] = float(metrics.psnr(x, truth, protocol="standard"))
     assert max(found.values()) - min(found.values()) < 0.01, found
