@@ -30,13 +30,13 @@ class Options:
 
     Args:
         operator: MODULE:NAME, looked up from the current folder first.
-        shape: Height, width and channels of the images.
+        shape: Height, width and channels of the images; length and channels of signals; four numbers for volumes.
         seed: Draws the test images.
         json: Print the report as JSON.
     """
 
     operator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
-    shape: tuple[int, int, int] = (64, 64, 3)
+    shape: tuple[int, ...] = (64, 64, 3)
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     return 0 if report.ok else 1
 
 
-def find(name: str, shape: tuple[int, int, int]) -> Any:
+def find(name: str, shape: tuple[int, ...]) -> Any:
     """Import an operator by name; a maker (its first argument is called shape) is called.
 
     Raises:
