@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -57,16 +57,31 @@ def load_array(path: Path) -> Shaped[np.ndarray, "..."]:
     """Load the one array of a .npy or .npz file, whatever its type.
 
     Raises:
-        Unusable: unreadable, or an archive of several of which none is called y.
+        Unusable: unreadable, empty, or an archive of several arrays of which none is called y.
     """
     with opened(path) as file, decoding(path, "cannot be read as an array of numbers"):
+        _check_lengths(path, file)
         loaded: Any = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        if "y" in loaded.files or len(loaded.files) == 1:
-            return loaded["y" if "y" in loaded.files else loaded.files[0]]
-        held = ", ".join(loaded.files) or "nothing"
-        raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
+        if not isinstance(loaded, np.ndarray):
+            if "y" not in loaded.files and len(loaded.files) != 1:
+                held = ", ".join(loaded.files) or "nothing"
+                raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
+            loaded = loaded["y" if "y" in loaded.files else loaded.files[0]]
+    if not loaded.size:
+        raise Unusable(f"{path} holds no numbers: its array has shape {loaded.shape}")
+    return loaded
+
+
+def _check_lengths(path: Path, file: BinaryIO) -> None:
+    """Refuse a header with negative lengths, which older NumPy takes for what the file happens to hold."""
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+        file.seek(0)
+        is_first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape = read(file)[0]
+        if any(length < 0 for length in shape):
+            raise Unusable(f"{path} cannot be read as an array of numbers: its header has shape {shape}")
+    file.seek(0)
 
 
 def read_array(path: Path, full_scale: int | None = None, *, finite: bool = True) -> Shaped[np.ndarray, "..."]:
