@@ -98,10 +98,9 @@ def solve_one(
         TypeError: solver, prior or problem is no such thing, or the key is not one typed key.
     """
     check_one(solver, prior, problem, key, x_init)
-    operator, dtype = _seen(prior, problem.operator), float_type(problem.y)
-    check_operator(solver, operator)
+    problem, dtype = _about(prior, problem), float_type(problem.y)
+    check_operator(solver, problem.operator)
     check_likelihood(solver, problem.likelihood)
-    problem = dataclasses.replace(problem, operator=operator, observed=None)  # the operator knows what was observed
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -154,8 +153,7 @@ class _Run:
 
     def problem(self, operator: Operator, y: Any, sigma_y: Any, observed: Any) -> Problem:
         """Put the problem of one image together, about the prior's own images."""
-        whole = Problem(operator, y, sigma_y, self.likelihood, observed)
-        return dataclasses.replace(whole, operator=_seen(self.prior, whole.operator), observed=None)
+        return _about(self.prior, Problem(operator, y, sigma_y, self.likelihood, observed))
 
     def init(self, point: Any, x_init: Float[Array, "N ..."] | None) -> Any:
         """Make the first state of every image."""
@@ -189,6 +187,13 @@ class _Run:
 def _seen(prior: Prior, operator: Operator) -> Operator:
     """See an operator as one on the prior's own images: where these are latents, they are decoded first."""
     return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
+
+
+def _about(prior: Prior, problem: Problem) -> Problem:
+    """See a problem as one about the prior's own images."""
+    if not isinstance(prior, Latent):
+        return problem  # building it once more would clean y once more, in every step
+    return dataclasses.replace(problem, operator=_seen(prior, problem.operator), observed=None)  # the operator knows
 
 
 def _axis(batch: Any | None) -> int | None:

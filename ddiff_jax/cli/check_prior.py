@@ -91,7 +91,8 @@ def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tu
     if height != width:
         raise ValueError(f"pictures are cut to squares; the prior is for {height}x{width}: use measure_denoising")
     images, failed, resized = [], 0, 0
-    for job in find_jobs(inputs, Path(os.devnull)).jobs:
+    nowhere = Path(os.devnull)  # nothing is written, so no input can lie in the folder of the results
+    for job in find_jobs(inputs, nowhere).jobs:
         try:
             x, _ = io.read(job.path, channels)
             if x.ndim != 3 or x.shape[2] != channels:

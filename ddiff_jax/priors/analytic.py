@@ -99,15 +99,10 @@ class MixturePrior:
     def predict(self, x_t: Image, level: Level) -> tuple[Image, Image]:
         """Return E[x_0 | x_t] and E[n | x_t]: those of the single Gaussians, weighed by how well they explain x_t."""
         a, b = (jnp.asarray(value, x_t.dtype) for value in (level.signal, level.sigma))
-        shares = jnp.exp(self._log_shares(x_t, a, b))
         _, means, var = self._like(x_t)
-        total = a**2 * var + b**2
-
-        def mixed(weights: Array, images: Array) -> Array:
-            return jnp.tensordot(weights, images, 1)
-
-        x_0 = mixed(shares * b**2 / total, means) + mixed(shares * a * var / total, jnp.ones_like(means)) * x_t
-        eps = mixed(shares * b / total, jnp.ones_like(means)) * x_t - mixed(shares * a * b / total, means)
+        weights = jax.nn.softmax(self._log_joint(x_t, a, b)) / (a**2 * var + b**2)
+        x_0 = jnp.tensordot(weights * b**2, means, 1) + jnp.sum(weights * a * var) * x_t
+        eps = jnp.sum(weights * b) * x_t - jnp.tensordot(weights * a * b, means, 1)
         return x_0, eps
 
     def log_density(self, x: Image) -> Float[Array, ""]:
@@ -122,6 +117,3 @@ class MixturePrior:
         total = a**2 * var + b**2
         squared = jnp.sum((x_t[None] - a * means) ** 2, axis=tuple(range(1, means.ndim)))
         return jnp.log(weights) - 0.5 * squared / total - 0.5 * x_t.size * jnp.log(2 * jnp.pi * total)
-
-    def _log_shares(self, x_t: Image, a: Array, b: Array) -> Float[Array, " M"]:
-        return jax.nn.log_softmax(self._log_joint(x_t, a, b))
