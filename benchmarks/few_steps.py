@@ -24,7 +24,7 @@ import yaml
 from tasks import runnable
 
 import ddiff_jax as dd
-from ddiff_jax import io, metrics
+from ddiff_jax import image_files, metrics
 from ddiff_jax.cli.settings import is_random
 from ddiff_jax.config import VALUES, task_preset
 from ddiff_jax.evaluation import interval
@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lpips = perceptual.load(arguments)
     paths = sorted(arguments.photographs.glob("*.png"))[arguments.skip :][: arguments.count]
-    truth = jnp.asarray(np.stack([io.read_picture(path)[0] for path in paths]))
+    truth = jnp.asarray(np.stack([image_files.read_picture(path)[0] for path in paths]))
     keys = dd.image_keys(jax.random.key(0), jnp.arange(len(paths)))
     names = arguments.variants
     head = f"| task | steps | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import perceptual
 
-from ddiff_jax import cli, io
+from ddiff_jax import cli, image_files
 from ddiff_jax.cli.evaluate import packaged_photograph
 from ddiff_jax.cli.settings import REQUIRED, operator_parameters
 from ddiff_jax.config import VALUES, presets, task_preset
@@ -35,7 +35,7 @@ def runnable() -> list[str]:
 
 def lpips_of(networks: dict[str, Any], restored: Path, *, resolved: bool) -> dict[str, float]:
     """Compare a written picture with the photograph; where sign and half turn are open, the alike of its four forms."""
-    (x, _), (truth, _) = io.read_picture(restored), io.read_picture(Path(packaged_photograph()[0]))
+    (x, _), (truth, _) = image_files.read_picture(restored), image_files.read_picture(Path(packaged_photograph()[0]))
     forms = [sign * x[::step, ::step] for sign, step in itertools.product((1, -1), (1, -1))] if resolved else [x]
     nearest = min(forms, key=lambda form: float(np.sum((form - truth) ** 2)))
     return {name: float(v[0]) for name, v in perceptual.distances(networks, nearest[None], truth[None]).items()}

@@ -8,7 +8,7 @@ import numpy as np
 
 from convert_weights.published import Settings
 from ddiff_jax.card import build_schedule
-from ddiff_jax.config import nearest
+from ddiff_jax.names import nearest
 from ddiff_jax.schedule import VPSchedule
 
 TABLES = ("alphas_cumprod", "betas")

@@ -7,6 +7,7 @@ guided-diffusion (openai/guided-diffusion), all on GitHub.
 """
 
 from ddiff_jax import operators, priors, solvers
+from ddiff_jax._solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 from ddiff_jax._version import __version__
 from ddiff_jax.check import check_operator
 from ddiff_jax.checkpoint import load_prior
@@ -35,7 +36,6 @@ from ddiff_jax.schedule import (
     linear_schedule,
     scaled_linear_schedule,
 )
-from ddiff_jax.solve import Progress, Solution, raise_if_not_finite, solve, solve_one
 
 __all__ = [
     "DiffusionPrior",

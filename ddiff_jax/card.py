@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ddiff_jax.config import check_keys, check_name
 from ddiff_jax.levels import Schedule
+from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.priors.network import SIGMA_DATA, Prediction
 from ddiff_jax.schedule import (
     EDMSchedule,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddiff_jax.operators._function import Function, LinearFunction
 from ddiff_jax.operators.base import Operator, check_any_shape, observed_entries, spectral_norm
-from ddiff_jax.operators.function import Function, LinearFunction
 from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.step_length import Fixed

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.card import Card, build_schedule, check_types, parse_card
-from ddiff_jax.config import check_keys, check_name, nearest
+from ddiff_jax.names import check_keys, check_name, nearest
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
 

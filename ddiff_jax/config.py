@@ -1,16 +1,16 @@
 """Presets: the values of every task and dataset, read strictly from yaml files that hold nothing else."""
 
 import dataclasses
-import difflib
 import functools
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 
@@ -56,41 +56,9 @@ class Task:
         return dict(first.get(solver, second.get(solver, {})))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Phrase the end of an error about an unknown name: the nearest known one, and all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"{guess}known: {', '.join(known) or 'none'}"
-
-
-def check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """Refuse a name that is not known.
-
-    Raises:
-        ValueError: it is not; the message names the nearest.
-    """
-    known = list(known)
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; {nearest(name, known)}")
-
-
-def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keys that are not known.
-
-    Raises:
-        ValueError: there is one; the message names the nearest.
-    """
-    known = list(known)
-    for key in given:
-        check_name(f"key in {where}:", key, known)
-
-
 def config_folder() -> Path:
-    """Find the presets: inside the installed package, or at the top of the checkout it is imported from."""
-    package = Path(str(resources.files("ddiff_jax")))
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    """Find the presets."""
+    return Path(str(resources.files("ddiff_jax"))) / "configs"
 
 
 @functools.cache

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from ddiff_jax.boundary import check_floats, check_part
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
+from ddiff_jax.operators._masked import masked
 from ddiff_jax.operators.base import Operator, as_observed, observed_entries
-from ddiff_jax.operators.masked import masked
 from ddiff_jax.pytree import check_registered, pytree_dataclass
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar, float_type
 

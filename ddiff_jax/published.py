@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from ddiff_jax.config import check_keys, check_name, config_folder, presets
+from ddiff_jax.config import config_folder, presets
 from ddiff_jax.metrics import METRICS
+from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.solvers import SOLVERS
 
 TABLES = ("table1", "table2")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 
 
 class Records:
@@ -30,7 +30,7 @@ class Records:
         """Write a record; what it speaks of must be written already."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        io.write_text(path, json.dumps(record, indent=1) + "\n")
+        image_files.write_text(path, json.dumps(record, indent=1) + "\n")
 
     def names(self) -> list[str]:
         """List the records that are there, in order."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ddiff_jax import io
-from ddiff_jax.config import check_name, presets
+from ddiff_jax import image_files
+from ddiff_jax.config import presets
 from ddiff_jax.evaluation import Plan
 from ddiff_jax.metrics import METRICS
+from ddiff_jax.names import check_name
 from ddiff_jax.published import Published, published
 from ddiff_jax.solvers import DAPS, SOLVERS
 
@@ -182,7 +183,7 @@ def _fixed_masks(dataset: str, tasks: Sequence[str], folder: Path) -> dict[str, 
         if task in tasks:
             paths[task] = folder / "masks" / f"{task}.npy"
             paths[task].parent.mkdir(parents=True, exist_ok=True)
-            io.write_array(paths[task], np.asarray(make()))
+            image_files.write_array(paths[task], np.asarray(make()))
     return paths
 
 
@@ -277,8 +278,8 @@ def _verdict(found: dict[str, Any], entry: Published | None, same_protocol: bool
 
 def write_ledger(folder: Path, book: dict[str, Any]) -> Path:
     """Write ledger.json and ledger.md; returns the latter."""
-    io.write_text(folder / "ledger.json", json.dumps(book, indent=1) + "\n")
-    io.write_text(folder / "ledger.md", as_markdown(book))
+    image_files.write_text(folder / "ledger.json", json.dumps(book, indent=1) + "\n")
+    image_files.write_text(folder / "ledger.md", as_markdown(book))
     return folder / "ledger.md"
 
 

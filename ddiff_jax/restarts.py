@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.boundary import check_batch
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import restart_keys
@@ -17,7 +18,6 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.solve import Progress, Solution, solve
 from ddiff_jax.solvers.base import Solver
 from ddiff_jax.types import Image, Measurements, Scalar
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ddiff_jax import io, pictures
+from ddiff_jax import image_files, pictures
 from ddiff_jax.files import Caution, Notes, Unusable
 
 NEAR = 0.1  # share of the range by which a lossy mask may stray from black or white
@@ -14,8 +14,8 @@ SHOWN = 8  # so many different values look like labels, and are listed
 
 def _read_grey(path: Path, what: str) -> Shaped[np.ndarray, "..."]:
     """Read a picture that must hold one value per pixel, in levels of 255, or an array as it is."""
-    if io.is_array(path):
-        return io.load_array(path)
+    if image_files.is_array(path):
+        return image_files.load_array(path)
     levels, notes = pictures.read_levels(path)
     if levels.ndim == 3:
         if np.any(levels != levels[..., :1]):
@@ -120,7 +120,7 @@ def read_kernel(path: Path) -> tuple[Float[np.ndarray, "..."], Notes]:
     if values.dtype.kind not in "biuf":
         raise Unusable(f"{path} holds {values.dtype}; a blur kernel holds floats")
     total = float(values.sum(dtype=np.float64))
-    if not io.is_array(path):
+    if not image_files.is_array(path):
         if total <= 0:
             raise Unusable(f"{path} is black; a blur kernel needs weight somewhere")
         return (values / total).astype(np.float32), ["kernel divided by its sum"]

@@ -12,7 +12,7 @@ from weights import smoothing_prior
 import ddiff_jax as dd
 from ddiff_jax import cli
 from ddiff_jax.cli import restore
-from ddiff_jax.metrics import perceptual
+from ddiff_jax.metrics import _perceptual as perceptual
 
 GOLDEN = Path(__file__).parent / "golden"
 

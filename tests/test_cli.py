@@ -18,7 +18,7 @@ from PIL import Image
 from weights import save_tiny_prior
 
 import ddiff_jax as dd
-from ddiff_jax import io, stencils
+from ddiff_jax import image_files, stencils
 from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli import console, results, settings
 from ddiff_jax.cli.batches import Item, Score
@@ -99,7 +99,7 @@ def test_without_arguments_the_sample_is_restored(ddiff, optimised):
     assert set(run["versions"]) == {"ddiff_jax", "jax", "jaxlib", "flax", "numpy", "python"}
     assert run["seconds"]["compile"] > 0
     # The files and the numbers say the same.
-    restored, truth = io.read_picture(Path("restored/restored.png"))[0], io.read_picture(SAMPLE)[0]
+    restored, truth = image_files.read_picture(Path("restored/restored.png"))[0], image_files.read_picture(SAMPLE)[0]
     assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
     assert row["psnr"] == pytest.approx(21.68, abs=PSNR)  # what README says of the first command
     assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2, abs=1e-9)  # of float32 numbers near 0.0025
@@ -204,7 +204,7 @@ def test_what_was_measured_restores_as_what_was_simulated(ddiff, quick_prior, ta
     assert code == 0, err
     (again,) = metrics("again")["images"]
     assert again["misfit"] == pytest.approx(row["misfit"], rel=0.02)  # a PNG rounds
-    ours, back = (io.read_picture(Path(folder, "sample_restored.png"))[0] for folder in ("out", "again"))
+    ours, back = (image_files.read_picture(Path(folder, "sample_restored.png"))[0] for folder in ("out", "again"))
     assert np.mean((back - ours) ** 2) < 1e-4  # 46 dB: next to errors of 30 dB that is 0.1 dB
 
 
@@ -253,12 +253,12 @@ def test_kernel_from_a_picture(ddiff, quick_prior):
     Image.fromarray(kernel).save("kernel.png")
     code, _, err = ddiff("restore", "--task", "gaussian_blur", "--kernel", "kernel.png", "--sigma", 0, *QUICK)
     assert code == 0, err
-    measured, truth = io.read_picture(Path("restored/measurement.png"))[0], io.read_picture(SAMPLE)[0]
+    measured, truth = image_files.read_picture(Path("restored/measurement.png"))[0], image_files.read_picture(SAMPLE)[0]
     np.testing.assert_allclose(measured, truth, atol=2 * HALF_LEVEL)
 
 
 def test_the_noise_level_is_estimated_from_a_measurement(ddiff, quick_prior):
-    truth, _ = io.read_picture(SAMPLE)
+    truth, _ = image_files.read_picture(SAMPLE)
     blurred = jax.jit(dd.operators.gaussian_blur((64, 64, 3), size=31, std=1.5).forward)(truth)
     for name, sigma in {"quiet": 0.03, "loud": 0.2}.items():
         noise = np.random.default_rng(0).normal(0, sigma, truth.shape)
@@ -506,7 +506,7 @@ BAD = {
     "unwritable": (("good.png", "--output", "file/out"), "cannot write to file/out"),
     "task": (("--task", "super_resolutoin"), "did you mean 'super_resolution'?"),
     "solver": (("--solver", "dddif"), "did you mean 'ddiff'?"),
-    "flag": (("--gama", "3"), "unknown flag --gama; did you mean --gamma?"),
+    "flag": (("--gama", "3"), "unknown flag --gama; did you mean '--gamma'?"),
     "flag of another task": (("--fraction", "0.5"), "--fraction; it belongs to --task random_inpainting"),
     "preset": (("--preset", "ffqh"), "did you mean 'ffhq'?"),
     "prior": (("--prior", "faces46"), "did you mean 'faces64'?"),

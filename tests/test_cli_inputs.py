@@ -10,7 +10,7 @@ from pictures16 import chunk, save_png16
 from PIL import Image, ImageDraw
 
 import ddiff_jax as dd
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.cli import restore, settings
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
@@ -19,7 +19,7 @@ QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # as in the other t
 
 @pytest.fixture
 def x():
-    return io.read_picture(SAMPLE)[0]
+    return image_files.read_picture(SAMPLE)[0]
 
 
 def rows(folder="restored"):
@@ -230,7 +230,7 @@ def test_a_tree_is_mirrored(ddiff, quick_prior, tree):
     for name, row in rows("photos/out").items():
         assert row["files"]["restored"] == f"{name}_restored.png"
         for file in row["files"].values():
-            assert io.is_whole(Path("photos/out") / file)
+            assert image_files.is_whole(Path("photos/out") / file)
     measured = [Path(f"photos/out/{name}_measurement.png").read_bytes() for name in ("a", "sub/a")]
     assert measured[0] != measured[1]
     # What lies at the top is as without the tree, and the results are not taken for inputs.

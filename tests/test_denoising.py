@@ -8,7 +8,7 @@ import pytest
 from conftest import gaussian_prior
 
 import ddiff_jax as dd
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.denoising import LinearFilter, measure_denoising
 
 SHAPE = (6, 6, 1)
@@ -59,8 +59,8 @@ def test_too_few_examples_and_other_shapes_are_refused():
 def test_command_prints_a_table_and_names_what_it_cannot_read(ddiff, quick_prior, tmp_path):
     for i in range(8):
         x = 0.5 * np.random.default_rng(i).normal(size=(64, 64, 3)).astype(np.float32)
-        io.write_png(tmp_path / f"{i}.png", x)
-    io.write_png(tmp_path / "large.png", np.zeros((80, 70, 3), np.float32))
+        image_files.write_png(tmp_path / f"{i}.png", x)
+    image_files.write_png(tmp_path / "large.png", np.zeros((80, 70, 3), np.float32))
     code, out, err = ddiff("check-prior", tmp_path, "--levels", 3, "--no-cache")
     assert code == 0, err
     assert len(out.splitlines()) == 5 and "on 9 images" in out and "1 images cut" in err

@@ -20,13 +20,13 @@ from scipy import stats
 from weights import smoothing_prior, write_lpips_ckpt
 
 import ddiff_jax as dd
-from ddiff_jax import cli, evaluation, io, metrics
+from ddiff_jax import cli, evaluation, image_files, metrics
 from ddiff_jax.cli import restore
 from ddiff_jax.config import VALUES
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
 from ddiff_jax.files import Caution
-from ddiff_jax.metrics import perceptual
+from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.report import write_report
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
@@ -283,7 +283,7 @@ def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
 
 
 def test_images_in_another_range_are_refused_or_warned_about(tmp_path):
-    x, _ = io.read_picture(SAMPLE)
+    x, _ = image_files.read_picture(SAMPLE)
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x" / "levels.npy", (x + 1) * 127.5)
     np.save(tmp_path / "x" / "share.npy", (x + 1) / 2)

@@ -16,7 +16,7 @@ from convert_weights.mapping import convert
 from ddiff_jax import operators
 from ddiff_jax.config import task_preset
 from ddiff_jax.models.kernel_wizard import Adapter, FeatureExtractor, KernelWizard, ReconTrunk, kernel_wizard
-from ddiff_jax.operators.nonlinear_blur import NonlinearBlur
+from ddiff_jax.operators._nonlinear_blur import NonlinearBlur
 
 PARITY = 1e-5  # the recorded outputs are float32 and have seven digits; features reach 3
 ORACLE = 1e-12  # float64 against float64

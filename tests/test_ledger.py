@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.cli.jobs import Job, Ledger
 
 WORKER = """
@@ -44,7 +44,7 @@ def names(folder):
 
 
 def test_two_processes_lose_nothing(tmp_path):
-    root = Path(io.__file__).parents[1]
+    root = Path(image_files.__file__).parents[1]
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), who], cwd=root, stderr=subprocess.PIPE)
         for who in ("a", "b")
@@ -62,7 +62,7 @@ def test_a_row_that_comes_while_the_file_is_written_is_not_lost(tmp_path, monkey
     ours, theirs = Ledger(tmp_path), Ledger(tmp_path)
     ours.save_run(run())
     ours.save_row(row("a"))
-    write, calls = io.write_text, []
+    write, calls = image_files.write_text, []
 
     def slowly(path, text):
         if path.name == "metrics.json" and not calls:
@@ -72,7 +72,7 @@ def test_a_row_that_comes_while_the_file_is_written_is_not_lost(tmp_path, monkey
             theirs.merge()  # theirs is written before ours, which was read earlier
         write(path, text)
 
-    monkeypatch.setattr(io, "write_text", slowly)
+    monkeypatch.setattr(image_files, "write_text", slowly)
     ours.merge()
     assert calls
     assert names(tmp_path) == ["a", "b"]

@@ -14,7 +14,7 @@ import convert_weights
 from convert_weights import lpips as source
 from convert_weights import mapping
 from ddiff_jax import checkpoint, cli, metrics, operators
-from ddiff_jax.metrics import perceptual
+from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.models.lpips import LPIPS, MIN_SIDE
 
 PARITY = 1e-4  # absolute, on distances of order 1: the bar; float32 in both

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from ddiff_jax import operators
-from ddiff_jax.operators.motion_blur import _photograph, _trajectory
+from ddiff_jax.operators._motion_blur import _photograph, _trajectory
 
 ROUNDING = 1e-7  # of sums of float32 weights below 0.02
 

@@ -123,7 +123,7 @@ def test_camera_blur_mixes_light_and_not_picture_values():
 
 
 def test_camera_response_is_the_standard_curve_with_a_finite_slope_everywhere(x64):
-    from ddiff_jax.operators.camera_blur import KNEE, SLOPE, from_light, to_light
+    from ddiff_jax.operators._camera_blur import KNEE, SLOPE, from_light, to_light
 
     picture = jnp.linspace(0, 1, 2001, dtype=jnp.float64)
     standard = np.where(picture <= 0.04045, picture / 12.92, ((np.asarray(picture) + 0.055) / 1.055) ** 2.4)

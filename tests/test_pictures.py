@@ -13,7 +13,7 @@ from PIL import Image, features
 
 from ddiff_jax import pictures
 from ddiff_jax.files import Caution, Unusable
-from ddiff_jax.io import load_array, read
+from ddiff_jax.image_files import load_array, read
 
 SIDE = 12
 EXACT = 3e-7  # rounding of float32 levels in [0, 1]

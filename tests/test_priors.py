@@ -12,7 +12,7 @@ from conftest import gaussian_prior
 from test_conformance import SOLVER_EXAMPLES
 
 import ddiff_jax as dd
-from ddiff_jax import io, metrics, operators
+from ddiff_jax import image_files, metrics, operators
 from ddiff_jax.levels import Spacing
 from ddiff_jax.priors import PredictsNoise, predict
 from ddiff_jax.priors.network import PREDICTIONS
@@ -376,7 +376,7 @@ def packaged_as(kind):
 
 @pytest.mark.slow
 def test_the_packaged_network_restores_alike_in_every_parameterisation(optimised):
-    truth = jnp.asarray(io.read_picture(Path(str(dd.__path__[0])) / "assets" / "sample.png")[0])
+    truth = jnp.asarray(image_files.read_picture(Path(str(dd.__path__[0])) / "assets" / "sample.png")[0])
     operator = operators.super_resolution((64, 64, 3), factor=4)
     y, keys = (
         dd.simulate(operator, truth, 0.05, jax.random.key(1))[None],

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddiff_jax import io, ranges
+from ddiff_jax import image_files, ranges
 from ddiff_jax.files import Caution
 
 PATH = Path("x.npy")
-SAMPLE = Path(io.__file__).parent / "assets" / "sample.png"
+SAMPLE = Path(image_files.__file__).parent / "assets" / "sample.png"
 
 
 @pytest.fixture
 def x():
-    return io.read_picture(SAMPLE)[0]
+    return image_files.read_picture(SAMPLE)[0]
 
 
 def formula(message):

@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 from typing import Any
 
 import chex
@@ -10,10 +9,10 @@ import pytest
 from conftest import gaussian_prior
 
 import ddiff_jax as dd
+from ddiff_jax import _solve as solving
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff, Fixed
 
-solving = sys.modules["ddiff_jax.solve"]  # the name `dd.solve` is taken by the function
 SHAPE = (8, 8, 3)
 PROGRAMS = 1e-5  # two compiled programs of the same mathematics
 SOLVER = DDiff(Fixed(20.0), num_steps=12)

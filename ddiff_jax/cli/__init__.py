@@ -1,10 +1,11 @@
 """The command line `ddiff`: every subcommand is a module here with `run(argv) -> exit code`."""
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+
+from ddiff_jax.names import check_name
 
 COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
@@ -71,8 +72,5 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"ddiff_jax {__version__}")
         return 0
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        guess = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown command {command!r}; {guess}known: {', '.join(COMMANDS)}")
+    check_name("command", command, COMMANDS)
     return importlib.import_module(f"ddiff_jax.cli.{command.replace('-', '_')}").run(rest)

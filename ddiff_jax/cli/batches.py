@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ddiff_jax import io, metrics, stencils
+from ddiff_jax import image_files, metrics, stencils
 from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.cli.jobs import Job
 from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
@@ -93,7 +93,7 @@ class Reader:
         """
         settings = self._settings
         finite = not settings.options.measured  # else which entries count is known further down
-        array, notes = io.read(job.path, settings.shape[2], settings.options.full_scale, finite=finite)
+        array, notes = image_files.read(job.path, settings.shape[2], settings.options.full_scale, finite=finite)
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
         operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
@@ -119,7 +119,7 @@ class Reader:
                 sigma_y = estimate_sigma(values, seen)
                 notes.append(f"noise level estimated as {sigma_y:.4f}")
             notes += self._doubts(job.path, operator, values if seen is None else values[seen], sigma_y)
-            if sigma_y > 0 and not io.is_array(job.path):
+            if sigma_y > 0 and not image_files.is_array(job.path):
                 notes += _cut_off(values, seen)
         else:
             truth = self.clean(job.path, array, notes)
@@ -131,12 +131,12 @@ class Reader:
         """Read an array of the operator."""
         if name == "mask":
             return stencils.read_mask(path, self._settings.threshold, invert=self._settings.invert_mask)
-        return stencils.read_kernel(path) if name == "kernel" else (io.read_array(path), [])
+        return stencils.read_kernel(path) if name == "kernel" else (image_files.read_array(path), [])
 
     def _doubts(self, path: Path, operator: Operator, observed: np.ndarray, sigma_y: float) -> list[str]:
         """Doubt a measurement whose numbers do not look like what they are taken for."""
         settings, doubts = self._settings, []
-        if io.is_array(path) and getattr(operator, "measures_picture", False):
+        if image_files.is_array(path) and getattr(operator, "measures_picture", False):
             far = np.max(np.abs(observed), initial=0) > FAR  # or nobody needs to know
             white = float(jnp.max(jnp.abs(_white(operator, settings.shape)))) if far else 1.0
             doubts += check_picture_measurement(observed, sigma_y, white)
@@ -156,7 +156,7 @@ class Reader:
                 f"{path} must be a real image [{shape[0]}, {shape[1]}, {shape[2]}]; got {x.dtype}{list(x.shape)}"
                 + _channels_first(x.shape, (*x.shape[1:], shape[2]))
             )
-        if io.is_array(path):
+        if image_files.is_array(path):
             notes += check_image(path, x)
         if x.shape == shape:
             return x
@@ -166,7 +166,7 @@ class Reader:
                 "square and resize it, or --measured if it is the measurement itself"
             )
         notes.append(f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}")
-        return io.crop_and_resize(x, shape[0])
+        return image_files.crop_and_resize(x, shape[0])
 
     def _check_measurement(self, path: Path, operator: Operator, y: np.ndarray) -> None:
         expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(self._settings.shape, jnp.float32))

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
@@ -94,7 +94,7 @@ def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tu
     nowhere = Path(os.devnull)  # nothing is written, so no input can lie in the folder of the results
     for job in find_jobs(inputs, nowhere).jobs:
         try:
-            x, _ = io.read(job.path, channels)
+            x, _ = image_files.read(job.path, channels)
             if x.ndim != 3 or x.shape[2] != channels:
                 raise ValueError(f"{job.path} is no image with {channels} channels: its shape is {x.shape}")
         except ValueError as error:
@@ -102,7 +102,7 @@ def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tu
             failed += 1
             continue
         if x.shape != shape:
-            x, resized = io.crop_and_resize(x, height), resized + 1
+            x, resized = image_files.crop_and_resize(x, height), resized + 1
         images.append(np.asarray(x, np.float32))
     if resized:
         console.say(f"note: {resized} images cut to a centred square and resized to {width}x{height}")

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 
 # All error maps of all runs share one scale, so that pictures can be compared: |error| of images in [-1, 1].
 ERROR_MAX = 0.5
@@ -35,7 +35,7 @@ class Panel:
 
 def picture(x: Float[np.ndarray, "H W C"]) -> Levels:
     """Turn an image in [-1, 1] into what a screen shows."""
-    return np.repeat(io.to_uint8(x), 3 // x.shape[-1], axis=-1)
+    return np.repeat(image_files.to_uint8(x), 3 // x.shape[-1], axis=-1)
 
 
 def error_map(error: Float[np.ndarray, "H W C"]) -> Levels:

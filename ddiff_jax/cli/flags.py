@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import re
@@ -11,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
+
+from ddiff_jax.names import UnknownName, guess
 
 T = TypeVar("T")
 
@@ -65,9 +66,8 @@ def parse(
     if unknown:
         flag = next((a for a in unknown if a.startswith("-")), unknown[0]).partition("=")[0]
         where = elsewhere().get(flag)
-        close = difflib.get_close_matches(flag, _flag_names(cls), n=1)
-        hint = f"it belongs to {where}; " if where else f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown flag {flag}; {hint}{prog} --help lists all")
+        hint = f"it belongs to {where}; " if where else guess(flag, _flag_names(cls))
+        raise UnknownName(f"unknown flag {flag}; {hint}{prog} --help lists all")
     return options
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.checkpoint import file_hash
 from ddiff_jax.records import Records
 
@@ -106,7 +106,7 @@ def _expand(text: str, output: Path, recursive: bool, left_out: list[str]) -> li
 
 def _walk(top: Path, output: Path, recursive: bool, left_out: list[str]) -> list[tuple[Path, str]]:
     """List the images of a folder, and say what else it holds. Hidden files and links to folders are not followed."""
-    known = io.suffixes()
+    known = image_files.suffixes()
     found: list[tuple[Path, str]] = []
     others: collections.Counter[str] = collections.Counter()
     unseen: list[str] = []
@@ -204,7 +204,7 @@ class Ledger:
     def is_done(self, job: Job) -> bool:
         """Tell whether an image has its row and all its results, whole."""
         row = self.row(job)
-        return row is not None and all(io.is_whole(job.folder / name) for name in row["files"].values())
+        return row is not None and all(image_files.is_whole(job.folder / name) for name in row["files"].values())
 
     def _settings_of(self, run: str) -> dict[str, Any] | None:
         if run not in self._settings:
@@ -236,7 +236,7 @@ class Ledger:
             document = self._document()
             text = json.dumps(document, indent=1, allow_nan=False) + "\n"
             if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
-                io.write_text(self.path, text)
+                image_files.write_text(self.path, text)
             # Who recorded an image meanwhile may have written the file before us. If not, it writes after us.
             if self._rows.state() == before:
                 return document

@@ -9,7 +9,7 @@ import tyro
 
 from ddiff_jax.cli.evaluate import Common, common, packaged_photograph, work
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.config import check_name
+from ddiff_jax.names import check_name
 
 DESCRIPTION = """Run a table or a figure of the paper and write a ledger: published value, ours, difference, verdict.
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
-from ddiff_jax import io
+from ddiff_jax import image_files
+from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli import results
 from ddiff_jax.cli.batches import Batch, Reader, batches, score
@@ -39,7 +40,6 @@ from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restarts import nearest_equivalent, solve_restarts
-from ddiff_jax.solve import Progress, Solution
 from ddiff_jax.solvers.base import check_operator, count_steps
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
@@ -75,7 +75,7 @@ def warm_up(settings: Settings) -> None:
     height, width, channels = settings.shape
     with tempfile.TemporaryDirectory() as folder:
         grey = Path(folder) / "grey.png"
-        io.write_png(grey, np.zeros((height, width, channels), np.float32))
+        image_files.write_png(grey, np.zeros((height, width, channels), np.float32))
         options = dataclasses.replace(
             settings.options,
             inputs=(str(grey),),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.cli.batches import Item, Score
 from ddiff_jax.cli.figure import Panel, compare, error_map, picture
 from ddiff_jax.cli.settings import Settings
@@ -21,17 +21,17 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
     if item.truth is not None:
         if _is_picture(y):
             files["measurement"] = job.result("measurement")
-            io.write_png(files["measurement"], y)
+            image_files.write_png(files["measurement"], y)
         seen = observed_entries(item.operator, y.shape)
         # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
         if not _is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
             files["measured_array"] = job.result("measurement", ".npy")
-            io.write_array(files["measured_array"], y)
+            image_files.write_array(files["measured_array"], y)
         if seen is not None:  # all channels alike
             files["mask"] = job.result("mask")
-            io.write_png(files["mask"], 2 * np.asarray(seen[..., :1], np.float32) - 1)
-    io.save_png(files["comparison"], comparison(item, x, score, settings))
-    io.write_png(files["restored"], x)
+            image_files.write_png(files["mask"], 2 * np.asarray(seen[..., :1], np.float32) - 1)
+    image_files.save_png(files["comparison"], comparison(item, x, score, settings))
+    image_files.write_png(files["restored"], x)
     return {
         "name": job.stem,
         "input": str(job.path),

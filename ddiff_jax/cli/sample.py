@@ -15,7 +15,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from ddiff_jax import io
+from ddiff_jax import image_files
+from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import choose_batch_size, describe, image_mesh, use_compilation_cache, versions
@@ -25,7 +26,6 @@ from ddiff_jax.cli.restore import CHUNKS
 from ddiff_jax.cli.settings import check_label
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.solve import Progress, Solution, solve
 from ddiff_jax.solvers.base import count_steps
 from ddiff_jax.solvers.sampling import Sampler, nothing
 
@@ -155,7 +155,7 @@ class _Sampling:
     def _write(self, index: int, x: Float[np.ndarray, "H W C"], finite: bool) -> None:
         name = f"sample_{index:04d}"
         if finite:
-            io.write_png(self.options.output / f"{name}.png", x)
+            image_files.write_png(self.options.output / f"{name}.png", x)
             self.shown.append(x)
         else:
             self.console.fail(f"{name} diverged to NaN or infinity, not written")
@@ -165,7 +165,7 @@ class _Sampling:
         """Write the grid and samples.json as far as they go."""
         options, device = self.options, jax.devices()[0]
         if self.shown:
-            io.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
+            image_files.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
         cost = self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1)))[0]) * options.steps
         document = {
             "samples": self.rows,
@@ -181,7 +181,7 @@ class _Sampling:
             "started": self.started,
             "seconds": self.seconds,
         }
-        io.write_text(options.output / "samples.json", json.dumps(document, indent=1) + "\n")
+        image_files.write_text(options.output / "samples.json", json.dumps(document, indent=1) + "\n")
         return document
 
 

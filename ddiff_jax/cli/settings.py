@@ -17,13 +17,13 @@ from ddiff_jax.config import (
     Task,
     build_solver,
     change,
-    check_name,
     presets,
     solver_parameters,
     task_preset,
     unsaid,
 )
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
+from ddiff_jax.names import check_name
 from ddiff_jax.operators import OPERATORS, LinearOperator
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise

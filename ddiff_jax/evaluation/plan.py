@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddiff_jax.cli.settings import Settings, resolve
-from ddiff_jax.config import VALUES, check_name
+from ddiff_jax.config import VALUES
 from ddiff_jax.metrics import BACKBONES
+from ddiff_jax.names import check_name
 from ddiff_jax.solvers import SOLVERS
 
 

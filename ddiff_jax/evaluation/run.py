@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddiff_jax import io
+from ddiff_jax import image_files
+from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import file_hash, load_prior, read_card
 from ddiff_jax.cli.batches import Batch, Item, Reader, batches
 from ddiff_jax.cli.console import warning
@@ -25,7 +26,6 @@ from ddiff_jax.files import Caution
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.solve import Progress, Solution, solve
 
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
@@ -59,7 +59,7 @@ class _WithTruth(Reader):
         item, path = super().read(job), self._truths.get(job.stem)
         if path is None:
             return item
-        truth, notes = io.read(path, self._settings.shape[2], self._settings.options.full_scale)
+        truth, notes = image_files.read(path, self._settings.shape[2], self._settings.options.full_scale)
         truth = self.clean(path, truth, notes)
         return dataclasses.replace(item, truth=truth, notes=item.notes + notes)
 
@@ -188,7 +188,9 @@ class _Run:
 
     def _is_done(self, cell: Cell, stem: str, run: int) -> bool:
         record = self._record(cell, stem, run)
-        return record is not None and record.status in DONE and io.is_whole(self.store.picture(cell, stem, run))
+        return (
+            record is not None and record.status in DONE and image_files.is_whole(self.store.picture(cell, stem, run))
+        )
 
     def _reject(self, cell: Cell, job: Job, status: str, message: str) -> None:
         message = " ".join(message.split())
@@ -316,7 +318,7 @@ class _Run:
             drawn[self.store.strip(cell, stem)] = np.nan_to_num(np.concatenate(frames, axis=1))
         for path, picture in drawn.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            io.write_png(path, picture)
+            image_files.write_png(path, picture)
 
     def _tables(self) -> Evaluation:
         absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}
@@ -335,8 +337,10 @@ class _Run:
                 for how in (tables.SINGLE,) if cell.runs == 1 else (tables.ORACLE, tables.RESIDUAL):
                     rows.append({**start, "pick": how, "status": status, "message": message, "input_sha256": sha256})
         summary = {**tables.summarise(rows), **self._origin(rows)}
-        io.write_text(self.folder / "results.csv", tables.to_csv(rows))
-        io.write_text(self.folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
+        image_files.write_text(self.folder / "results.csv", tables.to_csv(rows))
+        image_files.write_text(
+            self.folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n"
+        )
         bad = [row for row in rows if row["status"] != "ok"]
         return Evaluation(self.folder, rows, summary, len(bad))
 

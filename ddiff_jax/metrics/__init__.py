@@ -1,8 +1,8 @@
 """Metrics: one image in, one scalar out. `PROTOCOLS` names the two ways in which PSNR and SSIM are computed."""
 
-from ddiff_jax.metrics.fidelity import PROTOCOLS, Protocol, psnr, ssim
-from ddiff_jax.metrics.measure import METRICS, measure
-from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
+from ddiff_jax.metrics._fidelity import PROTOCOLS, Protocol, psnr, ssim
+from ddiff_jax.metrics._measure import METRICS, measure
+from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
 
 __all__ = [
     "BACKBONES",

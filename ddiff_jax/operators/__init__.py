@@ -2,6 +2,26 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._blur import Blur, blur
+from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._colourisation import Colourisation, colourisation
+from ddiff_jax.operators._compose import Composition, LinearComposition, compose
+from ddiff_jax.operators._fourier import Fourier, fourier, undersampled_fourier
+from ddiff_jax.operators._function import Function, LinearFunction, from_function
+from ddiff_jax.operators._high_dynamic_range import HighDynamicRange, high_dynamic_range
+from ddiff_jax.operators._inpainting import (
+    Inpainting,
+    box_inpainting,
+    inpainting,
+    random_inpainting,
+    released_box_mask,
+    released_random_mask,
+)
+from ddiff_jax.operators._masked import LinearMasked, Masked, masked
+from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
+from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
+from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
+from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
 from ddiff_jax.operators.base import (
     DecomposableOperator,
     Decomposition,
@@ -11,27 +31,7 @@ from ddiff_jax.operators.base import (
     observed_entries,
     spectral_norm,
 )
-from ddiff_jax.operators.blur import Blur, blur
-from ddiff_jax.operators.camera_blur import CameraBlur, camera_blur
-from ddiff_jax.operators.colourisation import Colourisation, colourisation
-from ddiff_jax.operators.compose import Composition, LinearComposition, compose
-from ddiff_jax.operators.fourier import Fourier, fourier, undersampled_fourier
-from ddiff_jax.operators.function import Function, LinearFunction, from_function
-from ddiff_jax.operators.high_dynamic_range import HighDynamicRange, high_dynamic_range
-from ddiff_jax.operators.inpainting import (
-    Inpainting,
-    box_inpainting,
-    inpainting,
-    random_inpainting,
-    released_box_mask,
-    released_random_mask,
-)
-from ddiff_jax.operators.masked import LinearMasked, Masked, masked
-from ddiff_jax.operators.motion_blur import motion_blur, motion_kernel
-from ddiff_jax.operators.nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
-from ddiff_jax.operators.phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators.separable import Separable, gaussian_blur, super_resolution
-from ddiff_jax.operators.tomography import Tomography, sparse_tomography, tomography
 
 OPERATORS: dict[str, Callable[..., Operator]] = {
     "super_resolution": super_resolution,

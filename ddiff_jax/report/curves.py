@@ -140,10 +140,10 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    from ddiff_jax import io
+    from ddiff_jax import image_files
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with io.replacing(path) as temporary:
+    with image_files.replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 

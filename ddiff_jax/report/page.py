@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ddiff_jax import io
+from ddiff_jax import image_files
 from ddiff_jax.evaluation.run import Evaluation
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report import curves
@@ -66,7 +66,7 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
         pictures=_pictures(gallery),
     )
     path = found.folder / "report.html"
-    io.write_text(path, text)
+    image_files.write_text(path, text)
     return path
 
 
@@ -231,12 +231,12 @@ def _figures(gallery: Gallery, folder: Path) -> str:
         images = gallery.images[: GRID_IMAGES if len(scenes) == 1 else 1]
         parts.append(f"<h2>{html.escape(task.replace('_', ' '))}</h2>")
         path = folder / f"{task}_grid.png"
-        io.save_png(path, grid(gallery, scenes, images))
+        image_files.save_png(path, grid(gallery, scenes, images))
         parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
         longest = max(scenes, key=lambda scene: scene.steps or 0)  # the first where steps are not swept
         strip = strips(gallery, longest)
         if strip is not None:
-            io.save_png(folder / f"{task}_trajectories.png", strip)
+            image_files.save_png(folder / f"{task}_trajectories.png", strip)
             parts.append("<h3>Estimates on the way</h3>")
             parts.append(_picture(folder / f"{task}_trajectories.png", "estimates at eight moments of a run"))
         parts += _curves(gallery, longest, folder)

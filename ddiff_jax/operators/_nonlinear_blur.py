@@ -139,7 +139,7 @@ def _code(given: int | str | Path | np.ndarray | Array, shape: tuple[int, int, i
     if isinstance(given, int | np.integer):
         return released_kernel_code(shape, seed=int(given))
     if isinstance(given, str | Path):
-        from ddiff_jax.io import read_array
+        from ddiff_jax.image_files import read_array
 
         given = read_array(Path(given))
     code = np.asarray(given)

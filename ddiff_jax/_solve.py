@@ -16,8 +16,8 @@ from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
 from ddiff_jax.operators import masked
+from ddiff_jax.operators._compose import Composition
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.operators.compose import Composition
 from ddiff_jax.priors import Decoder, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field

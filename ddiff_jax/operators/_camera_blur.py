@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from ddiff_jax.operators._motion_blur import motion_blur
 from ddiff_jax.operators.base import LinearOperator
-from ddiff_jax.operators.motion_blur import motion_blur
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey
 

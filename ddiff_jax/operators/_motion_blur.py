@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ddiff_jax.operators.blur import Blur, blur
+from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.types import ImageShape, PRNGKey
 
 EPSILON = 0.1  # keeps steps and angles from vanishing at intensity 1 and 0

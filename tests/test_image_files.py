@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddiff_jax import io, pictures
+from ddiff_jax import image_files, pictures
 
 SIDE = 12
 LEVEL = 1 / 255 + 1e-6  # half a grey level of 8 bits in [-1, 1], and rounding
@@ -18,21 +18,21 @@ def rgb():
 def test_rgb_uses_the_fixed_map_and_survives_the_round_trip(tmp_path, rgb):
     rgb = rgb // 4 + 60  # a dull picture: its own range must not be stretched
     Image.fromarray(rgb).save(tmp_path / "x.png")
-    x, notes = io.read_picture(tmp_path / "x.png")
+    x, notes = image_files.read_picture(tmp_path / "x.png")
     assert notes == []
     assert x.dtype == np.float32
     np.testing.assert_allclose(x, rgb / 127.5 - 1, atol=1e-6)  # float32 rounding
-    io.write_png(tmp_path / "y.png", x)
+    image_files.write_png(tmp_path / "y.png", x)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "y.png")), rgb)
 
 
 def test_grey_is_replicated_and_colour_averaged(tmp_path, rgb):
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(rgb).save(tmp_path / "rgb.png")
-    x, notes = io.read_picture(tmp_path / "grey.png")
+    x, notes = image_files.read_picture(tmp_path / "grey.png")
     assert notes == ["grey replicated to RGB"]
     np.testing.assert_allclose(x, (rgb[..., :1] / 127.5 - 1).repeat(3, -1), atol=1e-6)
-    x, notes = io.read_picture(tmp_path / "rgb.png", channels=1)
+    x, notes = image_files.read_picture(tmp_path / "rgb.png", channels=1)
     assert x.shape == (SIDE, SIDE, 1)
     assert notes == ["colour averaged to grey"]
     np.testing.assert_allclose(x, np.asarray(Image.fromarray(rgb).convert("L"))[..., None] / 127.5 - 1, atol=2 * LEVEL)
@@ -40,10 +40,10 @@ def test_grey_is_replicated_and_colour_averaged(tmp_path, rgb):
 
 def test_bilevel_and_palette(tmp_path, rgb):
     Image.fromarray(rgb).convert("1").save(tmp_path / "bilevel.png")
-    assert set(np.unique(io.read_picture(tmp_path / "bilevel.png")[0])) == {-1.0, 1.0}
+    assert set(np.unique(image_files.read_picture(tmp_path / "bilevel.png")[0])) == {-1.0, 1.0}
     palette = Image.fromarray(rgb).convert("P")
     palette.save(tmp_path / "palette.png")
-    x, notes = io.read_picture(tmp_path / "palette.png")
+    x, notes = image_files.read_picture(tmp_path / "palette.png")
     assert notes == ["palette expanded to RGB"]
     np.testing.assert_allclose(x, np.asarray(palette.convert("RGB")) / 127.5 - 1, atol=1e-6)
 
@@ -52,25 +52,25 @@ def test_alpha(tmp_path, rgb):
     picture = Image.fromarray(rgb)
     picture.putalpha(255)
     picture.save(tmp_path / "opaque.png")
-    x, notes = io.read_picture(tmp_path / "opaque.png")
+    x, notes = image_files.read_picture(tmp_path / "opaque.png")
     assert notes == ["opaque alpha dropped"]
     np.testing.assert_allclose(x, rgb / 127.5 - 1, atol=1e-6)
     picture.putalpha(51)
     picture.save(tmp_path / "clear.png")
-    x, notes = io.read_picture(tmp_path / "clear.png")
+    x, notes = image_files.read_picture(tmp_path / "clear.png")
     assert notes == ["alpha composited over white"]
     np.testing.assert_allclose(x, 0.2 * (rgb / 127.5 - 1) + 0.8, atol=2 * LEVEL)
 
 
 def test_cmyk_and_exif_rotation(tmp_path, rgb):
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.tif")
-    x, notes = io.read_picture(tmp_path / "cmyk.tif")
+    x, notes = image_files.read_picture(tmp_path / "cmyk.tif")
     assert notes == ["CMYK converted to RGB without a colour profile"]
     np.testing.assert_allclose(x, rgb / 127.5 - 1, atol=2 * LEVEL)
     exif = Image.Exif()
     exif[pictures.ORIENTATION_TAG] = 6  # shown a quarter turn clockwise
     Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
-    x, notes = io.read_picture(tmp_path / "turned.png")
+    x, notes = image_files.read_picture(tmp_path / "turned.png")
     assert notes == ["turned upright as its EXIF tag says"]
     np.testing.assert_allclose(x, np.rot90(rgb, -1) / 127.5 - 1, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_bad_pictures(tmp_path, rgb):
     }
     for name, message in expected.items():
         with pytest.raises(ValueError, match=message):
-            io.read(tmp_path / name)
+            image_files.read(tmp_path / name)
 
 
 def test_arrays(tmp_path):
@@ -101,11 +101,11 @@ def test_arrays(tmp_path):
     np.savez(tmp_path / "one.npz", anything=y)
     np.savez(tmp_path / "named.npz", y=y, mask=y)
     for name in ("y.npy", "one.npz", "named.npz"):
-        read, _ = io.read(tmp_path / name)
+        read, _ = image_files.read(tmp_path / name)
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, y.astype(np.float32))
     np.save(tmp_path / "complex.npy", y * 1j)
-    assert io.read_array(tmp_path / "complex.npy").dtype == np.complex64
+    assert image_files.read_array(tmp_path / "complex.npy").dtype == np.complex64
 
 
 def test_bad_arrays(tmp_path):
@@ -128,49 +128,49 @@ def test_bad_arrays(tmp_path):
     }
     for name, message in expected.items():
         with pytest.raises(ValueError, match=message):
-            io.read(tmp_path / name)
+            image_files.read(tmp_path / name)
 
 
 def test_integers_are_read_only_with_the_level_that_is_white(tmp_path):
     levels = np.array([[[0, 1000, 4095]]], np.uint16)
     np.save(tmp_path / "x.npy", levels)
     with pytest.raises(ValueError, match=r"holds uint16; save floats.*--full-scale"):
-        io.read(tmp_path / "x.npy")
-    np.testing.assert_allclose(io.read(tmp_path / "x.npy", 3, 4095)[0], levels / 2047.5 - 1, atol=1e-6)
+        image_files.read(tmp_path / "x.npy")
+    np.testing.assert_allclose(image_files.read(tmp_path / "x.npy", 3, 4095)[0], levels / 2047.5 - 1, atol=1e-6)
     for full_scale in (4000, 70000, 0):
         with pytest.raises(ValueError, match=f"uint16 up to 4095; --full-scale {full_scale} does not fit"):
-            io.read(tmp_path / "x.npy", 3, full_scale)
+            image_files.read(tmp_path / "x.npy", 3, full_scale)
 
 
 def test_what_is_whole(tmp_path):
-    io.write_png(tmp_path / "x.png", np.zeros((8, 8, 3), np.float32))
-    io.write_array(tmp_path / "y.npy", np.zeros((9, 9), np.float32))
+    image_files.write_png(tmp_path / "x.png", np.zeros((8, 8, 3), np.float32))
+    image_files.write_array(tmp_path / "y.npy", np.zeros((9, 9), np.float32))
     for name in ("x.png", "y.npy"):
         path = tmp_path / name
-        assert io.is_whole(path)
+        assert image_files.is_whole(path)
         whole = path.read_bytes()
         for damaged in (b"", whole[:-20], whole[:40], b"no picture"):
             path.write_bytes(damaged)
-            assert not io.is_whole(path)
+            assert not image_files.is_whole(path)
         path.unlink()
-        assert not io.is_whole(path)
+        assert not image_files.is_whole(path)
     (tmp_path / "x.png").write_bytes(b"")
 
 
 def test_crop_and_resize_keeps_the_centre():
     x = np.full((20, 40, 3), -1, np.float32)
     x[:, 10:30] = 1  # the centred square
-    np.testing.assert_array_equal(io.crop_and_resize(x, 10), np.ones((10, 10, 3), np.float32))
+    np.testing.assert_array_equal(image_files.crop_and_resize(x, 10), np.ones((10, 10, 3), np.float32))
 
 
 def test_writing_clips_and_is_all_or_nothing(tmp_path):
-    io.write_png(tmp_path / "x.png", np.array([[[-3.0], [0.0], [7.0]]]))
+    image_files.write_png(tmp_path / "x.png", np.array([[[-3.0], [0.0], [7.0]]]))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), [[0, 128, 255]])
     before = (tmp_path / "x.png").read_bytes()
-    with pytest.raises(RuntimeError), io.replacing(tmp_path / "x.png") as temporary:
+    with pytest.raises(RuntimeError), image_files.replacing(tmp_path / "x.png") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert (tmp_path / "x.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
     with pytest.raises(ValueError, match="1 or 3"):
-        io.write_png(tmp_path / "x.png", np.zeros((2, 2, 2)))
+        image_files.write_png(tmp_path / "x.png", np.zeros((2, 2, 2)))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from ddiff_jax.metrics.fidelity import PROTOCOLS, WINDOW, psnr, ssim
-from ddiff_jax.metrics.perceptual import BACKBONES, Perceptual
+from ddiff_jax.metrics._fidelity import PROTOCOLS, WINDOW, psnr, ssim
+from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual
 from ddiff_jax.operators.base import Operator, as_observed
 from ddiff_jax.problem import Problem
 
