@@ -25,11 +25,11 @@ from tasks import runnable
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, metrics
-from ddiff_jax.cli.settings import is_random
 from ddiff_jax.config import VALUES, task_preset
 from ddiff_jax.evaluation import interval
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.restarts import nearest_equivalent
+from ddiff_jax.restoration.parameters import is_random
 
 load_prior = functools.cache(dd.load_prior)
 

@@ -18,8 +18,8 @@ import perceptual
 
 from ddiff_jax import cli, image_files
 from ddiff_jax.cli.evaluate import packaged_photograph
-from ddiff_jax.cli.settings import REQUIRED, operator_parameters
 from ddiff_jax.config import VALUES, presets, task_preset
+from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters
 
 
 def runnable() -> list[str]:

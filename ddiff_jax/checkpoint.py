@@ -1,7 +1,6 @@
 """Weights on disk: a folder with a card that describes them and says how to tell that they are whole."""
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import os
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.card import Card, build_schedule, check_types, parse_card
+from ddiff_jax.files import file_hash
 from ddiff_jax.names import check_keys, check_name, nearest
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
@@ -56,12 +56,6 @@ def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
 def abstract_params(module: Any) -> Params:
     """Shapes and types of a network's parameters, without making them."""
     return jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
-
-
-def file_hash(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_weights(folder: str | Path, params: Params, card: Card) -> Path:

@@ -1,6 +1,7 @@
 """Opening the files of strangers: plain files only, and whatever a decoder raises becomes one line about the file."""
 
 import contextlib
+import hashlib
 import stat
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ class Caution(str):
     """A note that is probably bad news: the command line prints it as a warning."""
 
     __slots__ = ()
+
+
+def warning(about: str, caution: Caution) -> Caution:
+    """Spell a caution about an input as a line of its own."""
+    return Caution(f"ddiff: warning: {about}: {' '.join(caution.split())}")
 
 
 class Unusable(ValueError):
@@ -73,3 +79,9 @@ def decoding(path: Path, verdict: str = "is truncated or damaged") -> Iterator[N
 def _quote(message: BaseException | str) -> str:
     text = " ".join(str(message).split())
     return text[:SAID] or type(message).__name__
+
+
+def file_hash(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 
 from ddiff_jax import pictures
-from ddiff_jax.files import Notes, Unusable, decoding, opened
+from ddiff_jax.files import Notes, Unusable, decoding, file_hash, opened
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
@@ -135,19 +135,6 @@ def read(
     return read_picture(path, channels, full_scale)
 
 
-def is_whole(path: Path) -> bool:
-    """Tell whether one of our results is there and complete: every checksum of a PNG, the length of an array."""
-    try:
-        with opened(path) as file, decoding(path):
-            if is_array(path):
-                np.load(path, mmap_mode="r")
-            else:
-                Pillow.open(file, formats=("PNG",)).verify()
-    except Unusable:
-        return False
-    return True
-
-
 def crop_and_resize(x: Picture, side: int) -> Float[np.ndarray, "{side} {side} C"]:
     """Cut the largest centred square, then resize it by Lanczos."""
     short = min(x.shape[:2])
@@ -175,8 +162,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_png(path: Path, x: Picture) -> None:
+def write_png(path: Path, x: Picture) -> str:
     """Write an image in [-1, 1] as an 8-bit PNG; whoever reads the path finds the old file or the whole new one.
+
+    Returns:
+        The SHA-256 of what was written, as the other writers here.
 
     Raises:
         ValueError: neither 1 nor 3 channels.
@@ -184,19 +174,22 @@ def write_png(path: Path, x: Picture) -> None:
     levels = to_uint8(x)
     if levels.ndim != 3 or levels.shape[2] not in (1, 3):
         raise ValueError(f"a PNG needs an image [H, W, 1 or 3]; got shape {levels.shape}")
-    save_png(path, Pillow.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels))
+    return save_png(path, Pillow.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels))
 
 
-def save_png(path: Path, picture: Pillow.Image) -> None:
+def save_png(path: Path, picture: Pillow.Image) -> str:
     """Write a Pillow picture as PNG, whole or not at all."""
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
+        return file_hash(temporary)
 
 
-def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> None:
+def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> str:
     """Write an array as .npy, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        return file_hash(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

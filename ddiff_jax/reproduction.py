@@ -40,7 +40,7 @@ class Study:
         sigmas: noise levels; empty for that of the presets, 0.05.
         steps: network evaluations; empty for the published numbers of steps.
         metrics: what it reports.
-        flags: as in `Plan`.
+        changes: as in `Plan`.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Study:
     sigmas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ("psnr_paper", "ssim_paper", "lpips_alex", "misfit", "misfit_excess")
-    flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 # To the paper's columns table1 adds two more solvers. The sweeps are its Figures 3 and 5, which print no numbers: their
@@ -73,7 +73,7 @@ STUDIES = {
         ("ddiff", "daps", "ddiff_hqs", "diffpir", "dps"),
         steps=(20, 50, 100, 250, 999),
         # Its own quadratic spacing repeats timesteps beyond 500 steps.
-        flags={"diffpir": ("--spacing", "uniform")},
+        changes={"diffpir": {"spacing": "uniform"}},
     ),
 }
 
@@ -148,12 +148,15 @@ def plan_study(
         differences.append(f"{', '.join(map(str, steps))} network evaluations instead of the published number")
     if options.get("subset") is not None:
         differences.append(f"the first {options['subset']} of the images only")
-    flags = {solver: words for solver, words in study.flags.items() if solver in chosen}
-    differences += [f"{solver} with {' '.join(words)}" for solver, words in flags.items()]
-    for what, words in options.pop("flags", {}).items():
-        flags[what] = (*flags.get(what, ()), *words)
+    changes = {solver: dict(values) for solver, values in study.changes.items() if solver in chosen}
+    differences += [
+        f"{solver} with {', '.join(f'{name} {value}' for name, value in values.items())}"
+        for solver, values in changes.items()
+    ]
+    for what, values_of in options.pop("changes", {}).items():
+        changes[what] = {**changes.get(what, {}), **values_of}
     for task, path in _fixed_masks(dataset, wanted, folder).items():
-        flags[task] = ("--mask", str(path), *flags.get(task, ()))
+        changes[task] = {"mask": path, **changes.get(task, {})}
     plan = Plan(
         images=tuple(images),
         tasks=wanted,
@@ -164,7 +167,7 @@ def plan_study(
         runs={task: count for task, count in RUNS.items() if task in wanted},
         preset=dataset,
         values=values,
-        flags=flags,
+        changes=changes,
         **options,
     )
     same_protocol = dataset != "faces64" and not steps and values == "published"

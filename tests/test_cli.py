@@ -19,13 +19,15 @@ from weights import save_tiny_prior
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, stencils
-from ddiff_jax.checkpoint import file_hash
-from ddiff_jax.cli import console, results, settings
-from ddiff_jax.cli.batches import Item, Score
-from ddiff_jax.cli.flags import spelled
-from ddiff_jax.cli.jobs import Job
+from ddiff_jax.cli import console, settings
 from ddiff_jax.config import VALUES, presets, solver_parameters, task_preset
+from ddiff_jax.files import file_hash
 from ddiff_jax.operators import OPERATORS
+from ddiff_jax.restoration import parameters, resolve, results
+from ddiff_jax.restoration.batches import Score
+from ddiff_jax.restoration.jobs import Job
+from ddiff_jax.restoration.reading import Item
+from ddiff_jax.restoration.spelling import GENERAL, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
@@ -237,13 +239,13 @@ def test_masks_of_a_folder(ddiff, quick_prior, photos):
 def test_measurements_that_no_picture_can_hold_are_kept_as_arrays(ddiff, tmp_path, kind):
     y = jnp.full((4, 4, 3), 1j if kind == "complex" else 9.0)
     x = np.zeros((64, 64, 3), np.float32)
-    job, told = Job(SAMPLE, "sample", "", tmp_path), settings.resolve([])
+    job, told = Job(SAMPLE, "sample", "", tmp_path), resolve()
     item = Item(job, jax.random.key(0), dd.operators.super_resolution((64, 64, 3), factor=4), y, 0.05, x, [], "")
     score = Score(np.abs(np.asarray(y)), {"psnr": 1.0, "ssim": 0.5, "misfit": 1.0})
-    row = results.write(item, x, score, told)
-    assert row["files"]["measured_array"] == "measurement.npy"
+    written = results.write(item, x, score, told)
+    assert written["measured_array"] == (tmp_path / "measurement.npy", file_hash(Path("measurement.npy")))
     np.testing.assert_array_equal(np.load("measurement.npy"), y)
-    assert ("measurement" in row["files"]) == (kind != "complex")
+    assert ("measurement" in written) == (kind != "complex")
     assert size("restored.png") == (64, 64)
 
 
@@ -394,9 +396,9 @@ def test_a_flag_of_none_replaces_the_number_of_a_preset(ddiff):
 
 def test_what_is_nowhere_published_is_said():
     note = "nothing is published for ddiff on colourisation; its default values are used"
-    assert settings.resolve(["--task", "colourisation", "--values", "published"]).notes == (note,)
-    for flags in (["--task", "colourisation"], ["--values", "published"]):
-        assert settings.resolve(flags).notes == ()
+    assert resolve(task="colourisation", values="published").notes == (note,)
+    assert resolve(task="colourisation").notes == ()
+    assert resolve(values="published").notes == ()
 
 
 @pytest.mark.parametrize(("dataset", "task"), [(d, t) for d, tasks in presets().items() for t in tasks])
@@ -404,8 +406,8 @@ def test_every_preset_becomes_flags(ddiff, dataset, task):
     preset = task_preset(dataset, task)
     for choice, solver, values in [(c, s, v) for c in VALUES for s, v in getattr(preset, c).items()]:
         arguments = ["--preset", dataset, "--task", task, "--solver", solver, "--values", choice]
-        for name, (_, default) in settings.operator_parameters(preset.operator).items():
-            if default is settings.REQUIRED and name not in preset.arguments:
+        for name, (_, default) in parameters.operator_parameters(preset.operator).items():
+            if default is parameters.REQUIRED and name not in preset.arguments:
                 arguments += [spelled(name), "folder"]  # weights that a preset cannot know
         code, out, err = ddiff("restore", "--print-config", *arguments)
         assert (code, err) == (0, "")
@@ -427,13 +429,13 @@ def test_a_seed_or_a_file_may_be_given_where_an_operator_takes_both(ddiff):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_argument_becomes_a_flag(operator):
     task = dataclasses.replace(task_preset("faces64", "super_resolution"), operator=operator, arguments={})
-    flags = settings._operator_flags(task, set())
-    assert flags.keys() >= settings.operator_parameters(operator).keys()
+    flags = settings._operator_flags(task)
+    assert flags.keys() >= parameters.operator_parameters(operator).keys()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_field_becomes_a_flag(solver):
-    flags = settings._solver_flags(solver, {}, set())
+    flags = settings._solver_flags(solver, {}, GENERAL)
     fields = set(inspect.signature(SOLVERS[solver]).parameters)
     parts = set(inspect.signature(Fixed).parameters) if "step_length" in fields else set()
     assert flags.keys() == solver_parameters(SOLVERS[solver]).keys() == fields - {"step_length"} | parts
@@ -603,7 +605,7 @@ def test_checkpoints_that_cannot_be_used(ddiff, converted, golden):
     ("arguments", "message"),
     [
         (("restor",), "unknown command 'restor'; did you mean 'restore'?"),
-        (("info", "--jsn"), "did you mean --json?"),
+        (("info", "--jsn"), "did you mean '--json'?"),
         (("convert",), "--output"),
         (("convert", SAMPLE, "--output", "prior"), "sample.png cannot be read as weights"),
     ],
@@ -630,7 +632,7 @@ def test_debug_shows_where_an_error_comes_from(ddiff):
 
 def test_the_compilation_cache_is_kept_in_the_users_folder(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    code = "from ddiff_jax.cli.environment import *; use_compilation_cache(); jax.jit(lambda x: x + 1)(1.0)"
+    code = "import jax; from ddiff_jax.cli.environment import *; use_compilation_cache(); jax.jit(lambda x: x + 1)(1.0)"
     root = Path(dd.__path__[0]).parent
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=root)
     assert list((tmp_path / "ddiff_jax" / "compiled").iterdir())

@@ -109,7 +109,7 @@ def test_the_values_reach_the_cells(photos):
         made = Plan(images=(str(photos),), values=values)
         (cell,) = made.cells()
         assert made.settings(cell).solver == dd.preset("faces64", "super_resolution", values=values)
-        assert f"--values {values}" in made.command(cell)
+        assert f"--values {values}" in made.command(cell, made.settings(cell))
     with pytest.raises(ValueError, match="unknown values 'publised'; did you mean 'published'"):
         Plan(images=(str(photos),), values="publised")
 
@@ -334,8 +334,10 @@ def test_a_tree_of_images(photos, tmp_path):
 
 def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path):
     tasks, solvers = ("gaussian_blur", "inpainting"), ("ddiff", "ddiff_hqs")
-    flags = {"ddiff_hqs": ("--gamma", "-1")}
-    found = evaluation.evaluate(plan(photos, tasks=tasks, solvers=solvers, flags=flags), tmp_path / "out", say=quiet)
+    changes = {"ddiff_hqs": {"gamma": -1.0}}
+    found = evaluation.evaluate(
+        plan(photos, tasks=tasks, solvers=solvers, changes=changes), tmp_path / "out", say=quiet
+    )
     assert {(row["task"], row["solver"], row["status"]) for row in found.rows} == {
         ("gaussian_blur", "ddiff", "ok"),
         ("gaussian_blur", "ddiff_hqs", "not set up"),
@@ -357,7 +359,7 @@ def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path)
         (("--runs", "many"), "--runs takes a number or TASK=NUMBER; got 'many'"),
         (("--runs", "gaussian_blur=2"), "unknown task in runs 'gaussian_blur'"),
         (("--set", "gamma=2"), "--set takes NAME:FLAG=VALUE"),
-        (("--set", "ddiff:gama=2"), "unknown flag --gama; did you mean --gamma"),
+        (("--set", "ddiff:gama=2"), "unknown flag --gama; did you mean '--gamma'"),
         (("--subset", "0"), "subset must be at least 1"),
         (("--seeds", "1", "1"), "nothing twice"),
         (("nowhere/*.png",), "no file matches"),

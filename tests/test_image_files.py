@@ -142,21 +142,6 @@ def test_integers_are_read_only_with_the_level_that_is_white(tmp_path):
             image_files.read(tmp_path / "x.npy", 3, full_scale)
 
 
-def test_what_is_whole(tmp_path):
-    image_files.write_png(tmp_path / "x.png", np.zeros((8, 8, 3), np.float32))
-    image_files.write_array(tmp_path / "y.npy", np.zeros((9, 9), np.float32))
-    for name in ("x.png", "y.npy"):
-        path = tmp_path / name
-        assert image_files.is_whole(path)
-        whole = path.read_bytes()
-        for damaged in (b"", whole[:-20], whole[:40], b"no picture"):
-            path.write_bytes(damaged)
-            assert not image_files.is_whole(path)
-        path.unlink()
-        assert not image_files.is_whole(path)
-    (tmp_path / "x.png").write_bytes(b"")
-
-
 def test_crop_and_resize_keeps_the_centre():
     x = np.full((20, 40, 3), -1, np.float32)
     x[:, 10:30] = 1  # the centred square

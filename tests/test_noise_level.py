@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ddiff_jax.noise_level import estimate_sigma
+from ddiff_jax.restoration.noise_level import estimate_sigma
 
 
 def test_white_noise_is_measured_and_smooth_pictures_are_not():

@@ -10,9 +10,9 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import metrics, operators, solvers
-from ddiff_jax.cli import batches
-from ddiff_jax.cli.jobs import Job
 from ddiff_jax.operators import LinearFunction
+from ddiff_jax.restoration import batches
+from ddiff_jax.restoration.jobs import Job
 
 SHAPE = (8, 8, 3)
 PROGRAMS = 1e-5  # two compiled programs of the same mathematics

@@ -121,9 +121,7 @@ def test_all_solvers_of_a_study_spend_the_same_evaluations(tmp_path):
 
 def test_the_masks_are_those_of_the_released_code(tmp_path):
     made = plan_study("table1", "ffhq", ["photo.png"], tmp_path, tasks=["box_inpainting"])
-    flag, path = made.plan.flags["box_inpainting"]
-    assert flag == "--mask"
-    np.testing.assert_array_equal(np.load(path), released_box_mask())
+    np.testing.assert_array_equal(np.load(made.plan.changes["box_inpainting"]["mask"]), released_box_mask())
 
 
 def summary(mean, interval, n=10):

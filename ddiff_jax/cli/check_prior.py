@@ -16,8 +16,8 @@ from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.cli.jobs import find_jobs
 from ddiff_jax.denoising import Errors, measure_denoising
+from ddiff_jax.restoration.jobs import find_jobs
 
 DESCRIPTION = """Measure how well a prior denoises clean images at every noise level, beside two ways that need no
 network: the mean image, and the best linear filter. A prior that loses to either at some level misleads every solver

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ddiff_jax.files import Caution
+from ddiff_jax.files import Caution, warning
 
 PLAIN_SECONDS = 20.0  # between progress lines outside of a terminal
 
@@ -38,11 +38,6 @@ class Console:
     def fail(self, text: str) -> None:
         """Print one error, also when quiet."""
         print(f"ddiff: error: {' '.join(text.split())}", file=sys.stderr)
-
-
-def warning(about: str, caution: Caution) -> Caution:
-    """Spell a caution about an input as a line of its own."""
-    return Caution(f"ddiff: warning: {about}: {' '.join(caution.split())}")
 
 
 class Bar:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ddiff_jax.checkpoint import read_card
+from ddiff_jax.cli.changes import read_changes
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
+from ddiff_jax.restoration.settings import choose_dataset
 
 DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.
 
@@ -116,6 +118,7 @@ def run(argv: Sequence[str]) -> int:
     from ddiff_jax.evaluation import Plan
 
     what, how = parsed.what, parsed.how
+    dataset, _ = choose_dataset(how.preset, what.prior, read_card(what.prior).image_shape[0])
     plan = Plan(
         images=what.images or packaged_photograph(),
         prior=what.prior,
@@ -126,7 +129,7 @@ def run(argv: Sequence[str]) -> int:
         steps=what.steps or (None,),
         runs=_runs(what.runs, what.tasks),
         measurements=None if what.measurements is None else str(what.measurements),
-        **common(how),
+        **common(how, dataset),
     )
     return work(plan, how, what.output)
 
@@ -136,25 +139,19 @@ def packaged_photograph() -> tuple[str, ...]:
     return (str(Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"),)
 
 
-def common(how: Common) -> dict[str, Any]:
-    """Turn the general flags into arguments of `Plan`."""
+def common(how: Common, dataset: str) -> dict[str, Any]:
+    """Turn the general flags into arguments of `Plan`.
+
+    Args:
+        how: the flags.
+        dataset: whose tasks and values the cells have.
+    """
     lpips = {"alex": how.lpips_alex, "vgg": how.lpips_vgg}
     return {
         **{name: getattr(how, name) for name in PLANNED},
         "lpips": {name: str(folder) for name, folder in lpips.items() if folder is not None},
-        "flags": _flags(how.set),
+        "changes": read_changes(how.set, dataset),
     }
-
-
-def _flags(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    flags: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        name, colon, rest = text.partition(":")
-        flag, equals, value = rest.partition("=")
-        if not (name and colon and flag and equals):
-            raise ValueError(f"--set takes NAME:FLAG=VALUE, for example ddiff:gamma=12; got {text!r}")
-        flags[name] = (*flags.get(name, ()), f"--{flag.lstrip('-')}", *shlex.split(value))
-    return flags
 
 
 def _runs(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, int]:

@@ -5,26 +5,30 @@ import dataclasses
 import inspect
 import io
 import re
-import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from ddiff_jax.names import UnknownName, guess
+from ddiff_jax.restoration.spelling import spelled
 
 T = TypeVar("T")
 
 
-def peek(argv: Sequence[str], flag: str, default: str) -> str:
-    """Read the value of one flag before the parser exists, because other flags depend on it."""
-    value = default
-    for i, argument in enumerate(argv):
-        if argument.startswith(f"{flag}="):
-            value = argument.removeprefix(f"{flag}=")
-        elif argument == flag and i + 1 < len(argv):
-            value = argv[i + 1]
-    return value
+def peek(argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the values of a few flags before the parser exists, because other flags depend on them.
+
+    Args:
+        argv: the arguments.
+        defaults: names of the flags, and their values where they are not given.
+    """
+    found, flags = dict(defaults), {f"--{name}": name for name in defaults}
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or following is not None):
+            found[flags[flag]] = value if equals else following
+    return found
 
 
 def parse(
@@ -82,11 +86,6 @@ def _first_paragraph(box: str) -> str:
     return " ".join(paragraph).strip(" .") or "the arguments cannot be parsed"
 
 
-def spelled(name: str) -> str:
-    """Spell a field's name as a flag."""
-    return f"--{name.replace('_', '-')}"
-
-
 def _flag_names(cls: Any) -> list[str]:
     names = ["--help"]
     for field in dataclasses.fields(cls):
@@ -96,24 +95,6 @@ def _flag_names(cls: Any) -> list[str]:
             is_switch = bool in (field.type, getattr(field.type, "__origin__", None))
             names += [spelled(field.name), spelled(f"no_{field.name}")] if is_switch else [spelled(field.name)]
     return names
-
-
-def scalar_type(hint: Any) -> Any:
-    """Reduce an annotation to what a flag can hold: float, int, bool, str, a Literal or a tuple, None allowed or not.
-
-    Returns:
-        The type, or None if the annotation wants an array.
-    """
-    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if bytes in choices:  # numpy's ArrayLike, which lists every scalar type as well
-        return None
-    found = [c for c in choices if get_origin(c) in (Literal, tuple)] or [
-        c for c in (float, int, bool, str) if c in choices
-    ]
-    if not found:
-        return None
-    kind = int | str if {int, str} <= set(found) else found[0]  # a seed, or the name of a file
-    return kind | None if type(None) in choices else kind
 
 
 def argument_help(documented: Any) -> dict[str, str]:
@@ -133,13 +114,14 @@ class Flag:
     help: str
 
 
-def section(title: str, flags: Sequence[Flag]) -> type:
-    """Make a dataclass whose fields are the flags."""
+def section(title: str, flags: Sequence[Flag], *, required: bool = False) -> type:
+    """Make a dataclass whose fields are the flags; required ones have no default."""
     fields = []
     for flag in flags:
         kind = flag.kind if flag.default is not None else flag.kind | None
         optional = get_args(kind)[0] if type(None) in get_args(kind) else None
         metavar = optional.__name__.upper() if isinstance(optional, type) else None
         settings = tyro.conf.arg(help=flag.help or None, metavar=metavar)
-        fields.append((flag.name, Annotated[kind, settings], dataclasses.field(default=flag.default)))
+        default = dataclasses.field() if required else dataclasses.field(default=flag.default)
+        fields.append((flag.name, Annotated[kind, settings], default))
     return dataclasses.make_dataclass(title, fields, frozen=True)

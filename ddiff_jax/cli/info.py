@@ -12,9 +12,10 @@ import tyro
 
 from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.convert import describe as describe_card
-from ddiff_jax.cli.environment import cache_folder, describe, versions
+from ddiff_jax.cli.environment import cache_folder
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.config import VALUES, presets
+from ddiff_jax.restoration.machine import describe, versions
 from ddiff_jax.solvers import SOLVERS
 
 

@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
     if not what.images and what.dataset != "faces64":
         raise ValueError(f"give --images: a folder of clean {what.dataset} images, 256x256")
     output = what.output or Path(f"{what.study}_{what.dataset}")
-    options = {name: value for name, value in common(how).items() if name != "preset"}
+    options = {name: value for name, value in common(how, what.dataset).items() if name != "preset"}
     made = plan_study(
         *(what.study, what.dataset, what.images or packaged_photograph(), output),
         prior=what.prior or what.dataset,

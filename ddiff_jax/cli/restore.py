@@ -22,24 +22,21 @@ import yaml
 from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
-from ddiff_jax.cli import results
-from ddiff_jax.cli.batches import Batch, Reader, batches, score
 from ddiff_jax.cli.console import Bar, Console
-from ddiff_jax.cli.environment import (
-    cache_folder,
-    choose_batch_size,
-    describe,
-    evaluation_flops,
-    image_mesh,
-    use_compilation_cache,
-    versions,
-)
-from ddiff_jax.cli.jobs import LISTED, Job, Ledger, find_jobs, prepare, some
-from ddiff_jax.cli.settings import Settings, resolve
+from ddiff_jax.cli.environment import cache_folder, evaluation_flops, use_compilation_cache
+from ddiff_jax.cli.settings import Request, read
+from ddiff_jax.files import file_hash
 from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restarts import nearest_equivalent, solve_restarts
+from ddiff_jax.restoration import ledger, results
+from ddiff_jax.restoration.batches import Batch, Score, batches, score
+from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
+from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.reading import Item, Reader
+from ddiff_jax.restoration.records import fingerprint
+from ddiff_jax.restoration.store import Record, Store, decided_by
 from ddiff_jax.solvers.base import check_operator, count_steps
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
@@ -47,14 +44,14 @@ CHUNKS = 40  # how often per batch the host regains control, for the bar and for
 
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    settings = resolve(argv)
-    if settings.options.print_config:
-        print(yaml.safe_dump(settings.as_dict(), sort_keys=False), end="")
+    request = read(argv)
+    if request.options.print_config:
+        print(yaml.safe_dump(request.settings.as_dict(), sort_keys=False), end="")
         return 0
-    if settings.options.cache:
+    if request.options.cache:
         use_compilation_cache()
     with _terminable():
-        return _Restoration(settings).run()
+        return _Restoration(request).run()
 
 
 @contextlib.contextmanager
@@ -70,36 +67,30 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, earlier)
 
 
-def warm_up(settings: Settings) -> None:
-    """Compile every program that a restoration with these settings needs, into the cache, on a grey picture."""
-    height, width, channels = settings.shape
+def warm_up(request: Request) -> None:
+    """Compile every program that such a restoration needs, into the cache, on a grey picture."""
+    height, width, channels = request.settings.shape
     with tempfile.TemporaryDirectory() as folder:
         grey = Path(folder) / "grey.png"
         image_files.write_png(grey, np.zeros((height, width, channels), np.float32))
-        options = dataclasses.replace(
-            settings.options,
-            inputs=(str(grey),),
-            output=Path(folder) / "out",
-            measured=False,
-            full_scale=None,
-            quiet=True,
-        )
-        settings = dataclasses.replace(settings, options=options, estimated=False)
+        options = dataclasses.replace(request.options, inputs=(str(grey),), output=Path(folder) / "out", quiet=True)
+        settings = dataclasses.replace(request.settings, measured=False, full_scale=None, estimated=False)
         with _terminable():
-            _Restoration(settings, only_compile=True).run()
+            _Restoration(Request(options, settings), only_compile=True).run()
 
 
 class _Restoration:
     """One call of the command: what it was told, and what has been done so far."""
 
-    def __init__(self, settings: Settings, *, only_compile: bool = False):
+    def __init__(self, request: Request, *, only_compile: bool = False):
         self._only_compile = only_compile
-        self.settings, self.options = settings, settings.options
+        self.settings, self.options = request.settings, request.options
         self.console = Console(quiet=self.options.quiet)
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
         self.failed: dict[str, str] = {}
         self.record: dict[str, Any] = {}
+        self._decided: str | None = None
         self.seconds = {"compile": 0.0, "run": 0.0}
 
     def run(self) -> int:
@@ -108,7 +99,8 @@ class _Restoration:
             self.console.say(f"note: {note}")
         jobs = self._jobs()
         prepare(self.options.output)
-        self.ledger = Ledger(self.options.output)
+        ledger.check(self.options.output)
+        self.store = Store(self.options.output)
         todo = self._unless_existing(jobs)
         interrupted = False
         document: dict[str, Any] = {}
@@ -119,9 +111,9 @@ class _Restoration:
             interrupted = True
         finally:
             if self.record:
-                self.ledger.save_run(self.record)
+                self.store.save_run(self.record)
             if self.record or len(todo) < len(jobs):
-                document = self.ledger.merge()
+                document = ledger.merge(self.store)
         if not self.record and len(self.failed) == len(jobs):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
@@ -139,7 +131,7 @@ class _Restoration:
             found = find_jobs(self.options.inputs, self.options.output, recursive=self.options.recursive)
             self.left_out = found.left_out
             return found.jobs
-        if self.options.measured:
+        if self.settings.measured:
             raise ValueError("--measured says that INPUT is a measurement, but no INPUT is given")
         sample = Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"
         return [Job(sample, "sample", "", self.options.output)]
@@ -154,14 +146,15 @@ class _Restoration:
             )
         if self.options.existing == "overwrite":
             return jobs
-        done = {job for job in jobs if self.ledger.is_done(job)}
-        todo = [job for job in jobs if job not in done]
-        again = [str(job.path) for job in todo if self.ledger.has_traces(job)]
+        standing = {job: self.store.standing(job.stem, self._fingerprint(job)) for job in jobs}
+        done = [job for job in jobs if standing[job] in ("done", "other")]
+        todo = [job for job in jobs if job not in set(done)]
+        again = [str(j.path) for j in todo if standing[j] == "damaged" or j.result("restored").exists()]
         if again:
             self.console.say(f"made again {len(again)}, whose results or rows are missing or damaged: {some(again)}")
         if done:
-            settings = self.settings.as_dict()
-            changed = sorted({name for job in done for name in self.ledger.differences(job, settings)})
+            others = [job for job in done if standing[job] == "other"]
+            changed = sorted({name for job in others for name in self._differences(job)})
             other = f", made with another {', '.join(changed)}" if changed else ""
             self.console.say(
                 f"skipped {len(done)} of {len(jobs)}: {self.options.output} holds their results{other}; "
@@ -169,14 +162,33 @@ class _Restoration:
             )
         return todo
 
+    def _fingerprint(self, job: Job, sha256: str | None = None) -> str:
+        """Bind the settings to an input; one that is gone is the same as it was."""
+        if self._decided is None:
+            self._decided = decided_by(self.settings)
+        if sha256 is None and job.path.is_file():
+            sha256 = file_hash(job.path)
+        earlier = self.store.load(job.stem) if sha256 is None else None
+        return fingerprint(self._decided, earlier.input_sha256 if earlier is not None else sha256)
+
+    def _differences(self, job: Job) -> list[str]:
+        """Name what differs between an image's earlier run and this one: settings, weights or files, or the input."""
+        record = self.store.load(job.stem)
+        if record is None:
+            return []
+        earlier = (self.store.made_by(record.made) or {}).get("settings", {})
+        settings = json.loads(json.dumps(self.settings.as_dict()))
+        different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
+        if job.path.is_file() and record.input_sha256 != file_hash(job.path):
+            different.append("input")
+        return different or ["set of weights, masks or kernels"]
+
     def _fail(self, job: Job, message: str) -> None:
         self.failed[str(job.path)] = message
         self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
 
     def _restore_all(self, jobs: list[Job]) -> None:
         size = choose_batch_size(self.options.batch_size, len(jobs))
-        if self.options.restarts < 1:
-            raise ValueError(f"--restarts must be at least 1; got {self.options.restarts}")
         reader = Reader(self.settings)
         for path, note in reader.notes:
             self.console.note(str(path), note)
@@ -188,26 +200,26 @@ class _Restoration:
                     for note in item.notes:
                         self.console.note(str(item.job.path), note)
                 if prior is None:
-                    prior = load_prior(self.options.prior, dtype=self.options.dtype).with_label(self.options.label)
+                    prior = load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
                     self._announce(prior, batch.operator, len(jobs), size)
                 self._save(batch, self._solve(prior, batch, bar))
 
     def _announce(self, prior: DiffusionPrior, operator: Operator, num_images: int, batch_size: int) -> None:
         """Say before compiling what is about to happen, and note it for metrics.json."""
-        options, settings, device = self.options, self.settings.as_dict(), jax.devices()[0]
-        solver = self.settings.solver
+        settings, device = self.settings, jax.devices()[0]
+        solver, told = settings.solver, settings.as_dict()
         check_operator(solver, operator)
         num_steps = count_steps(solver, prior.schedule)
-        cost = solver.cost(operator) * num_steps * options.restarts
+        cost = solver.cost(operator) * num_steps * settings.restarts
         gflop = evaluation_flops(prior) / 1e9
-        card = self.settings.card
+        card = settings.card
         self.record = {
-            "settings": settings,
+            "settings": told,
             "batch_size": batch_size,
             "network_evaluations": cost.network_evaluations,
             "cost_per_image": dataclasses.asdict(cost),
             "gigaflop_per_evaluation": gflop,
-            "prior": {"name": options.prior, **dataclasses.asdict(card)},
+            "prior": {"name": settings.prior, **dataclasses.asdict(card)},
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
             "versions": versions(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -215,22 +227,22 @@ class _Restoration:
             "failed": self.failed,
         }
         shape = "x".join(map(str, prior.image_shape))
-        details = ", ".join(f"{k} {v}" for k, v in settings["operator"].items() if k != "name")
+        details = ", ".join(f"{k} {v}" for k, v in told["operator"].items() if k != "name")
         # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
-        level = "estimated for each image" if self.settings.estimated else f"{self.settings.sigma_y:g}"
+        level = "estimated for each image" if settings.estimated else f"{settings.sigma_y:g}"
         total = num_images * (cost.network_evaluations + 2 * cost.network_gradients) * gflop / 1000
         spent = [f"{n} {what.replace('_', ' ')}" for what, n in dataclasses.asdict(cost).items() if n]
         rows = {
             "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
-            "prior": f"{options.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {options.dtype}",
-            "task": f"{options.task} ({details}), sigma_y {level}, preset {self.settings.dataset}, "
-            f"{options.values} values",
-            "solver": ", ".join([options.solver, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
+            "prior": f"{settings.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {settings.dtype}",
+            "task": f"{settings.task} ({details}), sigma_y {level}, preset {settings.dataset}, "
+            f"{settings.values} values",
+            "solver": ", ".join([settings.method, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
             "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
         }
         for name, text in rows.items():
             self.console.say(f"{name:<8}{text}")
-        self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if options.cache else " ..."))
+        self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if self.options.cache else " ..."))
 
     def _solve(self, prior: DiffusionPrior, batch: Batch, bar: Bar) -> Solution:
         started = time.monotonic()
@@ -247,7 +259,7 @@ class _Restoration:
                 bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
             return self._only_compile
 
-        try:
+        with out_of_memory(len(batch.y)):
             restarts = solve_restarts(
                 self.settings.solver,
                 prior,
@@ -255,34 +267,55 @@ class _Restoration:
                 batch.y,
                 batch.sigma_y,
                 batch.keys,
-                restarts=self.options.restarts,
+                restarts=self.settings.restarts,
                 likelihood=self.settings.likelihood,
                 operator_axis=batch.operator_axis,
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
-                mesh=image_mesh(len(batch.y) * self.options.restarts),
+                mesh=image_mesh(len(batch.y) * self.settings.restarts),
             )
             solution = jax.device_get(restarts.solution)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ValueError(f"out of memory with {len(batch.y)} images at once; lower --batch-size") from error
         self.seconds["run"] += time.monotonic() - started
         return solution
 
     def _save(self, batch: Batch, solution: Solution) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
-        self.ledger.save_run(self.record)
+        self.store.save_run(self.record)
         for i, item in enumerate(batch.items):
-            if item.truth is not None and hasattr(item.operator, "equivalents"):
-                x = nearest_equivalent(item.operator, jnp.asarray(solution.x[i]), jnp.asarray(item.truth))
-                scores[i].metrics["psnr_resolved"] = float(psnr(x, jnp.asarray(item.truth), protocol="standard"))
-            if solution.finite[i]:
-                self.rows.append(results.write(item, np.asarray(solution.x[i]), scores[i], self.settings))
-                self.ledger.save_row(self.rows[-1])
-            else:
+            if not solution.finite[i]:
                 self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
+                continue
+            try:
+                self._keep(item, np.asarray(solution.x[i]), scores[i])
+            except OSError as error:  # a full disk, a name that is too long: the other images go on
+                self._fail(item.job, f"its results cannot be written: {error.strerror}")
+
+    def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
+        """Write one image's results, then its record."""
+        if item.truth is not None and hasattr(item.operator, "equivalents"):
+            nearest = nearest_equivalent(item.operator, jnp.asarray(x), jnp.asarray(item.truth))
+            found.metrics["psnr_resolved"] = float(psnr(nearest, jnp.asarray(item.truth), protocol="standard"))
+        self.store.forget(item.job.stem)
+        written = results.write(item, x, found, self.settings)
+        record = Record(
+            name=item.job.stem,
+            fingerprint=self._fingerprint(item.job, item.sha256),
+            status="ok",
+            message="",
+            input=str(item.job.path),
+            input_sha256=item.sha256,
+            metrics=found.metrics,
+            sigma_y=item.sigma_y,
+            files={kind: self.store.relative(path) for kind, (path, _) in written.items()},
+            sha256={kind: sha256 for kind, (_, sha256) in written.items()},
+            notes=list(item.notes),
+            made=self.store.run,
+            network_evaluations=self.record["cost_per_image"]["network_evaluations"],
+            network_gradients=self.record["cost_per_image"]["network_gradients"],
+        )
+        self.store.save(item.job.stem, record)
+        self.rows.append(ledger.row(record))
 
     def _summary(self) -> None:
         """Say how it went and where the results are."""

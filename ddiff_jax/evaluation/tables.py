@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ddiff_jax.evaluation.plan import Cell
-from ddiff_jax.evaluation.records import Record
 from ddiff_jax.evaluation.statistics import interval, paired
 from ddiff_jax.metrics import METRICS
+from ddiff_jax.restoration.store import Record
 
 Row = dict[str, Any]
 
@@ -48,8 +48,8 @@ def pick(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _number(record: Record, name: str, worst: float) -> float:
-    value = record.metrics.get(name, worst)
-    return worst if math.isnan(value) else value
+    value = record.metrics.get(name)
+    return worst if value is None or math.isnan(value) else value
 
 
 def rows_of(start: Row, records: Sequence[Record], absent: dict[str, str], sha256: str) -> list[Row]:
@@ -71,7 +71,7 @@ def rows_of(start: Row, records: Sequence[Record], absent: dict[str, str], sha25
                 # All runs are paid for, whichever is kept.
                 "network_evaluations": sum(r.network_evaluations for r in records),
                 "network_gradients": sum(r.network_gradients for r in records),
-                "seconds": sum(r.seconds for r in records),
+                "seconds": sum(r.seconds or 0.0 for r in records),
                 "input_sha256": sha256,
                 "message": record.message,
             }

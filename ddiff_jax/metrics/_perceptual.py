@@ -57,7 +57,8 @@ def lpips_hashes(path: str | Path) -> dict[str, str]:
         FileNotFoundError: there are no such weights.
         ValueError: their card is damaged.
     """
-    from ddiff_jax.checkpoint import file_hash, read_card
+    from ddiff_jax.checkpoint import read_card
+    from ddiff_jax.files import file_hash
 
     path = Path(path)
     return {path.name: file_hash(path)} if _is_source(path) else read_card(path).files

@@ -1,15 +1,14 @@
 """What a report can show: which pictures there are, and which numbers belong to them."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
 
+from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell
-from ddiff_jax.evaluation.records import Store
 from ddiff_jax.evaluation.run import Evaluation
 from ddiff_jax.evaluation.tables import ORACLE, SINGLE, Row
 
@@ -42,7 +41,9 @@ class Gallery:
 
     def __init__(self, found: Evaluation):
         plan = found.summary["plan"]
-        self.found, self._store, self._swept = found, Store(found.folder), plan["sigmas"] != [None]
+        self.found, self._swept = found, plan["sigmas"] != [None]
+        self._places = Places(found.folder)
+        self._store = self._places.store()
         self._seed = plan["seeds"][0]
         self.solvers: list[str] = list(plan["solvers"])
         self.images = sorted({row["image"] for row in found.rows if row["status"] in ("ok", "no truth")})
@@ -65,23 +66,23 @@ class Gallery:
 
     def restored(self, scene: Scene, solver: str, image: str) -> Path:
         """Find what a solver made of an image."""
-        return self._store.picture(self._cell(scene, solver), image, scene.rows[solver][image]["run"])
+        return self._places.picture(self._cell(scene, solver), image, scene.rows[solver][image]["run"])
 
     def measurement(self, scene: Scene, image: str) -> Path | None:
         """Find the picture of what was measured; None where a measurement is no picture."""
-        path = self._store.measurement(self._cell(scene, ""), image)
+        path = self._places.measurement(self._cell(scene, ""), image)
         return path if path.is_file() else None
 
     def truth(self, image: str) -> Path | None:
         """Find the clean image."""
-        path = self._store.truth(image)
+        path = self._places.truth(image)
         return path if path.is_file() else None
 
     def strips(self, scene: Scene) -> dict[str, Path]:
         """Find the trajectories: solver to picture."""
         found = {}
         for solver in scene.rows:
-            paths = self._store.strips(self._cell(scene, solver))
+            paths = self._places.strips(self._cell(scene, solver))
             if paths:
                 found[solver] = paths[0]
         return found
@@ -93,9 +94,11 @@ class Gallery:
             columns: dict[str, list[list[float]]] = {}
             evaluations = 0
             for image, row in rows.items():
-                record = json.loads(self._store.record(self._cell(scene, solver), image, row["run"]).read_text())
-                evaluations = record["network_evaluations"]
-                for name, values in record["trace"].items():
+                record = self._store.load(self._places.record(self._cell(scene, solver), image, row["run"]))
+                if record is None:  # somebody took it away meanwhile
+                    continue
+                evaluations = record.network_evaluations
+                for name, values in record.trace.items():
                     columns.setdefault(name, []).append(values)
             means = {name: np.mean(np.asarray(values, float), axis=0) for name, values in columns.items()}
             if "step" in means and len(means["step"]):

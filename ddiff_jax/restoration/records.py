@@ -1,15 +1,33 @@
 """Small facts on disk, one JSON file each: whole or absent, so that any number of processes may write side by side."""
 
+import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddiff_jax import image_files
 
+CHECKSUM = "checksum"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash values that JSON can hold, or that print themselves."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 class Records:
-    """The records below one folder, by name; a name may hold slashes."""
+    """The records below one folder, by name; a name may hold slashes. Every record carries its own checksum."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -24,17 +42,28 @@ class Records:
             record = json.loads(self.path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
-        return record if isinstance(record, dict) else None
+        if not isinstance(record, dict) or record.pop(CHECKSUM, None) != fingerprint(record):
+            return None
+        return record
 
     def save(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a record; what it speaks of must be written already."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image_files.write_text(path, json.dumps(record, indent=1) + "\n")
+        record = json.loads(json.dumps(finite(dict(record))))  # as it will be read
+        image_files.write_text(path, json.dumps({**record, CHECKSUM: fingerprint(record)}, indent=1) + "\n")
+
+    def forget(self, name: str) -> None:
+        """Take a record back, before what it speaks of is replaced."""
+        self.path(name).unlink(missing_ok=True)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a record, whole or not."""
+        return self.path(name).exists()
 
     def names(self) -> list[str]:
         """List the records that are there, in order."""
-        return sorted(str(path.relative_to(self.folder).with_suffix("").as_posix()) for path in self._paths())
+        return sorted(str(path.relative_to(self.folder))[: -len(".json")] for path in self._paths())
 
     def state(self) -> frozenset[tuple[str, int]]:
         """Sum up what is there, so that two readings can be compared: names and times of writing."""

@@ -1,8 +1,8 @@
-"""The work of `ddiff restore`: read images, measure them, restore them in batches of one shape, score the results."""
+"""Where images and measurements are read: every input becomes an item that is ready to be restored."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ddiff_jax import image_files, metrics, stencils
-from ddiff_jax.checkpoint import file_hash
-from ddiff_jax.cli.jobs import Job
-from ddiff_jax.cli.settings import Settings, fixing_flags, is_random
+from ddiff_jax import image_files, stencils
+from ddiff_jax.files import file_hash
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Stream, image_keys, stream_key
-from ddiff_jax.noise_level import estimate_sigma
 from ddiff_jax.operators import OPERATORS, Operator, observed_entries
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
+from ddiff_jax.restoration.jobs import Job
+from ddiff_jax.restoration.noise_level import estimate_sigma
+from ddiff_jax.restoration.parameters import files_of, given_form, is_random, operator_parameters
+from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.types import PRNGKey
 
 MOST_CUT_OFF = 0.05  # of a noisy picture, before it is mentioned
@@ -54,17 +56,21 @@ class Item:
 class Reader:
     """Turns jobs into items."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, truths: Mapping[str, Path] | None = None):
         """Read the masks or kernels that all images share, and build the shared operator.
+
+        Args:
+            settings: what decides the results.
+            truths: stem to clean image, where the inputs are measurements whose images are known.
 
         Raises:
             ValueError: they do not fit, or --measured leaves open what a random operator hid.
         """
-        self._settings = settings
-        self._root = jax.random.key(settings.options.seed)
+        self._settings, self._truths = settings, truths or {}
+        self._root = jax.random.key(settings.seed)
         self.random = is_random(settings.operator, settings.arguments)
-        if settings.options.measured and self.random:
-            flags = " or ".join(fixing_flags(settings.operator))
+        if settings.measured and self.random:
+            flags = " or ".join(_fixing(settings.operator))
             raise ValueError(f"--measured cannot know what {settings.operator} drew at random; give {flags}")
         self.per_image = self.random or any(path.is_dir() for path in settings.files.values())
         self.notes: list[tuple[Path, str]] = []
@@ -92,8 +98,8 @@ class Reader:
             ValueError: it cannot be used; the message names the file.
         """
         settings = self._settings
-        finite = not settings.options.measured  # else which entries count is known further down
-        array, notes = image_files.read(job.path, settings.shape[2], settings.options.full_scale, finite=finite)
+        finite = not settings.measured  # else which entries count is known further down
+        array, notes = image_files.read(job.path, settings.shape[2], settings.full_scale, finite=finite)
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
         operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
@@ -103,8 +109,8 @@ class Reader:
                     arrays[name], found = self._read_file(name, _same_stem(folder, job.stem))
                     notes += found
             operator = self._build(arrays, *([stream_key(key, Stream.OPERATOR)] if self.random else []))
-        if settings.options.measured:
-            truth = None
+        if settings.measured:
+            truth = self._truth(job.stem, notes)
             self._check_measurement(job.path, operator, array)
             y = Problem(operator, jnp.asarray(array), 0.0).y  # whatever the file shows of hidden entries is gone
             bad = int(np.sum(~np.isfinite(y)))
@@ -126,6 +132,16 @@ class Reader:
             noise_key = stream_key(key, Stream.MEASUREMENT)
             y = _simulate(operator, truth, np.float32(sigma_y), noise_key, settings.likelihood)
         return Item(job, key, operator, y, sigma_y, truth, notes, file_hash(job.path))
+
+    def _truth(self, stem: str, notes: list[str]) -> np.ndarray | None:
+        """Read the clean image of a measurement, where it is known."""
+        path = self._truths.get(stem)
+        if path is None:
+            return None
+        truth, found = image_files.read(path, self._settings.shape[2], self._settings.full_scale)
+        truth = self.clean(path, truth, found)
+        notes += found
+        return truth
 
     def _read_file(self, name: str, path: Path) -> tuple[np.ndarray, list[str]]:
         """Read an array of the operator."""
@@ -160,7 +176,7 @@ class Reader:
             notes += check_image(path, x)
         if x.shape == shape:
             return x
-        if not self._settings.options.resize:
+        if not self._settings.resize:
             raise ValueError(
                 f"{path} is {_size(x.shape)}, the prior is for {_size(shape)}; add --resize to cut it to a centred "
                 "square and resize it, or --measured if it is the measurement itself"
@@ -177,6 +193,13 @@ class Reader:
                 "check --task and its flags, or leave --measured out if it is a clean image"
                 + _channels_first(y.shape, expected.shape)
             )
+
+
+def _fixing(operator: str) -> list[str]:
+    """Spell the flags that say what a random operator did."""
+    given = given_form(operator)
+    named = [*(files_of(given) if given else []), *(n for n in ("key",) if n in operator_parameters(operator))]
+    return [spelled(name) for name in named]
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -215,90 +238,3 @@ def _white(operator: Operator, shape: tuple[int, int, int]) -> jax.Array:
 @jax.jit
 def _simulate(operator: Operator, x: Any, sigma_y: Any, key: PRNGKey, likelihood: Likelihood) -> jax.Array:
     return simulate(operator, x, sigma_y, key, likelihood)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Items stacked for `solve`; the last one is repeated until the batch is full.
-
-    Args:
-        index: number of the batch, from 0.
-        num_before: inputs in the batches before, failed ones included.
-        items: the items without repetitions.
-        operator: one operator, or a stack.
-        operator_axis: as in `solve`.
-        y: measurements.
-        sigma_y: noise levels.
-        keys: keys.
-    """
-
-    index: int
-    num_before: int
-    items: list[Item]
-    operator: Operator
-    operator_axis: int | None
-    y: jax.Array
-    sigma_y: jax.Array
-    keys: jax.Array
-
-
-def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_image: bool) -> Batch:
-    """Make a batch of `size`, so that one compiled program serves all batches."""
-    full = items + items[-1:] * (size - len(items))
-    operator = full[0].operator
-    if per_image:
-        operator = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(item.operator for item in full))
-    y, keys = jnp.stack([item.y for item in full]), jnp.stack([item.key for item in full])
-    sigma_y = jnp.asarray([item.sigma_y for item in full], jnp.float32)
-    return Batch(index, num_before, items, operator, 0 if per_image else None, y, sigma_y, keys)
-
-
-def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable[[Job, str], None]) -> Iterator[Batch]:
-    """Read jobs into batches; a job that cannot be read is reported and left out."""
-    items: list[Item] = []
-    index = num_before = 0
-    for position, job in enumerate(jobs, start=1):
-        try:
-            items.append(reader.read(job))
-        except (ValueError, TypeError, OSError) as error:
-            on_failure(job, str(error))
-        if items and (len(items) == size or position == len(jobs)):
-            yield _stack(items, size, index, num_before, per_image=reader.per_image)
-            index, num_before, items = index + 1, position, []
-
-
-@functools.partial(jax.jit, static_argnames="operator_axis")
-def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Any:
-    def one(operator: Operator, x: Any, y: Any) -> Any:
-        return jnp.abs(Problem(operator, y, 0.0).residual(x))
-
-    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How good one restoration is.
-
-    Args:
-        residual: |A(x) - y| where observed, in the shape of the measurement.
-        metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
-            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
-    """
-
-    residual: np.ndarray
-    metrics: dict[str, float | None]
-
-
-def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
-    """Score the restorations of a batch, without its repetitions."""
-    known = [item.truth for item in batch.items if item.truth is not None]
-    truths = np.stack(known + known[-1:] * (len(x) - len(known))) if known else None
-    found = metrics.measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
-    residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
-    names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
-    if truths is not None:
-        names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}
-    return [
-        Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
-        for i in range(len(batch.items))
-    ]

@@ -1,0 +1,111 @@
+"""Items stacked into batches of one shape, so that one compiled program serves them all, and their scores."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddiff_jax import metrics
+from ddiff_jax.operators import Operator
+from ddiff_jax.problem import Problem
+from ddiff_jax.restoration.jobs import Job
+from ddiff_jax.restoration.reading import Item, Reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Items stacked for `solve`; the last one is repeated until the batch is full.
+
+    Args:
+        index: number of the batch, from 0.
+        num_before: inputs in the batches before, failed ones included.
+        items: the items without repetitions.
+        operator: one operator, or a stack.
+        operator_axis: as in `solve`.
+        y: measurements.
+        sigma_y: noise levels.
+        keys: keys.
+    """
+
+    index: int
+    num_before: int
+    items: list[Item]
+    operator: Operator
+    operator_axis: int | None
+    y: jax.Array
+    sigma_y: jax.Array
+    keys: jax.Array
+
+    @property
+    def truths(self) -> np.ndarray | None:
+        """Stack the clean images, one per row of y, with a stand-in for those not known; None if none is."""
+        known = [item.truth for item in self.items if item.truth is not None]
+        if not known:
+            return None
+        of_items = [known[0] if item.truth is None else item.truth for item in self.items]
+        return np.stack(of_items + of_items[-1:] * (len(self.y) - len(of_items)))
+
+
+def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_image: bool) -> Batch:
+    """Make a batch of `size`, so that one compiled program serves all batches."""
+    full = items + items[-1:] * (size - len(items))
+    operator = full[0].operator
+    if per_image:
+        operator = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(item.operator for item in full))
+    y, keys = jnp.stack([item.y for item in full]), jnp.stack([item.key for item in full])
+    sigma_y = jnp.asarray([item.sigma_y for item in full], jnp.float32)
+    return Batch(index, num_before, items, operator, 0 if per_image else None, y, sigma_y, keys)
+
+
+def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable[[Job, str], None]) -> Iterator[Batch]:
+    """Read jobs into batches; a job that cannot be read is reported and left out."""
+    items: list[Item] = []
+    index = num_before = 0
+    for position, job in enumerate(jobs, start=1):
+        try:
+            items.append(reader.read(job))
+        except (ValueError, TypeError, OSError) as error:
+            on_failure(job, str(error))
+        if items and (len(items) == size or position == len(jobs)):
+            yield _stack(items, size, index, num_before, per_image=reader.per_image)
+            index, num_before, items = index + 1, position, []
+
+
+@functools.partial(jax.jit, static_argnames="operator_axis")
+def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Any:
+    def one(operator: Operator, x: Any, y: Any) -> Any:
+        return jnp.abs(Problem(operator, y, 0.0).residual(x))
+
+    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How good one restoration is.
+
+    Args:
+        residual: |A(x) - y| where observed, in the shape of the measurement.
+        metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
+            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
+    """
+
+    residual: np.ndarray
+    metrics: dict[str, float | None]
+
+
+def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
+    """Score the restorations of a batch, without its repetitions."""
+    truths = batch.truths
+    found = metrics.measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
+    residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
+    names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
+    if truths is not None:
+        names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}
+    return [
+        Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
+        for i in range(len(batch.items))
+    ]

@@ -1,0 +1,69 @@
+"""What a restoration needs to know of the machine: versions, devices, and how many images go together."""
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from ddiff_jax._version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that decide results."""
+    installed = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"ddiff_jax": __version__, **installed, "python": platform.python_version()}
+
+
+def describe(device: Any) -> str:
+    """Name a device for people."""
+    return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
+
+
+CPU_BATCH, ACCELERATOR_BATCH = 8, 16  # images per device
+
+
+def choose_batch_size(asked: int | None, num_images: int) -> int:
+    """Take the batch size that was asked for, or all images up to a limit, equally many on every device.
+
+    Raises:
+        ValueError: less than 1 is asked for.
+    """
+    if asked is None:
+        num_devices = jax.device_count()
+        limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        return num_devices * min(math.ceil(num_images / num_devices), limit)
+    if asked < 1:
+        raise ValueError(f"--batch-size must be at least 1; got {asked}")
+    return asked
+
+
+def image_mesh(batch_size: int) -> jax.sharding.Mesh | None:
+    """Line up all devices to share the images of a batch; None if there is one, or the batch does not divide evenly."""
+    count = jax.device_count()
+    if count == 1 or batch_size % count:
+        return None
+    return jax.make_mesh((count,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+class OutOfMemory(ValueError):
+    """A batch does not fit."""
+
+
+@contextlib.contextmanager
+def out_of_memory(num_images: int) -> Iterator[None]:
+    """Say what helps where a batch does not fit.
+
+    Raises:
+        OutOfMemory: it did not.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"out of memory with {num_images} images at once; lower --batch-size") from error

@@ -1,0 +1,75 @@
+"""What is written for one restored image: pictures, and arrays where no picture can hold the numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from PIL import Image as Pillow
+
+from ddiff_jax import image_files
+from ddiff_jax.operators import observed_entries
+from ddiff_jax.restoration.batches import Score
+from ddiff_jax.restoration.figure import Panel, compare, error_map, picture
+from ddiff_jax.restoration.reading import Item
+from ddiff_jax.restoration.settings import Settings
+
+Written = dict[str, tuple[Path, str]]
+
+
+def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> Written:
+    """Write the results of one image.
+
+    Returns:
+        Kind of a result to its path and the hash of what was written.
+    """
+    job, y = item.job, np.asarray(item.y)
+    written: Written = {}
+
+    def put(kind: str, write: Callable[[Path, Any], str], content: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written[kind] = path, write(path, content)
+
+    if item.truth is not None:
+        if is_picture(y):
+            put("measurement", image_files.write_png, y, job.result("measurement"))
+        seen = observed_entries(item.operator, y.shape)
+        # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
+        if not is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
+            put("measured_array", image_files.write_array, y, job.result("measurement", ".npy"))
+        if seen is not None:  # all channels alike
+            levels = 2 * np.asarray(seen[..., :1], np.float32) - 1
+            put("mask", image_files.write_png, levels, job.result("mask"))
+    put("comparison", image_files.save_png, comparison(item, x, score, settings), job.result("comparison"))
+    put("restored", image_files.write_png, x, job.result("restored"))
+    return written
+
+
+def is_picture(y: Shaped[np.ndarray, "..."]) -> bool:
+    """Tell whether a measurement can be shown as a picture."""
+    return y.ndim == 3 and y.shape[2] in (1, 3) and y.dtype.kind == "f"
+
+
+def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> Pillow.Image:
+    """Draw measurement, restoration, truth and error; without a truth the misfit takes the place of the error."""
+    y, metrics = np.asarray(item.y), score.metrics
+    panels = []
+    if is_picture(y):
+        panels.append(Panel(picture(y), "measurement", f"{_size(y)}, noise {item.sigma_y:.3g}"))
+    name = f"restored by {type(settings.solver).__name__}"
+    if item.truth is None:
+        panels.append(Panel(picture(x), name, f"{_size(x)}, mean squared misfit {metrics['misfit']:.4f}"))
+        misfit = score.residual if is_picture(y) else np.zeros_like(x)
+        panels.append(Panel(error_map(misfit), "misfit", "|A(x) - y|"))
+    else:
+        ssim = "" if metrics["ssim"] is None else f", SSIM {metrics['ssim']:.3f}"
+        error = np.abs(np.clip(x, -1, 1) - item.truth)
+        panels.append(Panel(picture(x), name, f"PSNR {metrics['psnr']:.2f} dB{ssim}"))
+        panels.append(Panel(picture(item.truth), "truth", _size(x)))
+        panels.append(Panel(error_map(error), "absolute error", f"mean {error.mean():.3f}, images in [-1, 1]"))
+    return compare(panels)
+
+
+def _size(x: Shaped[np.ndarray, "H W C"]) -> str:
+    return f"{x.shape[1]} x {x.shape[0]}"

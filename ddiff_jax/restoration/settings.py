@@ -1,0 +1,314 @@
+"""The settings of a restoration as values: presets, then what is asked for, resolved."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ddiff_jax.checkpoint import Card, available_priors, read_card
+from ddiff_jax.config import Task, build_solver, change, presets, task_preset, unsaid
+from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
+from ddiff_jax.names import check_keys, check_name
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.problem import check_sigma
+from ddiff_jax.restoration.parameters import REQUIRED, files_of, given_form, measures_picture, operator_parameters
+from ddiff_jax.restoration.spelling import spelled
+from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
+from ddiff_jax.stencils import check_threshold
+
+# Which published presets an unnamed prior borrows, by its image size.
+DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
+WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
+OF_MASKS = ("threshold", "invert_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides the results.
+
+    Args:
+        task: name of the preset.
+        dataset: where the preset comes from.
+        values: which of its values.
+        prior: name of a packaged prior, or folder of a converted checkpoint.
+        card: what is known of it.
+        label: class of the images, for a class-conditional prior.
+        dtype: computation type of the network.
+        operator: name in `OPERATORS`.
+        arguments: numbers for its factory.
+        files: files or folders for its factory's arrays.
+        threshold: share of white from which on a pixel of a mask is observed; None takes masks of black and white only.
+        invert_mask: whether white marks the holes of masks.
+        sigma_y: noise standard deviation in units of the measurement.
+        estimated: whether every measurement's own estimate takes the place of sigma_y.
+        likelihood: the noise model.
+        method: name in `SOLVERS`.
+        solver: the method with its hyper-parameters.
+        seed: root of all random numbers; an image's share depends on its name and not on other images.
+        restarts: runs per image from other noise.
+        measured: whether the files are measurements, not clean images.
+        resize: whether clean images are cut to a centred square and resized to the prior's size.
+        full_scale: number that is white in files of 16 bits and in arrays of integers.
+        notes: what was assumed, for the user.
+    """
+
+    task: str
+    dataset: str
+    values: str
+    prior: str
+    card: Card
+    label: int | None
+    dtype: str
+    operator: str
+    arguments: dict[str, Any]
+    files: dict[str, Path]
+    threshold: float | None
+    invert_mask: bool
+    sigma_y: float
+    estimated: bool
+    likelihood: Likelihood
+    method: str
+    solver: Solver
+    seed: int
+    restarts: int
+    measured: bool
+    resize: bool
+    full_scale: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the prior's images."""
+        return self.card.image_shape
+
+    def as_dict(self) -> dict[str, Any]:
+        """Spell out what decides the results, in plain types."""
+        files = {name: str(path) for name, path in self.files.items()}
+        mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
+        mask = {name: value for name, value in mask.items() if value is not None}
+        photons = getattr(self.likelihood, "photons", None)
+        noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
+        return {
+            "task": self.task,
+            "preset": self.dataset,
+            "values": self.values,
+            "operator": {"name": self.operator, **self.arguments, **files, **mask},
+            "sigma_y": "auto" if self.estimated else self.sigma_y,
+            "noise": noise,
+            "solver": {"name": self.method, **_fields(self.solver)},
+            **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
+            **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
+        }
+
+
+def _fields(obj: Any) -> dict[str, Any]:
+    """Spell out a dataclass; a float32 becomes the float that prints with the same few digits."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Fixed | ToTheNoise):
+            return {"name": "fixed" if isinstance(value, Fixed) else "to_the_noise", **_fields(value)}
+        return float(str(value)) if isinstance(value, np.floating) else value
+
+    return {field.name: plain(getattr(obj, field.name)) for field in dataclasses.fields(obj)}
+
+
+def resolve(
+    *,
+    task: str = "super_resolution",
+    solver: str = "ddiff",
+    prior: str = "faces64",
+    preset: str | None = None,
+    values: str = "default",
+    steps: int | None = None,
+    sigma: float | Literal["auto"] | None = None,
+    photons: float | None = None,
+    operator: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    label: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    restarts: int = 1,
+    measured: bool = False,
+    resize: bool = False,
+    full_scale: int | None = None,
+) -> Settings:
+    """Decide every value of a restoration: what is asked for replaces what the preset says.
+
+    Args:
+        task: name of the preset.
+        solver: name in `SOLVERS`.
+        prior: name of a packaged prior, or folder of a converted checkpoint.
+        preset: data set whose presets are used; None takes that of the prior.
+        values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
+        steps: number of steps; None is the preset's.
+        sigma: noise standard deviation in units of the measurement; "auto" estimates it from every measurement; None is
+            the preset's.
+        photons: count at white, for Poisson noise instead of Gaussian.
+        operator: arguments of the operator, arrays as the path of a file or folder; for masks `threshold` and
+            `invert_mask` too.
+        changes: hyper-parameters of the solver that replace the preset's.
+        label: class of the images, for a class-conditional prior.
+        dtype: computation type of the network, "float32" or "bfloat16".
+        seed: root of all random numbers, 0 to 2**32 - 1.
+        restarts: runs per image.
+        measured: the files are measurements.
+        resize: cut clean images to a square and resize them to the prior's size.
+        full_scale: number that is white in files of 16 bits and in arrays of integers.
+
+    Raises:
+        UnknownName: there is no such task, solver, preset or argument; the nearest is in the message.
+        ValueError: values that are out of range or do not go together.
+        FileNotFoundError: there are no such weights.
+    """
+    card = read_card(prior)
+    dataset, notes = choose_dataset(preset, prior, card.image_shape[0])
+    found = task_preset(dataset, task)
+    check_name("operator", found.operator, OPERATORS)
+    check_name("solver", solver, SOLVERS)
+    check_label(label, card.architecture.get("num_classes"))
+    _check_seed(seed)
+    if restarts < 1:
+        raise ValueError(f"the number of restarts must be at least 1; got {restarts}")
+
+    name, arguments, files, mask = _operator(found, dict(operator or {}))
+    changes = dict(changes or {})
+    if steps is not None:
+        if "num_steps" in changes:
+            raise ValueError(f"{solver} is given {changes['num_steps']} steps and {steps} steps; say it once")
+        changes["num_steps"] = steps
+    said = change(found.hyper_parameters(solver, values), changes)
+    missing = unsaid(solver, said)
+    if missing:
+        raise ValueError(
+            f"solver {solver} has no preset for {dataset}/{task} and no default for {', '.join(missing)}; "
+            f"give {' '.join(map(spelled, missing))}"
+        )
+    sigma_y, likelihood = _noise(found, sigma, photons)
+    if values == "published" and solver in found.default.keys() - found.published.keys():
+        notes = (*notes, f"nothing is published for {solver} on {task}; its default values are used")
+    if sigma == "auto":
+        _check_estimable(measured, name, likelihood)
+    elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(name):
+        raise ValueError(
+            f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
+            f"measurement; of levels 0 to 255 give --sigma {sigma_y / 127.5:.3g}"
+        )
+    return Settings(
+        task=task,
+        dataset=dataset,
+        values=values,
+        prior=prior,
+        card=card,
+        label=label,
+        dtype=dtype,
+        operator=name,
+        arguments=arguments,
+        files=files,
+        threshold=mask.get("threshold"),
+        invert_mask=mask.get("invert_mask", False),
+        sigma_y=sigma_y,
+        estimated=sigma == "auto",
+        likelihood=likelihood,
+        method=solver,
+        solver=build_solver(solver, said),
+        seed=seed,
+        restarts=restarts,
+        measured=measured,
+        resize=resize,
+        full_scale=full_scale,
+        notes=notes,
+    )
+
+
+def _check_seed(seed: int) -> None:
+    """Refuse what JAX would take for another seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {seed}")
+
+
+def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path], dict[str, Any]]:
+    """Choose the operator, the task's own or the one that a given file calls for, and sort out its arguments."""
+    other = given_form(task.operator)
+    known = {**(operator_parameters(other) if other else {}), **operator_parameters(task.operator)}
+    mask_words = OF_MASKS if "mask" in known else ()
+    check_keys(f"the operator of {task.operator}", given, [*known, *mask_words])
+    given = {name: value for name, value in given.items() if value is not None}
+    mask = {name: given.pop(name) for name in mask_words if name in given}
+    said = {**task.arguments, **given}
+    name = other if other is not None and said.keys() & set(files_of(other)) else task.operator
+    wanted = operator_parameters(name)
+    missing = [spelled(n) for n, (_, default) in wanted.items() if default is REQUIRED and said.get(n) is None]
+    if missing:
+        raise ValueError(f"the operator {name} needs {' and '.join(missing)}")
+    held = set(files_of(name))
+    files, arguments = {}, {}
+    for argument, (_, default) in wanted.items():
+        value = said.get(argument, None if default is REQUIRED else default)
+        if value is None:
+            continue
+        if argument in held or isinstance(value, Path):
+            files[argument] = Path(value)
+        else:
+            arguments[argument] = tuple(value) if isinstance(value, list) else value
+    check_threshold(mask.get("threshold"))
+    if "mask" not in files and (mask.get("threshold") is not None or mask.get("invert_mask")):
+        raise ValueError("--threshold and --invert-mask say how to read a mask: give --mask, or leave them out")
+    return name, arguments, files, mask
+
+
+def _noise(task: Task, asked: float | str | None, photons: float | None) -> tuple[float, Likelihood]:
+    """Read the noise level and the noise model; what counts photons scatters in mid-grey by sqrt(2 / photons)."""
+    photons = task.photons if photons is None else photons
+    if photons is None:
+        sigma_y = task.sigma_y if asked is None or isinstance(asked, str) else asked
+        check_sigma(sigma_y)
+        return sigma_y, Gaussian()
+    if asked not in (None, "auto", task.sigma_y):
+        raise ValueError("give --sigma for Gaussian noise or --photons for Poisson noise, not both")
+    likelihood = Poisson(photons)
+    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), likelihood
+
+
+def _check_estimable(measured: bool, operator: str, likelihood: Likelihood) -> None:
+    """Refuse to estimate a noise level where there is nothing to estimate it from."""
+    if not measured:
+        raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
+    if not isinstance(likelihood, Gaussian) or not measures_picture(operator):
+        able = filter(measures_picture, OPERATORS)
+        raise ValueError(
+            f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
+            "give --sigma a number"
+        )
+
+
+def check_label(label: int | None, num_classes: int | None) -> None:
+    """Refuse a class for a prior without classes, and the other way round.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if num_classes is None and label is not None:
+        raise ValueError("this prior has no classes; leave --label out")
+    if num_classes is not None and (label is None or not 0 <= label < num_classes):
+        raise ValueError(f"this prior is class-conditional: give --label from 0 to {num_classes - 1}; got {label}")
+
+
+def choose_dataset(asked: str | None, prior: str, size: int) -> tuple[str, tuple[str, ...]]:
+    """Choose the presets, as asked, by the prior's name, or by its image size; and say what was assumed.
+
+    Raises:
+        ValueError: none is known for this size.
+    """
+    if asked:
+        return asked, ()
+    if prior in presets() and prior in available_priors():
+        return prior, ()
+    if size not in DATASET_OF_SIZE:
+        raise ValueError(
+            f"no preset is known for a prior of {size}x{size}; give --preset, one of {', '.join(presets())}"
+        )
+    dataset = DATASET_OF_SIZE[size]
+    return dataset, (f"the {dataset} preset is used because the prior is {size}x{size}; --preset chooses another",)
