@@ -30,8 +30,8 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "load_prior", quick)
         patch.setitem(SOLVERS, "second", DDiff)
-        flags = {"ddiff": ("--gamma", "3")}  # by default it has no gamma, and so no dual variable
-        wanted = plan(photos, solvers=("ddiff", "second"), sigmas=(0.05, 0.2), steps=(9,), flags=flags)
+        changes = {"ddiff": {"gamma": 3.0}}  # by default it has no gamma, and so no dual variable
+        wanted = plan(photos, solvers=("ddiff", "second"), sigmas=(0.05, 0.2), steps=(9,), changes=changes)
         return evaluation.evaluate(wanted, base / "out", say=lambda _: None)
 
 

@@ -209,7 +209,7 @@ class Cell:
         return f"{self.task}/{solver}/seed{self.seed}"
 
 
-def _digits(value: float) -> str:
+def _digits(value: int | float) -> str:
     """Print a number as short as it can be told from all others: a folder belongs to one noise level."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)

@@ -171,7 +171,7 @@ def resolve(
     check_label(label, card.architecture.get("num_classes"))
     _check_seed(seed)
     if restarts < 1:
-        raise ValueError(f"the number of restarts must be at least 1; got {restarts}")
+        raise ValueError(f"--restarts must be at least 1; got {restarts}")
 
     name, arguments, files, mask = _operator(found, dict(operator or {}))
     changes = dict(changes or {})
