@@ -30,8 +30,8 @@ from timing import ON_CPU, Run, alternate, compiled, random_params
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax._solve import block_size
-from ddiff_jax.cli.environment import evaluation_flops
 from ddiff_jax.models import UNet
+from ddiff_jax.restoration.run import evaluation_flops
 from ddiff_jax.solvers import DDiff, Fixed
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.types import to_type

@@ -11,8 +11,8 @@ from weights import smoothing_prior
 
 import ddiff_jax as dd
 from ddiff_jax import cli
-from ddiff_jax.cli import restore
 from ddiff_jax.metrics import _perceptual as perceptual
+from ddiff_jax.restoration import run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,7 +63,7 @@ def unchecked():
 def quick_prior(monkeypatch):
     """Let the name of the packaged prior stand for a network that costs nothing."""
     prior = smoothing_prior()
-    monkeypatch.setattr(restore, "load_prior", lambda name, dtype: prior)
+    monkeypatch.setattr(run, "load_prior", lambda name, dtype: prior)
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ from weights import smoothing_prior, write_lpips_ckpt
 
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, image_files, metrics
-from ddiff_jax.cli import restore
 from ddiff_jax.config import VALUES
 from ddiff_jax.evaluation import Plan, interval, paired, tables
 from ddiff_jax.evaluation import run as runner
 from ddiff_jax.files import Caution
 from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.report import write_report
+from ddiff_jax.restoration import run as restoration_run
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
@@ -40,7 +40,7 @@ def quick(name, dtype):
 
 @pytest.fixture(autouse=True)
 def quick_prior(monkeypatch):
-    for module in (runner, restore):
+    for module in (runner, restoration_run):
         monkeypatch.setattr(module, "load_prior", quick)
 
 

@@ -1,12 +1,9 @@
-"""The cache of compiled programs, and what one evaluation of a network costs."""
+"""The cache of compiled programs."""
 
 import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-
-from ddiff_jax.priors import DiffusionPrior
 
 
 def cache_folder() -> Path:
@@ -20,11 +17,3 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def evaluation_flops(prior: DiffusionPrior) -> float:
-    """Count the floating-point operations of one evaluation of the network on one image, without compiling it."""
-    x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
-    level = jax.tree.map(jnp.float32, prior.schedule.levels(1)[0])
-    analysis = jax.jit(lambda prior, x, level: prior.denoise(x, level)).lower(prior, x, level).cost_analysis()
-    return float((analysis or {}).get("flops", float("nan")))

@@ -2,44 +2,35 @@
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import math
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 
 from ddiff_jax import image_files
-from ddiff_jax._solve import Progress, Solution
-from ddiff_jax.checkpoint import load_prior
+from ddiff_jax._solve import Progress
 from ddiff_jax.cli.console import Bar, Console
-from ddiff_jax.cli.environment import cache_folder, evaluation_flops, use_compilation_cache
+from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
-from ddiff_jax.files import file_hash
-from ddiff_jax.metrics import psnr
-from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.restarts import nearest_equivalent, solve_restarts
-from ddiff_jax.restoration import ledger, results
-from ddiff_jax.restoration.batches import Batch, Score, batches, score
+from ddiff_jax.restoration import ledger
+from ddiff_jax.restoration.batches import Batch
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
-from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
-from ddiff_jax.restoration.reading import Item, Reader
-from ddiff_jax.restoration.records import fingerprint
-from ddiff_jax.restoration.store import Record, Store, decided_by
-from ddiff_jax.solvers.base import check_operator, count_steps
+from ddiff_jax.restoration.machine import choose_batch_size, describe
+from ddiff_jax.restoration.run import Restoration
+from ddiff_jax.restoration.store import Record, Store
 
-CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
+# Each ends a run as Ctrl-C does: what is restored is written, and the same command continues.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,21 +41,22 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if request.options.cache:
         use_compilation_cache()
-    with _terminable():
-        return _Restoration(request).run()
+    with terminable():
+        return _Command(request).run()
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM do what Ctrl-C does."""
+def terminable() -> Iterator[None]:
+    """Make other signals that end a process do what Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    earlier = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def warm_up(request: Request) -> None:
@@ -75,23 +67,20 @@ def warm_up(request: Request) -> None:
         image_files.write_png(grey, np.zeros((height, width, channels), np.float32))
         options = dataclasses.replace(request.options, inputs=(str(grey),), output=Path(folder) / "out", quiet=True)
         settings = dataclasses.replace(request.settings, measured=False, full_scale=None, estimated=False)
-        with _terminable():
-            _Restoration(Request(options, settings), only_compile=True).run()
+        with terminable():
+            _Command(Request(options, settings), only_compile=True).run()
 
 
-class _Restoration:
-    """One call of the command: what it was told, and what has been done so far."""
+class _Command:
+    """One call of the command: it says how the restoration goes."""
 
     def __init__(self, request: Request, *, only_compile: bool = False):
-        self._only_compile = only_compile
-        self.settings, self.options = request.settings, request.options
+        self.settings, self.options, self._only_compile = request.settings, request.options, only_compile
         self.console = Console(quiet=self.options.quiet)
-        self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
-        self.failed: dict[str, str] = {}
-        self.record: dict[str, Any] = {}
-        self._decided: str | None = None
-        self.seconds = {"compile": 0.0, "run": 0.0}
+        self.rows: list[dict[str, Any]] = []  # the first ones
+        self.names: set[str] = set()
+        self._sums: dict[str, float] = {}
 
     def run(self) -> int:
         """Do the work; the exit code says whether all went well."""
@@ -101,30 +90,34 @@ class _Restoration:
         prepare(self.options.output)
         ledger.check(self.options.output)
         self.store = Store(self.options.output)
-        todo = self._unless_existing(jobs)
+        self.work = Restoration(self.settings, self.store, self, only_compile=self._only_compile)
+        todo = self._todo(jobs)
         interrupted = False
         document: dict[str, Any] = {}
         try:
             if todo:
-                self._restore_all(todo)
+                # By all images, not by what is missing of them: programs of other shapes round differently.
+                self._size = choose_batch_size(self.options.batch_size, len(jobs))
+                self._bar = Bar(self.console, math.ceil(len(todo) / self._size), len(todo))
+                with self._bar.live:
+                    self.work.run(todo, self._size)
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            if self.record:
-                self.store.save_run(self.record)
-            if self.record or len(todo) < len(jobs):
+            if self.work.record:
+                self.store.save_run(self.work.record)
+            if self.work.record or len(todo) < len(jobs):
                 document = ledger.merge(self.store)
-        if not self.record and len(self.failed) == len(jobs):
+        if not self.work.record and len(self.work.failed) == len(jobs):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
         if self.options.json:
             print(json.dumps(document, indent=1))
         if interrupted:
-            done = {row["name"] for row in self.rows}
-            missing = [str(j.path) for j in todo if j.stem not in done and str(j.path) not in self.failed]
+            missing = [str(j.path) for j in todo if j.stem not in self.names and str(j.path) not in self.work.failed]
             self.console.fail(f"interrupted; not restored: {some(missing)}; the same command continues")
             return 130
-        return 1 if self.failed else 0
+        return 1 if self.work.failed else 0
 
     def _jobs(self) -> list[Job]:
         if self.options.inputs:
@@ -136,199 +129,83 @@ class _Restoration:
         sample = Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"
         return [Job(sample, "sample", "", self.options.output)]
 
-    def _unless_existing(self, jobs: list[Job]) -> list[Job]:
+    def _todo(self, jobs: list[Job]) -> list[Job]:
         """Apply --existing."""
-        there = [job for job in jobs if job.result("restored").exists()]
-        if there and self.options.existing == "error":
-            raise ValueError(
-                f"{there[0].result('restored')} exists ({len(there)} of {len(jobs)} results do); "
-                "choose another --output, or --existing skip or overwrite"
-            )
-        if self.options.existing == "overwrite":
-            return jobs
-        standing = {job: self.store.standing(job.stem, self._fingerprint(job)) for job in jobs}
-        done = [job for job in jobs if standing[job] in ("done", "other")]
-        todo = [job for job in jobs if job not in set(done)]
-        again = [str(j.path) for j in todo if standing[j] == "damaged" or j.result("restored").exists()]
-        if again:
-            self.console.say(f"made again {len(again)}, whose results or rows are missing or damaged: {some(again)}")
-        if done:
-            others = [job for job in done if standing[job] == "other"]
-            changed = sorted({name for job in others for name in self._differences(job)})
-            other = f", made with another {', '.join(changed)}" if changed else ""
+        found = self.work.sort(jobs, self.options.existing)
+        if found.again:
+            again = some([str(job.path) for job in found.again])
+            self.console.say(f"made again {len(found.again)}, whose results or rows are missing or damaged: {again}")
+        if found.done:
+            other = f", made with another {', '.join(found.differences)}" if found.differences else ""
             self.console.say(
-                f"skipped {len(done)} of {len(jobs)}: {self.options.output} holds their results{other}; "
+                f"skipped {len(found.done)} of {len(jobs)}: {self.options.output} holds their results{other}; "
                 "--existing overwrite replaces them"
             )
-        return todo
+        return found.todo
 
-    def _fingerprint(self, job: Job, sha256: str | None = None) -> str:
-        """Bind the settings to an input; one that is gone is the same as it was."""
-        if self._decided is None:
-            self._decided = decided_by(self.settings)
-        if sha256 is None and job.path.is_file():
-            sha256 = file_hash(job.path)
-        earlier = self.store.load(job.stem) if sha256 is None else None
-        return fingerprint(self._decided, earlier.input_sha256 if earlier is not None else sha256)
+    def note(self, about: str, text: str) -> None:
+        """Say what was done to an input."""
+        self.console.note(about, text)
 
-    def _differences(self, job: Job) -> list[str]:
-        """Name what differs between an image's earlier run and this one: settings, weights or files, or the input."""
-        record = self.store.load(job.stem)
-        if record is None:
-            return []
-        earlier = (self.store.made_by(record.made) or {}).get("settings", {})
-        settings = json.loads(json.dumps(self.settings.as_dict()))
-        different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-        if job.path.is_file() and record.input_sha256 != file_hash(job.path):
-            different.append("input")
-        return different or ["set of weights, masks or kernels"]
-
-    def _fail(self, job: Job, message: str) -> None:
-        self.failed[str(job.path)] = message
+    def failed(self, job: Job, message: str) -> None:
+        """Say why an image has no result."""
         self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
 
-    def _restore_all(self, jobs: list[Job]) -> None:
-        size = choose_batch_size(self.options.batch_size, len(jobs))
-        reader = Reader(self.settings)
-        for path, note in reader.notes:
-            self.console.note(str(path), note)
-        prior: DiffusionPrior | None = None
-        bar = Bar(self.console, math.ceil(len(jobs) / size), len(jobs))
-        with bar.live:
-            for batch in batches(reader, jobs, size, self._fail):
-                for item in batch.items:
-                    for note in item.notes:
-                        self.console.note(str(item.job.path), note)
-                if prior is None:
-                    prior = load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
-                    self._announce(prior, batch.operator, len(jobs), size)
-                self._save(batch, self._solve(prior, batch, bar))
-
-    def _announce(self, prior: DiffusionPrior, operator: Operator, num_images: int, batch_size: int) -> None:
-        """Say before compiling what is about to happen, and note it for metrics.json."""
-        settings, device = self.settings, jax.devices()[0]
-        solver, told = settings.solver, settings.as_dict()
-        check_operator(solver, operator)
-        num_steps = count_steps(solver, prior.schedule)
-        cost = solver.cost(operator) * num_steps * settings.restarts
-        gflop = evaluation_flops(prior) / 1e9
-        card = settings.card
-        self.record = {
-            "settings": told,
-            "batch_size": batch_size,
-            "network_evaluations": cost.network_evaluations,
-            "cost_per_image": dataclasses.asdict(cost),
-            "gigaflop_per_evaluation": gflop,
-            "prior": {"name": settings.prior, **dataclasses.asdict(card)},
-            "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-            "versions": versions(),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": self.seconds,
-            "failed": self.failed,
-        }
+    def begins(self, prior: DiffusionPrior, num_images: int) -> None:
+        """Say before compiling what is about to happen."""
+        settings, device, record = self.settings, jax.devices()[0], self.work.record
+        cost, gflop = record["cost_per_image"], record["gigaflop_per_evaluation"]
         shape = "x".join(map(str, prior.image_shape))
-        details = ", ".join(f"{k} {v}" for k, v in told["operator"].items() if k != "name")
-        # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
+        details = ", ".join(f"{k} {v}" for k, v in record["settings"]["operator"].items() if k != "name")
         level = "estimated for each image" if settings.estimated else f"{settings.sigma_y:g}"
-        total = num_images * (cost.network_evaluations + 2 * cost.network_gradients) * gflop / 1000
-        spent = [f"{n} {what.replace('_', ' ')}" for what, n in dataclasses.asdict(cost).items() if n]
+        # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
+        total = num_images * (cost["network_evaluations"] + 2 * cost["network_gradients"]) * gflop / 1000
+        spent = [f"{n} {what.replace('_', ' ')}" for what, n in cost.items() if n]
+        million = settings.card.num_parameters / 1e6
         rows = {
             "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
-            "prior": f"{settings.prior}, {card.num_parameters / 1e6:.2f} million parameters, {shape}, {settings.dtype}",
+            "prior": f"{settings.prior}, {million:.2f} million parameters, {shape}, {settings.dtype}",
             "task": f"{settings.task} ({details}), sigma_y {level}, preset {settings.dataset}, "
             f"{settings.values} values",
             "solver": ", ".join([settings.method, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
-            "images": f"{num_images} in batches of {batch_size}: {total:.3g} TFLOP in all",
+            "images": f"{num_images} in batches of {self._size}: {total:.3g} TFLOP in all",
         }
         for name, text in rows.items():
             self.console.say(f"{name:<8}{text}")
         self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if self.options.cache else " ..."))
 
-    def _solve(self, prior: DiffusionPrior, batch: Batch, bar: Bar) -> Solution:
-        started = time.monotonic()
+    def compiled(self, seconds: float) -> None:
+        """Say how long compiling took."""
+        self.console.say(f"compiled in {seconds:.1f} s")
+        self._bar.start()
 
-        def on_chunk(progress: Progress) -> bool:
-            nonlocal started
-            if progress.step == 0 and not self.seconds["compile"]:
-                self.seconds["compile"] = time.monotonic() - started
-                started = time.monotonic()
-                self.console.say(f"compiled in {self.seconds['compile']:.1f} s")
-                bar.start()
-            elif progress.step:
-                misfit = float(np.mean(progress.misfit[: len(batch.items)]))
-                bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
-            return self._only_compile
+    def stepped(self, batch: Batch, progress: Progress) -> None:
+        """Show how far a batch is."""
+        misfit = float(np.mean(progress.misfit[: len(batch.items)]))
+        self._bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
 
-        with out_of_memory(len(batch.y)):
-            restarts = solve_restarts(
-                self.settings.solver,
-                prior,
-                batch.operator,
-                batch.y,
-                batch.sigma_y,
-                batch.keys,
-                restarts=self.settings.restarts,
-                likelihood=self.settings.likelihood,
-                operator_axis=batch.operator_axis,
-                num_chunks=CHUNKS,
-                on_chunk=on_chunk,
-                mesh=image_mesh(len(batch.y) * self.settings.restarts),
-            )
-            solution = jax.device_get(restarts.solution)
-        self.seconds["run"] += time.monotonic() - started
-        return solution
-
-    def _save(self, batch: Batch, solution: Solution) -> None:
-        """Write what a batch gave; nothing that is written gets lost by what comes later."""
-        scores = score(batch, solution.x)
-        self.store.save_run(self.record)
-        for i, item in enumerate(batch.items):
-            if not solution.finite[i]:
-                self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
-                continue
-            try:
-                self._keep(item, np.asarray(solution.x[i]), scores[i])
-            except OSError as error:  # a full disk, a name that is too long: the other images go on
-                self._fail(item.job, f"its results cannot be written: {error.strerror}")
-
-    def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
-        """Write one image's results, then its record."""
-        if item.truth is not None and hasattr(item.operator, "equivalents"):
-            nearest = nearest_equivalent(item.operator, jnp.asarray(x), jnp.asarray(item.truth))
-            found.metrics["psnr_resolved"] = float(psnr(nearest, jnp.asarray(item.truth), protocol="standard"))
-        self.store.forget(item.job.stem)
-        written = results.write(item, x, found, self.settings)
-        record = Record(
-            name=item.job.stem,
-            fingerprint=self._fingerprint(item.job, item.sha256),
-            status="ok",
-            message="",
-            input=str(item.job.path),
-            input_sha256=item.sha256,
-            metrics=found.metrics,
-            sigma_y=item.sigma_y,
-            files={kind: self.store.relative(path) for kind, (path, _) in written.items()},
-            sha256={kind: sha256 for kind, (_, sha256) in written.items()},
-            notes=list(item.notes),
-            made=self.store.run,
-            network_evaluations=self.record["cost_per_image"]["network_evaluations"],
-            network_gradients=self.record["cost_per_image"]["network_gradients"],
-        )
-        self.store.save(item.job.stem, record)
-        self.rows.append(ledger.row(record))
+    def restored(self, record: Record) -> None:
+        """Count an image, and keep the first ones for the summary."""
+        row = ledger.row(record)
+        self.names.add(record.name)
+        for name in METRICS:
+            if row.get(name) is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + row[name]
+        if len(self.rows) < LISTED:
+            self.rows.append(row)
 
     def _summary(self) -> None:
         """Say how it went and where the results are."""
-        say, rows = self.console.say, self.rows
-        for row in rows[:LISTED] if len(rows) > 1 else []:
+        say, count = self.console.say, len(self.names)
+        for row in self.rows if count > 1 else []:
             say(f"  {row['name']:<24} {_metrics(row)}")
-        if len(rows) > LISTED:
-            say(f"  and {len(rows) - LISTED} more, see metrics.json")
-        if rows:
-            mean = {name: np.mean([row[name] for row in rows]) for name in METRICS if rows[0].get(name) is not None}
-            say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{_metrics(mean)}")
-        if self.failed:
-            say(f"failed {len(self.failed)}: {some(list(self.failed))}")
+        if count > LISTED:
+            say(f"  and {count - LISTED} more, see metrics.json")
+        if count:
+            mean = {name: total / count for name, total in self._sums.items()}
+            say(f"restored {count} in {self.work.seconds['run']:.1f} s: {'mean ' * (count > 1)}{_metrics(mean)}")
+        if self.work.failed:
+            say(f"failed {len(self.work.failed)}: {some(list(self.work.failed))}")
         if self.console.cautioned:
             say(f"warned about {len(self.console.cautioned)}, see above: {some(self.console.cautioned)}")
         for line in self.left_out:

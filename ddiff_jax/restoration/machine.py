@@ -28,26 +28,29 @@ CPU_BATCH, ACCELERATOR_BATCH = 8, 16  # images per device
 
 
 def choose_batch_size(asked: int | None, num_images: int) -> int:
-    """Take the batch size that was asked for, or all images up to a limit, equally many on every device.
+    """Take the batch size that was asked for, or all images up to a limit; a multiple of the devices of this process.
 
     Raises:
         ValueError: less than 1 is asked for.
     """
+    num_devices = jax.local_device_count()
     if asked is None:
-        num_devices = jax.device_count()
         limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
         return num_devices * min(math.ceil(num_images / num_devices), limit)
     if asked < 1:
         raise ValueError(f"--batch-size must be at least 1; got {asked}")
-    return asked
+    return num_devices * math.ceil(asked / num_devices)
 
 
 def image_mesh(batch_size: int) -> jax.sharding.Mesh | None:
-    """Line up all devices to share the images of a batch; None if there is one, or the batch does not divide evenly."""
-    count = jax.device_count()
-    if count == 1 or batch_size % count:
+    """Line up the devices of this process to share the images of a batch; None if there is one.
+
+    Batches are filled up to a multiple of the devices (`choose_batch_size`); one that is not keeps to one device.
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1 or batch_size % len(devices):
         return None
-    return jax.make_mesh((count,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.make_mesh((len(devices),), ("images",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
 
 
 class OutOfMemory(ValueError):

@@ -1,0 +1,282 @@
+"""The work itself: read ahead, restore batch by batch, write behind; an image counts once its record is there."""
+
+import collections
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddiff_jax._solve import Progress, Solution
+from ddiff_jax.checkpoint import load_prior
+from ddiff_jax.files import file_hash
+from ddiff_jax.metrics import psnr
+from ddiff_jax.operators import Operator
+from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.restarts import nearest_equivalent, solve_restarts
+from ddiff_jax.restoration import results
+from ddiff_jax.restoration.batches import Batch, Score, batches, score
+from ddiff_jax.restoration.jobs import Job
+from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.reading import Item, Reader
+from ddiff_jax.restoration.records import fingerprint
+from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
+from ddiff_jax.solvers.base import check_operator, count_steps
+
+CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
+AHEAD = 2  # batches that are read before they are needed
+BEHIND = 2  # batches whose results may still have to be written when the next one starts
+
+T = TypeVar("T")
+Existing = Literal["skip", "overwrite", "error"]
+
+
+class Watch(Protocol):
+    """Who is told how a restoration goes; methods may be called from other threads."""
+
+    def note(self, about: str, text: str) -> None:
+        """Hear what was done to an input, or doubted about it."""
+        ...
+
+    def failed(self, job: Job, message: str) -> None:
+        """Hear why an image has no result."""
+        ...
+
+    def begins(self, prior: DiffusionPrior, num_images: int) -> None:
+        """Hear that all is known and compiling starts."""
+        ...
+
+    def compiled(self, seconds: float) -> None:
+        """Hear that the first step starts."""
+        ...
+
+    def stepped(self, batch: Batch, progress: Progress) -> None:
+        """Hear how far a batch is."""
+        ...
+
+    def restored(self, record: Record) -> None:
+        """Hear that an image's results and its record are written."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """What is to be done.
+
+    Args:
+        todo: what has to be restored.
+        done: what is not, because its results are there.
+        again: those of todo that had results or a record before.
+        differences: what was different when the results of `done` were made: settings, or the input.
+    """
+
+    todo: list[Job]
+    done: list[Job]
+    again: list[Job]
+    differences: list[str]
+
+
+class Restoration:
+    """A restoration with one set of settings into one folder.
+
+    Args:
+        settings: what decides the results.
+        store: of the folder.
+        watch: is told how it goes.
+        only_compile: stop before the first step.
+    """
+
+    def __init__(self, settings: Settings, store: Store, watch: Watch, *, only_compile: bool = False):
+        self.settings, self.store, self._watch, self._only_compile = settings, store, watch, only_compile
+        self._decided = decided_by(settings)
+        self.failed: dict[str, str] = {}
+        self.seconds = {"compile": 0.0, "run": 0.0}
+        self.record: dict[str, Any] = {}  # of this run; empty until all is known
+
+    def sort(self, jobs: Sequence[Job], existing: Existing) -> Sorted:
+        """Find out what is done.
+
+        Raises:
+            ValueError: there are results, and existing is "error".
+        """
+        there = [job for job in jobs if job.result("restored").exists()]
+        if there and existing == "error":
+            raise ValueError(
+                f"{there[0].result('restored')} exists ({len(there)} of {len(jobs)} results do); "
+                "choose another --output, or --existing skip or overwrite"
+            )
+        if existing == "overwrite":
+            return Sorted(list(jobs), [], [], [])
+        standing = {job: self._standing(job) for job in jobs}
+        todo = [job for job in jobs if standing[job] in ("absent", "damaged")]
+        others = [job for job in jobs if standing[job] == "other"]
+        return Sorted(
+            todo=todo,
+            done=[job for job in jobs if standing[job] in ("done", "other")],
+            again=[job for job in todo if standing[job] == "damaged" or job.result("restored").exists()],
+            differences=sorted({name for job in others for name in self._differences(job)}),
+        )
+
+    def _standing(self, job: Job) -> Standing:
+        sha256 = file_hash(job.path) if job.path.is_file() else None
+        if sha256 is None:  # an input that is gone is as it was
+            earlier = self.store.load(job.stem)
+            sha256 = None if earlier is None else earlier.input_sha256
+        return self.store.standing(job.stem, fingerprint(self._decided, sha256))
+
+    def _differences(self, job: Job) -> list[str]:
+        """Name what differs between an image's earlier run and this one."""
+        record = self.store.load(job.stem)
+        if record is None:
+            return []
+        earlier = (self.store.made_by(record.made) or {}).get("settings", {})
+        settings = json.loads(json.dumps(self.settings.as_dict()))
+        different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
+        if job.path.is_file() and record.input_sha256 != file_hash(job.path):
+            different.append("input")
+        return different or ["set of weights, masks or kernels"]
+
+    def run(self, jobs: Sequence[Job], batch_size: int) -> None:
+        """Restore all jobs; one that fails does not stop the others.
+
+        Raises:
+            ValueError: nothing can be restored with these settings.
+            FileNotFoundError: there are no such weights.
+        """
+        reader = Reader(self.settings)
+        for path, note in reader.notes:
+            self._watch.note(str(path), note)
+        prior: DiffusionPrior | None = None
+        writing: collections.deque[Future[None]] = collections.deque()
+        with ThreadPoolExecutor(1, "write") as writer:
+            for batch in _ahead(batches(reader, jobs, batch_size, self._fail), AHEAD):
+                for item in batch.items:
+                    for note in item.notes:
+                        self._watch.note(str(item.job.path), note)
+                if prior is None:
+                    prior = load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
+                    self._begin(prior, batch.operator, batch_size)
+                    self._watch.begins(prior, len(jobs))
+                solution = self._solve(prior, batch)
+                writing.append(writer.submit(self._save, batch, solution))
+                while len(writing) > BEHIND or (writing and writing[0].done()):
+                    writing.popleft().result()
+            for last in writing:
+                last.result()
+
+    def _fail(self, job: Job, message: str) -> None:
+        self.failed[str(job.path)] = message
+        self._watch.failed(job, message)
+
+    def _begin(self, prior: DiffusionPrior, operator: Operator, batch_size: int) -> None:
+        settings, device = self.settings, jax.devices()[0]
+        check_operator(settings.solver, operator)
+        cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * settings.restarts
+        self.record = {
+            "settings": settings.as_dict(),
+            "batch_size": batch_size,
+            "network_evaluations": cost.network_evaluations,
+            "cost_per_image": dataclasses.asdict(cost),
+            "gigaflop_per_evaluation": evaluation_flops(prior) / 1e9,
+            "prior": {"name": settings.prior, **dataclasses.asdict(settings.card)},
+            "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
+            "versions": versions(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": self.seconds,
+            "failed": self.failed,
+        }
+
+    def _solve(self, prior: DiffusionPrior, batch: Batch) -> Solution:
+        started = time.monotonic()
+
+        def on_chunk(progress: Progress) -> bool:
+            nonlocal started
+            if progress.step == 0 and not self.seconds["compile"]:
+                self.seconds["compile"] = time.monotonic() - started
+                started = time.monotonic()
+                self._watch.compiled(self.seconds["compile"])
+            elif progress.step:
+                self._watch.stepped(batch, progress)
+            return self._only_compile
+
+        settings = self.settings
+        with out_of_memory(len(batch.y)):
+            restarts = solve_restarts(
+                *(settings.solver, prior, batch.operator, batch.y, batch.sigma_y, batch.keys),
+                restarts=settings.restarts,
+                likelihood=settings.likelihood,
+                operator_axis=batch.operator_axis,
+                num_chunks=CHUNKS,
+                on_chunk=on_chunk,
+                mesh=image_mesh(len(batch.y) * settings.restarts),
+            )
+            solution = jax.device_get(restarts.solution)
+        self.seconds["run"] += time.monotonic() - started
+        return solution
+
+    def _save(self, batch: Batch, solution: Solution) -> None:
+        """Write what a batch gave; nothing that is written gets lost by what comes later."""
+        scores = score(batch, solution.x)
+        self.store.save_run(self.record)
+        for i, item in enumerate(batch.items):
+            if not solution.finite[i]:
+                self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
+                continue
+            try:
+                self._keep(item, np.asarray(solution.x[i]), scores[i])
+            except OSError as error:  # a full disk, a name that is too long: the other images go on
+                self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+
+    def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
+        """Write one image's results, then its record."""
+        if item.truth is not None and hasattr(item.operator, "equivalents"):
+            nearest = nearest_equivalent(item.operator, jnp.asarray(x), jnp.asarray(item.truth))
+            found.metrics["psnr_resolved"] = float(psnr(nearest, jnp.asarray(item.truth), protocol="standard"))
+        self.store.forget(item.job.stem)
+        written = results.write(item, x, found, self.settings)
+        record = Record(
+            name=item.job.stem,
+            fingerprint=fingerprint(self._decided, item.sha256),
+            status="ok",
+            message="",
+            input=str(item.job.path),
+            input_sha256=item.sha256,
+            metrics=found.metrics,
+            sigma_y=item.sigma_y,
+            files={kind: self.store.relative(path) for kind, (path, _) in written.items()},
+            sha256={kind: sha256 for kind, (_, sha256) in written.items()},
+            notes=list(item.notes),
+            made=self.store.run,
+            network_evaluations=self.record["cost_per_image"]["network_evaluations"],
+            network_gradients=self.record["cost_per_image"]["network_gradients"],
+        )
+        self.store.save(item.job.stem, record)
+        self._watch.restored(record)
+
+
+def evaluation_flops(prior: DiffusionPrior) -> float:
+    """Count the floating-point operations of one evaluation of the network on one image, without compiling it."""
+    x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
+    level = jax.tree.map(jnp.float32, prior.schedule.levels(1)[0])
+    analysis = jax.jit(lambda prior, x, level: prior.denoise(x, level)).lower(prior, x, level).cost_analysis()
+    return float((analysis or {}).get("flops", float("nan")))
+
+
+def _ahead(values: Iterator[T], depth: int) -> Iterator[T]:
+    """Compute the next values of an iterator in a thread of its own, while the present one is used."""
+    end: Any = object()
+    pool = ThreadPoolExecutor(1, "read")
+    try:
+        coming = collections.deque(pool.submit(next, values, end) for _ in range(depth))
+        while (value := coming.popleft().result()) is not end:
+            coming.append(pool.submit(next, values, end))
+            yield value
+    finally:
+        pool.shutdown(cancel_futures=True)
