@@ -92,7 +92,7 @@ def test_command_draws_samples_that_do_not_depend_on_their_company(tmp_path, cap
         (["--steps", "1001"], "number of steps"),
         (["--eta", "2"], "eta must be fraction"),
         (["--label", "3"], "no classes"),
-        (["--stesp", "3"], "did you mean --steps"),
+        (["--stesp", "3"], "did you mean '--steps'"),
     ],
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(flags, message, tmp_path, capsys):
