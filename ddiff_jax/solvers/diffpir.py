@@ -5,13 +5,12 @@ from typing import Literal, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddiff_jax.levels import Schedule, walk
+from ddiff_jax.levels import HasTimesteps, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import VPSchedule
 from ddiff_jax.solvers.base import (
     Cost,
     StepInfo,
@@ -110,7 +109,8 @@ class DiffPIR(Walker):
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 2 to 4 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, self.spacing, to_clean=False)
-        below = schedule.at_time(level.time / schedule.time_scale - 1) if isinstance(schedule, VPSchedule) else cleaner
+        numbered = isinstance(schedule, HasTimesteps)
+        below = schedule.at_time(level.time / schedule.time_scale - 1) if numbered else cleaner
         share, new = wide(self.zeta), cleaner.sigma**2
         old = wide(self.eta) ** 2 * new / level.sigma**2 * level.step_variance(below)
         return Grid(

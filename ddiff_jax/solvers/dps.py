@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.priors.base import LearnedVariance, Prior
+from ddiff_jax.priors.base import Prior, denoise_with_variance
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, wide
@@ -96,7 +96,7 @@ class DPS(Walker):
         x_t = state.x_t
 
         def half_squared_residual(x_t: Image) -> tuple[Float[Array, ""], tuple[Image, Image]]:
-            z, v = _denoise_with_variance(prior, x_t, point.level)
+            z, v = denoise_with_variance(prior, x_t, point.level)
             return problem.half_squared_residual(z), (z, v)
 
         (half, (z, v)), gradient = jax.value_and_grad(half_squared_residual, has_aux=True)(x_t)
@@ -107,9 +107,3 @@ class DPS(Walker):
         hidden = jnp.maximum(count - problem.num_observed, 0)
         step = point.zeta * ratio(gradient, root(2 * half + hidden * problem.sigma_y**2))
         return NoisyState(x - step), StepInfo(2 * half / problem.num_observed)
-
-
-def _denoise_with_variance(prior: Prior, x_t: Image, level: Level) -> tuple[Image, Image]:
-    if isinstance(prior, LearnedVariance):
-        return prior.denoise_with_variance(x_t, level)
-    return prior.denoise(x_t, level), jnp.zeros_like(x_t)
