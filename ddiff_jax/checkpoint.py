@@ -115,7 +115,7 @@ def _load_orbax(path: Path, wanted: Params) -> Params:
     stored = {name: tuple(leaf.shape) for name, leaf in _named(_orbax().metadata(path).metadata).items()}
     _check_shapes(stored, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=device), wanted)
     return _orbax().load(path, placed)
 
 
@@ -235,7 +235,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         changes: fields of the module that differ from the card, for example dtype.
 
     Returns:
-        The module, its parameters in float32, and the card.
+        The module, its parameters in the types in which it makes them, and the card.
 
     Raises:
         FileNotFoundError: a file is missing; named in the message.
@@ -252,7 +252,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
     except (ValueError, KeyError, TypeError, ArithmeticError, IndexError) as error:
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
-    return module, jax.tree.map(jnp.asarray, params), card
+    return module, jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), params, wanted), card
 
 
 def _check_files(folder: Path, card: Card) -> None:
@@ -292,7 +292,8 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
-    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype or "float32")
+    dtype = dtype or "float32"
+    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype, param_dtype=dtype)
     try:
         schedule = build_schedule(card.schedule)
     except ValueError as error:
@@ -300,7 +301,7 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     if card.prediction is None:
         raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: a prior must say its prediction")
     return DiffusionPrior(
-        module.cast(params),
+        params,
         schedule,
         module,
         card.image_shape,

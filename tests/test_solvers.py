@@ -16,6 +16,7 @@ from solver_oracles import Model
 
 import ddiff_jax as dd
 from ddiff_jax import operators
+from ddiff_jax.levels import Spacing
 from ddiff_jax.operators import DecomposableOperator, Decomposition
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, Fixed, REDDiff
 from ddiff_jax.solvers.sampling import Sampler
@@ -100,7 +101,7 @@ def test_diffpir_asks_any_schedule_of_timesteps_for_the_noise_of_one():
 
         num_levels = 1000
 
-        def levels(self, num_steps, spacing="even"):
+        def levels(self, num_steps, spacing: Spacing = "even"):
             return self.table.levels(num_steps, spacing)
 
         def at(self, ratio):
