@@ -62,6 +62,8 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     Raises:
         ValueError: no known network has such keys, or they do not fit; lists missing, unexpected and mis-shaped keys.
     """
+    from flax.traverse_util import flatten_dict
+
     kinds = [kind for kind, source in KINDS.items() if source.recognises(shapes)]
     if not kinds:
         raise ValueError(
@@ -78,7 +80,8 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     known = inspect.signature(source.infer).parameters
     architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
     module, targets = build_module(kind, architecture), source.targets(architecture)
-    wanted = {path: leaf.shape for path, leaf in mapping.flatten(abstract_params(module)).items()}
+    leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
+    wanted = {path: leaf.shape for path, leaf in leaves.items()}
     what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
     return Plan(kind, architecture, module, targets, kept, skipped)

@@ -112,14 +112,15 @@ def _orbax() -> Any:
 
 def _load_orbax(path: Path, wanted: Params) -> Params:
     # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
-    stored = {name: tuple(leaf.shape) for name, leaf in _named(_orbax().metadata(path).metadata).items()}
+    stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(_orbax().metadata(path).metadata).items()}
     _check_shapes(stored, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=device), wanted)
     return _orbax().load(path, placed)
 
 
-def _named(params: Params) -> dict[str, Any]:
+def named_leaves(params: Params) -> dict[str, Any]:
+    """List the leaves of any tree by their paths, "middle_0/conv_1/kernel"."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -148,7 +149,7 @@ def _save_packed(path: Path, params: Params) -> None:
     from safetensors.numpy import save_file
 
     stored = {}
-    for name, leaf in _named(params).items():
+    for name, leaf in named_leaves(params).items():
         if packs(leaf):
             stored[name], stored[SCALE + name] = pack(np.asarray(leaf))
         else:
@@ -167,11 +168,11 @@ def _load_packed(path: Path, wanted: Params) -> Params:
         if not name.startswith(SCALE)
     }
     _check_shapes({name: array.shape for name, array in arrays.items()}, wanted)
-    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in _named(wanted)])
+    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in named_leaves(wanted)])
 
 
 def _check_shapes(stored: dict[str, tuple[int, ...]], wanted: Params) -> None:
-    shapes = {name: leaf.shape for name, leaf in _named(wanted).items()}
+    shapes = {name: leaf.shape for name, leaf in named_leaves(wanted).items()}
     different = sorted(name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name))
     if different:
         name = different[0]
