@@ -24,8 +24,8 @@ from ddiff_jax.checkpoint import (
     unpack,
 )
 
-# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `describe`. The first kind that
-# a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
+# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `card_fields`. The first kind
+# that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
 KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
 
 Shapes = Mapping[str, mapping.Shape]
@@ -167,14 +167,14 @@ def convert(
     try:
         made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, **given)
         table = schedules.read_table(network.buffers, network.prefix)
-        described = KINDS[made.kind].describe(made.architecture, made.shapes, table, **given)
+        described = KINDS[made.kind].card_fields(made.architecture, made.shapes, table, **given)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     params = mapping.convert(network.tensors, made.targets)
     leaves = jax.tree.leaves(params)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
         raise ValueError(f"{source} holds weights that are NaN or infinite")
-    described["notes"] = [*networks.describe(network), *described["notes"]]
+    described["notes"] = [*networks.notes(network), *described["notes"]]
     if made.skipped:
         described["notes"].append(f"{len(made.skipped)} tensors that are not needed skipped")
     card = Card(

@@ -24,13 +24,14 @@ from ddiff_jax.cli.flags import parse
 from ddiff_jax.cli.jobs import prepare
 from ddiff_jax.cli.restore import CHUNKS
 from ddiff_jax.cli.settings import check_label
+from ddiff_jax.devices import out_of_memory
+from ddiff_jax.drawing import tile
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.solvers.base import count_steps
-from ddiff_jax.solvers.sampling import Sampler, nothing
+from ddiff_jax.solvers.sampling import Sampler, Unmeasured, without_data
 
-GRID_IMAGES = 100  # that many samples at most are shown together
-GRID_GAP = 2  # pixels
+MOST_SHOWN = 100  # that many samples at most are shown together
 
 DESCRIPTION = """Draw images from a prior alone, without a measurement.
 
@@ -141,14 +142,10 @@ class _Sampling:
                 bar.start()
 
         keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
-        problem, mesh = nothing(self.prior, keys), image_mesh(self.size)
-        try:
+        problem, mesh = without_data(self.prior, keys), image_mesh(self.size)
+        with out_of_memory(self.size):
             solution = solve(self.sampler, self.prior, *problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
             solution = jax.device_get(solution)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ValueError(f"out of memory with {self.size} images at once; lower --batch-size") from error
         self.seconds["run"] += time.monotonic() - started
         return solution
 
@@ -165,8 +162,8 @@ class _Sampling:
         """Write the grid and samples.json as far as they go."""
         options, device = self.options, jax.devices()[0]
         if self.shown:
-            image_files.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
-        cost = self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1)))[0]) * options.steps
+            image_files.write_png(options.output / "grid.png", tile(self.shown[:MOST_SHOWN]))
+        cost = self.sampler.cost(Unmeasured(self.prior.image_shape)) * options.steps
         document = {
             "samples": self.rows,
             "settings": {
@@ -183,22 +180,3 @@ class _Sampling:
         }
         image_files.write_text(options.output / "samples.json", json.dumps(document, indent=1) + "\n")
         return document
-
-
-def grid(images: Sequence[Float[np.ndarray, "H W C"]]) -> Float[np.ndarray, "..."]:
-    """Lay images out in rows on white, about as many in a row as there are rows.
-
-    Args:
-        images: at least one, all of one shape, range [-1, 1].
-    """
-    height, width, channels = images[0].shape
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    canvas = np.ones(
-        (rows * (height + GRID_GAP) + GRID_GAP, columns * (width + GRID_GAP) + GRID_GAP, channels), np.float32
-    )
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        top, left = GRID_GAP + row * (height + GRID_GAP), GRID_GAP + column * (width + GRID_GAP)
-        canvas[top : top + height, left : left + width] = image
-    return canvas

@@ -6,11 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddiff_jax.checkpoint import abstract_params, named_leaves
+from ddiff_jax.operators._nonlinear_blur import NUM_LEVELS, STRIDE
 from ddiff_jax.types import Params
-
-NUM_LEVELS = 5
-STRIDE = 4 * 2**NUM_LEVELS
-"""Pixels per place of the bottleneck: 256x256 images have kernel codes of 2x2 places."""
 
 _LAST_WIDTH = 64  # the width at full resolution does not follow num_features in the original
 

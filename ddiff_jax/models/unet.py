@@ -118,7 +118,7 @@ def average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
     return x.reshape(num_images, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def nearest(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+def repeat_pixels(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
     """Double the size by repeating pixels."""
     num_images, height, width, channels = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None], (num_images, height, 2, width, 2, channels))
@@ -180,7 +180,7 @@ class Attention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Resampling outside of a residual block: a strided convolution or pooling, nearest with or without one."""
+    """Resampling outside of a residual block: a strided convolution or pooling, repeated pixels with or without one."""
 
     up: bool
     convolve: bool
@@ -190,10 +190,10 @@ class Resample(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
         """Halve or double the size."""
         if not self.convolve:
-            return nearest(x) if self.up else average_pool(x)
+            return repeat_pixels(x) if self.up else average_pool(x)
         stride = 1 if self.up else 2
         conv = Conv(x.shape[-1], stride=stride, param_dtype=self.param_dtype, name="conv")
-        return conv(nearest(x) if self.up else x)
+        return conv(repeat_pixels(x) if self.up else x)
 
 
 def timestep_embedding(t: Shaped[Array, " N"], width: int) -> Float[Array, "N E"]:
@@ -280,7 +280,7 @@ class UNet(nn.Module):
 
         def resample(h: Array, name: str, *, up: bool) -> Array:
             if self.resblock_updown:
-                return res(h, h.shape[-1], name, nearest if up else average_pool)
+                return res(h, h.shape[-1], name, repeat_pixels if up else average_pool)
             return Resample(up, self.conv_resample, self.param_dtype, name=name)(h)
 
         h = Conv(widths[0], param_dtype=self.param_dtype, name="conv_in")(x.astype(dtype))

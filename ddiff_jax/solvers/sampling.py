@@ -74,6 +74,9 @@ class Sampler(Walker):
         return NoisyState(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
 
 
-def nothing(prior: Prior, keys: Key[Array, " N"]) -> tuple[Unmeasured, Float[Array, "N 0"], float]:
-    """Make operator, measurements and noise level of a problem without data: `solve(Sampler(), prior, *..., keys)`."""
+def without_data(prior: Prior, keys: Key[Array, " N"]) -> tuple[Unmeasured, Float[Array, "N 0"], float]:
+    """Make operator, measurements and noise level of problems that have no data, one for every key.
+
+    `solve(Sampler(), prior, *without_data(prior, keys), keys)` draws from the prior.
+    """
     return Unmeasured(prior.image_shape), jnp.zeros((keys.shape[0], 0), jnp.float32), 0.0
