@@ -24,8 +24,8 @@ from ddiff_jax.checkpoint import (
     unpack,
 )
 
-# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `describe`. The first kind that
-# a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
+# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `card_fields`. The first kind
+# that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
 KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
 
 Shapes = Mapping[str, mapping.Shape]
@@ -62,6 +62,8 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     Raises:
         ValueError: no known network has such keys, or they do not fit; lists missing, unexpected and mis-shaped keys.
     """
+    from flax.traverse_util import flatten_dict
+
     kinds = [kind for kind, source in KINDS.items() if source.recognises(shapes)]
     if not kinds:
         raise ValueError(
@@ -78,7 +80,8 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     known = inspect.signature(source.infer).parameters
     architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
     module, targets = build_module(kind, architecture), source.targets(architecture)
-    wanted = {path: leaf.shape for path, leaf in mapping.flatten(abstract_params(module)).items()}
+    leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
+    wanted = {path: leaf.shape for path, leaf in leaves.items()}
     what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
     return Plan(kind, architecture, module, targets, kept, skipped)
@@ -164,14 +167,14 @@ def convert(
     try:
         made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, **given)
         table = schedules.read_table(network.buffers, network.prefix)
-        described = KINDS[made.kind].describe(made.architecture, made.shapes, table, **given)
+        described = KINDS[made.kind].card_fields(made.architecture, made.shapes, table, **given)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     params = mapping.convert(network.tensors, made.targets)
     leaves = jax.tree.leaves(params)
     if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
         raise ValueError(f"{source} holds weights that are NaN or infinite")
-    described["notes"] = [*networks.describe(network), *described["notes"]]
+    described["notes"] = [*networks.notes(network), *described["notes"]]
     if made.skipped:
         described["notes"].append(f"{len(made.skipped)} tensors that are not needed skipped")
     card = Card(

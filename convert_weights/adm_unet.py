@@ -223,7 +223,7 @@ def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
     yield from _conv("out.2", ("conv_out",))
 
 
-def describe(
+def card_fields(
     fields: Mapping[str, Any],
     shapes: Mapping[str, Shape],
     table: tuple[str, np.ndarray] | None = None,
@@ -265,7 +265,7 @@ def describe(
         scaled = f"{', rescaled to 1000' * rescale}" if count != 1000 else ""
         notes.append(
             f"the {len(shapes)} shapes are those of {known.files}, whose settings hold where no flag or buffer says "
-            f"otherwise: {schedules.describe(chosen)} (--noise-schedule){scaled}, prediction of the noise "
+            f"otherwise: {schedules.in_words(chosen)} (--noise-schedule){scaled}, prediction of the noise "
             f"(--prediction), attention with {heads} (--num-heads, --head-width) in the {fields['attention_order']} "
             f"order (--attention-order), images of {size}x{size} (--image-size)"
         )

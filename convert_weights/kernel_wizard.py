@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from convert_weights.mapping import CONV, SAME, Layout, Path, Shape, Target
+from ddiff_jax.operators._nonlinear_blur import NUM_LEVELS, STRIDE
 
-NUM_LEVELS = 5
-STRIDE = 4 * 2**NUM_LEVELS  # pixels per place of the bottleneck
 SKIPPED = ("kernel_extractor.",)
 """Beginnings of keys that belong to the network that finds kernel codes in pairs of pictures; blurring needs none."""
 
@@ -57,7 +56,7 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def describe(fields: Mapping[str, Any], *_: Any, image_size: int | None = None) -> dict[str, Any]:
+def card_fields(fields: Mapping[str, Any], *_: Any, image_size: int | None = None) -> dict[str, Any]:
     """Fill in what a card says beside the architecture: image shape, and what was assumed.
 
     Raises:

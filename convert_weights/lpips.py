@@ -71,7 +71,7 @@ def infer(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {"backbone": backbone}
 
 
-def describe(fields: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+def card_fields(fields: Mapping[str, Any], *_: Any) -> dict[str, Any]:
     """Fill in what a card says beside the architecture."""
     notes = [f"LPIPS 0.1 on {fields['backbone']}: a distance of two images of any size, not a prior"]
     return {"image_shape": (64, 64, 3), "schedule": {}, "notes": notes}  # its layers were fitted on 64x64 patches

@@ -32,25 +32,6 @@ CONV_1D = Layout(lambda a: a.transpose(2, 1, 0)[None], lambda s: (s[3], s[2], s[
 Target = tuple[Path, Layout]
 
 
-def flatten(tree: Mapping[str, Any], path: Path = ()) -> dict[Path, Any]:
-    """List the leaves of a nested dict by their paths."""
-    leaves: dict[Path, Any] = {}
-    for name, value in tree.items():
-        leaves |= flatten(value, (*path, name)) if isinstance(value, Mapping) else {(*path, name): value}
-    return leaves
-
-
-def unflatten(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """Build the nested dict again."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = leaf
-    return tree
-
-
 def check(shapes: Mapping[str, Shape], targets: Mapping[str, Target], wanted: Mapping[Path, Shape], what: str) -> None:
     """Check that keys and parameters match one to one, with equal shapes.
 
@@ -89,7 +70,9 @@ def _abridge(lines: list[str]) -> Iterable[str]:
 
 def convert(tensors: Mapping[str, np.ndarray], targets: Mapping[str, Target]) -> dict[str, Any]:
     """Bring checked tensors into our layout, as a nested dict of contiguous float32 arrays."""
+    from flax.traverse_util import unflatten_dict
+
     leaves = {
         path: np.ascontiguousarray(layout.convert(tensors[key]), np.float32) for key, (path, layout) in targets.items()
     }
-    return unflatten(leaves)
+    return unflatten_dict(leaves)

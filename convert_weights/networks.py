@@ -109,7 +109,7 @@ def _short(prefix: str, prefixes: list[str]) -> str:
     return ".".join(words)
 
 
-def describe(network: Network) -> list[str]:
+def notes(network: Network) -> list[str]:
     """Say what was taken, what was dropped from names, and what was left."""
     notes = []
     if network.prefix:

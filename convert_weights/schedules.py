@@ -152,12 +152,12 @@ def choose(
                 ) from error
     if noise_schedule is None and num_timesteps is None and beta_range is None:
         if from_buffer is not None and found is not None:
-            return from_buffer, f"noise schedule read from {found[0]} in the file: {describe(from_buffer)}"
+            return from_buffer, f"noise schedule read from {found[0]} in the file: {in_words(from_buffer)}"
         if known is not None:
             return _named(known.noise_schedule, known.num_timesteps, None), None
         assumed = linear(1000)
         return assumed, (
-            f"noise schedule assumed to be {describe(assumed)} as in most published networks; --noise-schedule, "
+            f"noise schedule assumed to be {in_words(assumed)} as in most published networks; --noise-schedule, "
             "--num-timesteps and --beta-range change it"
         )
     name = noise_schedule or (from_buffer or {}).get("name") or (known.noise_schedule if known else "linear")
@@ -166,10 +166,10 @@ def choose(
     made = _read(name, num_timesteps, beta_range) if name.endswith(".npy") else _named(name, count, beta_range)
     if from_buffer is not None and found is not None and not _close(found[1], _levels(made)):
         raise ValueError(
-            f"the buffer {found[0]} in the file is {describe(from_buffer)}; --noise-schedule, --num-timesteps and "
-            f"--beta-range say {describe(made)}: leave them out"
+            f"the buffer {found[0]} in the file is {in_words(from_buffer)}; --noise-schedule, --num-timesteps and "
+            f"--beta-range say {in_words(made)}: leave them out"
         )
-    return made, None if noise_schedule else f"noise schedule: {describe(made)}, of which a flag says a part"
+    return made, None if noise_schedule else f"noise schedule: {in_words(made)}, of which a flag says a part"
 
 
 def _named(name: str, count: int, ends: tuple[float, float] | None) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _read(path: str, count: int | None, ends: tuple[float, float] | None) -> dic
     return recognise(table if falls else np.cumprod(1 - table.astype(np.float64)))
 
 
-def describe(values: Mapping[str, Any]) -> str:
+def in_words(values: Mapping[str, Any]) -> str:
     """Say in words what a card's schedule is."""
     if values["name"] == "table":
         return f"a table of {len(values['alpha_bar'])} levels"

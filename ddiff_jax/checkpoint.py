@@ -106,14 +106,15 @@ def _orbax() -> Any:
 
 def _load_orbax(path: Path, wanted: Params) -> Params:
     # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
-    stored = {name: tuple(leaf.shape) for name, leaf in _named(_orbax().metadata(path).metadata).items()}
+    stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(_orbax().metadata(path).metadata).items()}
     _check_shapes(stored, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=device), wanted)
     return _orbax().load(path, placed)
 
 
-def _named(params: Params) -> dict[str, Any]:
+def named_leaves(params: Params) -> dict[str, Any]:
+    """List the leaves of any tree by their paths, "middle_0/conv_1/kernel"."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -142,7 +143,7 @@ def _save_packed(path: Path, params: Params) -> None:
     from safetensors.numpy import save_file
 
     stored = {}
-    for name, leaf in _named(params).items():
+    for name, leaf in named_leaves(params).items():
         if packs(leaf):
             stored[name], stored[SCALE + name] = pack(np.asarray(leaf))
         else:
@@ -161,11 +162,11 @@ def _load_packed(path: Path, wanted: Params) -> Params:
         if not name.startswith(SCALE)
     }
     _check_shapes({name: array.shape for name, array in arrays.items()}, wanted)
-    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in _named(wanted)])
+    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in named_leaves(wanted)])
 
 
 def _check_shapes(stored: dict[str, tuple[int, ...]], wanted: Params) -> None:
-    shapes = {name: leaf.shape for name, leaf in _named(wanted).items()}
+    shapes = {name: leaf.shape for name, leaf in named_leaves(wanted).items()}
     different = sorted(name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name))
     if different:
         name = different[0]
@@ -229,7 +230,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         changes: fields of the module that differ from the card, for example dtype.
 
     Returns:
-        The module, its parameters in float32, and the card.
+        The module, its parameters in the types in which it makes them, and the card.
 
     Raises:
         FileNotFoundError: a file is missing; named in the message.
@@ -246,7 +247,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
     except (ValueError, KeyError, TypeError, ArithmeticError, IndexError) as error:
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
-    return module, jax.tree.map(jnp.asarray, params), card
+    return module, jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), params, wanted), card
 
 
 def _check_files(folder: Path, card: Card) -> None:
@@ -286,7 +287,8 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
-    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype or "float32")
+    dtype = dtype or "float32"
+    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype, param_dtype=dtype)
     try:
         schedule = build_schedule(card.schedule)
     except ValueError as error:
@@ -294,7 +296,7 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     if card.prediction is None:
         raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: a prior must say its prediction")
     return DiffusionPrior(
-        module.cast(params),
+        params,
         schedule,
         module,
         card.image_shape,

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,6 +60,28 @@ def compute(mesh: jax.sharding.Mesh | None, program: Callable[..., Any], *args: 
     """Run a program on the mesh, whatever mesh our caller may have set."""
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return program(*args)
+
+
+class OutOfMemory(ValueError):
+    """So many images do not fit into a device's memory."""
+
+
+@contextlib.contextmanager
+def out_of_memory(num_images: int) -> Iterator[None]:
+    """Turn a device's want of memory into advice.
+
+    Args:
+        num_images: how many images are computed at once.
+
+    Raises:
+        OutOfMemory: there is too little memory for them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"out of memory with {num_images} images at once; lower --batch-size") from error
 
 
 def split(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -18,7 +18,7 @@ class Schedule(Protocol):
     """The noise levels that a prior knows, and what its network is told at each.
 
     A schedule is a hashable value (a frozen dataclass of numbers): it is part of a program's structure, and another
-    one compiles another program.
+    one compiles another program. One whose levels are numbered timesteps should also be a `HasTimesteps`.
     """
 
     @property
@@ -32,6 +32,20 @@ class Schedule(Protocol):
 
     def at(self, ratio: Any) -> "Level":
         """Find the level at which sigma / signal is `ratio`; ratios beyond the noisiest level give that one."""
+        ...
+
+
+@runtime_checkable
+class HasTimesteps(Protocol):
+    """A schedule that was made step by step: its levels have numbers, and between two of them lies a step's noise."""
+
+    @property
+    def time_scale(self) -> float | int:
+        """The network is told the number times this."""
+        ...
+
+    def at_time(self, t: Any) -> "Level":
+        """Find level number t, 0 the least noisy; -1 is the clean image."""
         ...
 
 

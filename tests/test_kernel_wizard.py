@@ -118,7 +118,7 @@ def test_attention_and_sizes_that_no_kernel_wizard_has_are_refused():
     with pytest.raises(ValueError, match="has no num_heads"):
         convert_weights.plan(tensor_shapes(*TINY), num_heads=4)
     with pytest.raises(ValueError, match="multiple of 128"):
-        source.describe({"kernel_dim": 16}, image_size=64)
+        source.card_fields({"kernel_dim": 16}, image_size=64)
     with pytest.raises(ValueError, match=r"adapter.*missing"):
         source.infer({"feature_extractor.0.weight": (2, 3, 3, 3)})
 

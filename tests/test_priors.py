@@ -14,7 +14,7 @@ from test_conformance import SOLVER_EXAMPLES
 import ddiff_jax as dd
 from ddiff_jax import image_files, metrics, operators
 from ddiff_jax.levels import Spacing
-from ddiff_jax.priors import PredictsNoise, predict
+from ddiff_jax.priors import PredictsNoise, denoise_with_variance, predict
 from ddiff_jax.priors.network import PREDICTIONS
 from ddiff_jax.solvers import SOLVERS, DDiff
 
@@ -270,6 +270,41 @@ def test_a_volume_is_restored_with_a_prior_for_its_slices():
 def test_impossible_slices_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         dd.SlicePrior(gaussian_prior((6, 5, 1)), **options)
+
+
+@dd.pytree_dataclass
+class OfOnesOwn:
+    """A prior that has learned the variance of a step, and is no `DiffusionPrior`."""
+
+    prior: dd.Prior
+    image_shape: tuple = dd.static_field()
+    schedule: dd.Schedule = dd.static_field(default=VP)
+
+    def denoise(self, x_t, level):
+        return self.prior.denoise(x_t, level)
+
+    def denoise_with_variance(self, x_t, level):
+        return self.prior.denoise(x_t, level), jnp.tanh(x_t)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda prior: prior,
+        lambda prior: dd.OnSchedule(prior, VP),
+        lambda prior: dd.LatentPrior(prior, jnp.negative),
+        lambda prior: dd.SlicePrior(OfOnesOwn(exact((4, 1)), (4, 1)), 4),
+    ],
+    ids=["itself", "on a schedule", "latent", "slices"],
+)
+def test_a_learned_variance_is_passed_on(wrap):
+    plain = exact((4, 4, 1))
+    prior = wrap(OfOnesOwn(plain, (4, 4, 1)))
+    x_t, level = jax.random.normal(jax.random.key(0), (4, 4, 1)), VP.at_time(400)
+    z, v = denoise_with_variance(prior, x_t, level)
+    np.testing.assert_allclose(z, prior.denoise(x_t, level), rtol=1e-6)
+    np.testing.assert_allclose(v, jnp.tanh(x_t), rtol=1e-6)
+    np.testing.assert_array_equal(denoise_with_variance(plain, x_t, level)[1], 0)
 
 
 def latent_prior(rotation):

@@ -60,7 +60,7 @@ def test_every_published_network_brings_its_settings(file, signature):
     fields = adm_unet.infer(shapes)
     assert (fields["attention_order"], fields["num_heads"]) == (order, heads)
     assert heads or fields["head_width"] == 64
-    card = adm_unet.describe(fields, shapes)
+    card = adm_unet.card_fields(fields, shapes)
     assert card["schedule"]["name"] == schedule
     assert build_schedule(card["schedule"]).num_levels == count
     assert card["schedule"].get("time_scale", 1) == (1000 / count if rescaled else 1)
@@ -76,9 +76,9 @@ def test_flags_overrule_what_was_published():
     shapes = shapes_of(arguments, more)
     fields = adm_unet.infer(shapes, attention_order="legacy", num_heads=6)
     assert (fields["attention_order"], fields["num_heads"]) == ("legacy", 6)
-    card = adm_unet.describe(fields, shapes, noise_schedule="linear", image_size=32, attention_order="legacy")
+    card = adm_unet.card_fields(fields, shapes, noise_schedule="linear", image_size=32, attention_order="legacy")
     assert (card["schedule"]["name"], card["image_shape"]) == ("linear", (32, 32, 3))
-    part = adm_unet.describe(fields, shapes, num_timesteps=100)
+    part = adm_unet.card_fields(fields, shapes, num_timesteps=100)
     assert part["schedule"] == {"name": "cosine", "num_timesteps": 100}
 
 

@@ -17,7 +17,7 @@ from ddiff_jax.evaluation import run as runner
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report import curves, page
 from ddiff_jax.report.gallery import Gallery
-from ddiff_jax.report.pictures import GAP, HEAD, LABEL, MARGIN, SIDE, grid, strips
+from ddiff_jax.report.pictures import GAP, HEAD, LABEL, MARGIN, SIDE, mosaic, strips
 from ddiff_jax.solvers import SOLVERS, DDiff
 
 
@@ -94,9 +94,9 @@ def test_the_best_of_every_noise_level_is_bold():
     assert page._best(groups, "misfit") == set()
 
 
-def test_the_grid_shows_the_pictures_in_their_places(found):
+def test_the_mosaic_shows_the_pictures_in_their_places(found):
     gallery = Gallery(found)
-    canvas = np.asarray(grid(gallery, gallery.scenes, ["photo1"]))
+    canvas = np.asarray(mosaic(gallery, gallery.scenes, ["photo1"]))
     with Image.open(found.folder / "images" / "photo1.png") as picture:
         truth = np.repeat(np.repeat(np.asarray(picture.convert("RGB")), SIDE // 64, 0), SIDE // 64, 1)
     left, top = MARGIN + LABEL + 3 * (SIDE + GAP), MARGIN + HEAD  # after measurement and two solvers

@@ -81,6 +81,27 @@ def test_equivalent_images_of_phase_retrieval_measure_the_same(image_range):
         np.testing.assert_array_equal(dd.nearest_equivalent(operator, candidate, x), x)
 
 
+def test_what_an_operator_cannot_tell_apart_nothing_behind_it_can():
+    operator = operators.phase_retrieval((8, 6, 1))
+    x = jax.random.uniform(jax.random.key(0), (8, 6, 1), minval=-1, maxval=1)
+    some = jax.random.bernoulli(jax.random.key(1), 0.5, operator.forward(x).shape)
+    squared = operators.from_function(jnp.square, operator.forward(x).shape)
+    for behind in (operators.masked(operator, some), operators.compose(squared, operator)):
+        assert isinstance(behind, operators.Ambiguous)
+        np.testing.assert_array_equal(dd.nearest_equivalent(behind, -x[::-1, ::-1], x), x)
+
+
+def test_an_operator_says_whether_it_measures_pictures():
+    shape = (8, 6, 1)
+    blur, amplitudes = operators.gaussian_blur(shape, size=3, std=1.0), operators.phase_retrieval(shape)
+    assert operators.measures_picture(blur) and operators.measures_picture(type(blur))
+    assert operators.measures_picture(operators.masked(blur, np.ones((8, 6, 1), bool)))
+    assert operators.measures_picture(operators.compose(operators.high_dynamic_range(shape), blur))
+    assert not operators.measures_picture(amplitudes)
+    assert not operators.measures_picture(operators.compose(amplitudes, blur))
+    assert operators.known_image_shape(operators.Masked(blur, jnp.ones(shape, bool))) == shape
+
+
 def test_an_operator_without_ambiguity_leaves_the_image_alone():
     operator = operators.gaussian_blur(SHAPE, size=3, std=1.0)
     x = jax.random.normal(jax.random.key(0), SHAPE)

@@ -13,8 +13,9 @@ from PIL import Image as Pillow
 
 import ddiff_jax as dd
 from ddiff_jax.cli import main
-from ddiff_jax.cli.sample import grid
-from ddiff_jax.solvers.sampling import Sampler, nothing
+from ddiff_jax.devices import out_of_memory
+from ddiff_jax.drawing import tile
+from ddiff_jax.solvers.sampling import Sampler, without_data
 
 SHAPE = (4, 4, 2)
 MEAN, VAR = 0.1, 0.2
@@ -23,7 +24,7 @@ ORACLE = 1e-5  # relative; float32 against float64
 
 def draw(sampler, keys, clip=False, **arguments):
     prior = gaussian_prior(SHAPE, MEAN, VAR, clip=clip)
-    return dd.solve(sampler, prior, *nothing(prior, keys), keys, num_chunks=1, **arguments)
+    return dd.solve(sampler, prior, *without_data(prior, keys), keys, num_chunks=1, **arguments)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
@@ -54,9 +55,9 @@ def test_samples_have_the_moments_of_the_prior(eta):
     assert abs(numbers.var() / VAR - 1) < 5 * np.sqrt(2 / numbers.size) + 0.02
 
 
-def test_grid_keeps_every_pixel():
+def test_tiles_keep_every_pixel():
     images = [np.full((3, 5, 1), value, np.float32) for value in (-1.0, -0.5, 0.0, 0.25, 0.5)]
-    canvas = grid(images)
+    canvas = tile(images)
     assert canvas.shape == (2 * 5 + 2, 3 * 7 + 2, 1)
     np.testing.assert_array_equal(canvas[2:5, 2:7], images[0])
     np.testing.assert_array_equal(canvas[7:10, 9:14], images[4])
@@ -99,3 +100,10 @@ def test_bad_arguments_are_refused_and_nothing_is_written(flags, message, tmp_pa
     assert main(["sample", *flags, "--quiet", "--no-cache", "--output", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_want_of_memory_becomes_advice():
+    with pytest.raises(ValueError, match="out of memory with 7 images at once; lower --batch-size"), out_of_memory(7):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="else"), out_of_memory(7):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

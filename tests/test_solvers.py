@@ -1,5 +1,6 @@
 """Every solver against its published loop in float64, against published numbers, and against closed forms."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -15,6 +16,7 @@ from solver_oracles import Model
 
 import ddiff_jax as dd
 from ddiff_jax import operators
+from ddiff_jax.levels import Spacing
 from ddiff_jax.operators import DecomposableOperator, Decomposition
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, Fixed, REDDiff
 from ddiff_jax.solvers.sampling import Sampler
@@ -89,6 +91,29 @@ def test_diffpir_walks_the_published_timesteps_and_weights():
     np.testing.assert_allclose(
         rho[[0, 499, 994]], [7.06299e-7, 1.476292e-3, 19.45983], rtol=2e-5
     )  # printed from float32 tables
+
+
+def test_diffpir_asks_any_schedule_of_timesteps_for_the_noise_of_one():
+    @dataclasses.dataclass(frozen=True)
+    class OfOnesOwn:
+        table: dd.VPSchedule
+        time_scale: float = 1.0
+
+        num_levels = 1000
+
+        def levels(self, num_steps, spacing: Spacing = "even"):
+            return self.table.levels(num_steps, spacing)
+
+        def at(self, ratio):
+            return self.table.at(ratio)
+
+        def at_time(self, t):
+            return self.table.at_time(t)
+
+    solver = DiffPIR(num_steps=5, eta=1.0)
+    own, known = (jax.tree.leaves(solver.grid(s)) for s in (OfOnesOwn(dd.linear_schedule()), dd.linear_schedule()))
+    for column, same in zip(own, known, strict=True):
+        np.testing.assert_array_equal(column, same)
 
 
 def test_daps_walks_the_published_noise_levels():

@@ -192,11 +192,11 @@ def test_starts_are_the_published_ones(case):
             use_data = s[i] * sigma > sigma_y
             missing = np.sqrt(sigma**2 - sigma_y**2 / s[i] ** 2) if use_data else 0.0
             want[i] = seen[i] / s[i] + missing * n[i] if use_data else sigma * n[i]
-        got = DDRM().init(prior, problem, first_row(DDRM()), dd.KeyNoise(key))
+        got = DDRM().init(prior, problem, first_row(DDRM()), dd.KeyNoise(key)).x_t
         np.testing.assert_allclose(np.asarray(got).ravel(), np.sqrt(ab) * vt.T @ want, atol=1e-4)
     ab, noise_var = levels(990)
     inverse = np.divide(seen, s, where=s > 0, out=np.zeros(len(s)))
-    got = PiGDM().init(prior, problem, first_row(PiGDM()), dd.KeyNoise(key))
+    got = PiGDM().init(prior, problem, first_row(PiGDM()), dd.KeyNoise(key)).x_t
     np.testing.assert_allclose(
         np.asarray(got).ravel(), vt.T @ (np.sqrt(ab) * inverse + np.sqrt(noise_var) * n), atol=1e-4
     )

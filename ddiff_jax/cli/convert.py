@@ -81,13 +81,13 @@ def run(argv: Sequence[str]) -> int:
     console = Console(quiet=False)
     for note in card.notes:
         console.say(f"note: {note}")
-    console.say(f"{options.output}/ holds {describe(card)}{', verified' * options.verify}")
+    console.say(f"{options.output}/ holds {card_in_words(card)}{', verified' * options.verify}")
     if options.json:
         print(json.dumps(dataclasses.asdict(card), indent=1))
     return 0
 
 
-def describe(card: Card) -> str:
+def card_in_words(card: Card) -> str:
     """Sum up a card in one line."""
     shape = "x".join(map(str, card.image_shape))
     return f"{card.kind}, {shape}, {card.num_parameters / 1e6:.2f} million parameters; licence: {card.licence}"

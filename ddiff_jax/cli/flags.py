@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
+from docstring_parser.google import parse as parse_docstring
 
 from ddiff_jax.names import UnknownName, guess
 from ddiff_jax.restoration.spelling import spelled
@@ -99,9 +100,9 @@ def _flag_names(cls: Any) -> list[str]:
 
 def argument_help(documented: Any) -> dict[str, str]:
     """Read the descriptions below "Args:" in a Google docstring, their first sentences."""
-    doc = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(documented) or "", re.DOTALL | re.MULTILINE)
-    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", doc[1] if doc else "", re.MULTILINE)
-    return {name: re.split(r"(?<=\.) (?=[A-Z])", " ".join(text.split()))[0].rstrip(".") for name, text in entries}
+    found = parse_docstring(inspect.getdoc(documented) or "").params
+    texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in found}
+    return {name: re.split(r"(?<=\.) (?=[A-Z])", text)[0].rstrip(".") for name, text in texts.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import tyro
 
 from ddiff_jax.checkpoint import available_priors, read_card
-from ddiff_jax.cli.convert import describe as describe_card
+from ddiff_jax.cli.convert import card_in_words
 from ddiff_jax.cli.environment import cache_folder
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.config import VALUES, presets
@@ -50,7 +50,7 @@ def _facts() -> dict[str, Any]:
         "versions": versions(),
         "devices": {f"{d.platform}:{d.id}": f"{describe(d)}, {_memory(d):.1f} GiB" for d in jax.devices()},
         "cache": {"folder": str(cache_folder()), "size": f"{_folder_size() / 2**20:.1f} MiB"},
-        "priors": {name: describe_card(read_card(name)) for name in available_priors()},
+        "priors": {name: card_in_words(read_card(name)) for name in available_priors()},
         "presets": {dataset: list(tasks) for dataset, tasks in presets().items()},
         "values": {name: f"{text} (--values {name})" for name, text in VALUES.items()},
         "solvers": {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in SOLVERS.items()},

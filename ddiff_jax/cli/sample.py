@@ -21,17 +21,18 @@ from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
+from ddiff_jax.devices import out_of_memory
+from ddiff_jax.drawing import tile
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.jobs import prepare
-from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, versions
 from ddiff_jax.restoration.run import CHUNKS
 from ddiff_jax.restoration.settings import check_label
 from ddiff_jax.solvers.base import count_steps
-from ddiff_jax.solvers.sampling import Sampler, nothing
+from ddiff_jax.solvers.sampling import Sampler, Unmeasured, without_data
 
-GRID_IMAGES = 100  # that many samples at most are shown together
-GRID_GAP = 2  # pixels
+MOST_SHOWN = 100  # that many samples at most are shown together
 
 DESCRIPTION = """Draw images from a prior alone, without a measurement.
 
@@ -142,7 +143,7 @@ class _Sampling:
                 bar.start()
 
         keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
-        problem, mesh = nothing(self.prior, keys), image_mesh(self.size)
+        problem, mesh = without_data(self.prior, keys), image_mesh(self.size)
         with out_of_memory(self.size):
             solution = solve(self.sampler, self.prior, *problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
             solution = jax.device_get(solution)
@@ -162,8 +163,8 @@ class _Sampling:
         """Write the grid and samples.json as far as they go."""
         options, device = self.options, jax.devices()[0]
         if self.shown:
-            image_files.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
-        cost = self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1)))[0]) * options.steps
+            image_files.write_png(options.output / "grid.png", tile(self.shown[:MOST_SHOWN]))
+        cost = self.sampler.cost(Unmeasured(self.prior.image_shape)) * options.steps
         document = {
             "samples": self.rows,
             "settings": {
@@ -180,22 +181,3 @@ class _Sampling:
         }
         image_files.write_text(options.output / "samples.json", json.dumps(document, indent=1) + "\n")
         return document
-
-
-def grid(images: Sequence[Float[np.ndarray, "H W C"]]) -> Float[np.ndarray, "..."]:
-    """Lay images out in rows on white, about as many in a row as there are rows.
-
-    Args:
-        images: at least one, all of one shape, range [-1, 1].
-    """
-    height, width, channels = images[0].shape
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    canvas = np.ones(
-        (rows * (height + GRID_GAP) + GRID_GAP, columns * (width + GRID_GAP) + GRID_GAP, channels), np.float32
-    )
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        top, left = GRID_GAP + row * (height + GRID_GAP), GRID_GAP + column * (width + GRID_GAP)
-        canvas[top : top + height, left : left + width] = image
-    return canvas

@@ -14,6 +14,7 @@ import numpy as np
 from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import load_prior, read_card
+from ddiff_jax.devices import OutOfMemory, out_of_memory
 from ddiff_jax.evaluation import tables
 from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
@@ -24,7 +25,7 @@ from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.batches import Batch, batches
 from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
-from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.machine import choose_batch_size, image_mesh, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint, finite
 from ddiff_jax.restoration.results import is_picture

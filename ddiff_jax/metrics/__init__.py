@@ -1,6 +1,6 @@
 """Metrics: one image in, one scalar out. `PROTOCOLS` names the two ways in which PSNR and SSIM are computed."""
 
-from ddiff_jax.metrics._fidelity import PROTOCOLS, Protocol, psnr, ssim
+from ddiff_jax.metrics._fidelity import PROTOCOLS, ProtocolName, psnr, ssim
 from ddiff_jax.metrics._measure import METRICS, measure
 from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
 
@@ -9,7 +9,7 @@ __all__ = [
     "METRICS",
     "PROTOCOLS",
     "Perceptual",
-    "Protocol",
+    "ProtocolName",
     "find_lpips",
     "installed_lpips",
     "load_lpips",

@@ -18,21 +18,21 @@ from jaxtyping import Array, Float
 
 from ddiff_jax.types import Image
 
-Protocol = Literal["paper", "standard"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+ProtocolName = Literal["paper", "standard"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
-WINDOW: dict[Protocol, int] = {"paper": 5, "standard": 11}  # pixels; uniform and Gaussian (standard deviation 1.5)
+WINDOW: dict[ProtocolName, int] = {"paper": 5, "standard": 11}  # pixels; uniform and Gaussian (standard deviation 1.5)
 K1, K2 = 0.01, 0.03
 
 
-def _check(x: Image, truth: Image, protocol: Protocol) -> None:
+def _check(x: Image, truth: Image, protocol: ProtocolName) -> None:
     if protocol not in PROTOCOLS:
         raise ValueError(f"the protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
     if x.shape != truth.shape:
         raise ValueError(f"the two images must have one shape; got {x.shape} and {truth.shape}")
 
 
-def psnr(x: Image, truth: Image, *, protocol: Protocol) -> Float[Array, ""]:
+def psnr(x: Image, truth: Image, *, protocol: ProtocolName) -> Float[Array, ""]:
     """Compute 10 log10(D^2 / mean (x - truth)^2) over all pixels and channels, in dB.
 
     Args:
@@ -54,7 +54,7 @@ def psnr(x: Image, truth: Image, *, protocol: Protocol) -> Float[Array, ""]:
     return 20 * jnp.log10(data_range) - 10 * jnp.log10(jnp.mean((x - truth) ** 2))
 
 
-def ssim(x: Image, truth: Image, *, protocol: Protocol) -> Float[Array, ""]:
+def ssim(x: Image, truth: Image, *, protocol: ProtocolName) -> Float[Array, ""]:
     """Compute the structural similarity, the mean over channels of every channel's own.
 
     "paper": uniform window of 5x5, sample covariances (divided by 24), data range max - min of the truth, the outer

@@ -5,11 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddiff_jax.checkpoint import abstract_params, named_leaves
+from ddiff_jax.operators._nonlinear_blur import NUM_LEVELS, STRIDE
 from ddiff_jax.types import Params
-
-NUM_LEVELS = 5
-STRIDE = 4 * 2**NUM_LEVELS
-"""Pixels per place of the bottleneck: 256x256 images have kernel codes of 2x2 places."""
 
 _LAST_WIDTH = 64  # the width at full resolution does not follow num_features in the original
 
@@ -215,7 +213,7 @@ def kernel_wizard(params: Params) -> KernelWizard:
         for part in ("feature_extractor/block_", "recon_trunk/block_")
     ]
     module = KernelWizard(num_features, kernel_dim, *num_blocks)
-    wanted = _shapes(jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"])
+    wanted = _shapes(abstract_params(module))
     names = [name for name in sorted(given | wanted) if given.get(name) != wanted.get(name)]
     wrong = [f"{name} is {given.get(name, 'missing')}, not {wanted.get(name, 'known')}" for name in names]
     if wrong:
@@ -227,5 +225,4 @@ def kernel_wizard(params: Params) -> KernelWizard:
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(w) for path, w in leaves}
+    return {name: jnp.shape(weight) for name, weight in named_leaves(params).items()}

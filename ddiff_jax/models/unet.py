@@ -1,8 +1,8 @@
 """The ADM UNet of guided-diffusion, channels last."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
+from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.types import Params
 
 GROUPS = 32
@@ -17,18 +18,21 @@ EPSILON = 1e-5
 
 
 class Conv(nn.Module):
-    """Square convolution that keeps the size, or halves it with stride 2."""
+    """Square convolution that keeps the size, or halves it with stride 2; parameters are made in `param_dtype`."""
 
     features: int
     size: int = 3
     stride: int = 1
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w D"]:
         """Convolve in the type of x."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.dtype(self.param_dtype)).astype(
+            x.dtype
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(x.dtype)
         if self.size == 1:
             y = x @ kernel[0, 0]  # a 1x1 convolution is a matrix product, and quicker as one
         else:
@@ -40,16 +44,19 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """Matrix product plus bias on vectors."""
+    """Matrix product plus bias on vectors; parameters are made in `param_dtype`."""
 
     features: int
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
         """Multiply in the type of x."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.dtype(self.param_dtype)).astype(
+            x.dtype
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(x.dtype)
         return x @ kernel + bias[None]
 
 
@@ -111,7 +118,7 @@ def average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
     return x.reshape(num_images, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def nearest(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+def repeat_pixels(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
     """Double the size by repeating pixels."""
     num_images, height, width, channels = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None], (num_images, height, 2, width, 2, channels))
@@ -129,21 +136,23 @@ class ResBlock(nn.Module):
     features: int
     scale_shift_norm: bool
     resample: Callable[[Array], Array] = keep
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], emb: Float[Array, "N E"]) -> Float[Array, "N h w D"]:
         """Apply; `emb` is the activated timestep embedding."""
+        conv, linear = (functools.partial(layer, param_dtype=self.param_dtype) for layer in (Conv, Linear))
         h = self.resample(nn.silu(GroupNorm(name="norm_1")(x)))
         x = self.resample(x)
-        h = Conv(self.features, name="conv_1")(h)
+        h = conv(self.features, name="conv_1")(h)
         if self.scale_shift_norm:
-            scale, shift = jnp.split(Linear(2 * self.features, name="emb")(emb), 2, axis=-1)
+            scale, shift = jnp.split(linear(2 * self.features, name="emb")(emb), 2, axis=-1)
             h = GroupNorm(name="norm_2")(h, (scale, shift))
         else:
-            h = GroupNorm(name="norm_2")(h + Linear(self.features, name="emb")(emb)[:, None, None])
-        h = Conv(self.features, name="conv_2")(nn.silu(h))
+            h = GroupNorm(name="norm_2")(h + linear(self.features, name="emb")(emb)[:, None, None])
+        h = conv(self.features, name="conv_2")(nn.silu(h))
         if x.shape[-1] != self.features:
-            x = Conv(self.features, size=1, name="skip")(x)
+            x = conv(self.features, size=1, name="skip")(x)
         return x + h
 
 
@@ -152,12 +161,14 @@ class Attention(nn.Module):
 
     num_heads: int
     legacy_order: bool
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Apply; the softmax runs in float32."""
         num_images, height, width, channels = x.shape
-        qkv = Conv(3 * channels, size=1, name="qkv")(GroupNorm(name="norm")(x))
+        conv = functools.partial(Conv, size=1, param_dtype=self.param_dtype)
+        qkv = conv(3 * channels, name="qkv")(GroupNorm(name="norm")(x))
         # Legacy weights order the channels head by head, each with its q, k and v; new ones all q, all k, all v.
         order = (self.num_heads, 3) if self.legacy_order else (3, self.num_heads)
         qkv = qkv.reshape(num_images, height * width, *order, channels // self.num_heads)
@@ -165,22 +176,24 @@ class Attention(nn.Module):
         logits = jnp.einsum("nqhd,nkhd->nhqk", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         h = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape)
-        return x + Conv(channels, size=1, name="out")(h)
+        return x + conv(channels, name="out")(h)
 
 
 class Resample(nn.Module):
-    """Resampling outside of a residual block: a strided convolution or pooling, nearest with or without one."""
+    """Resampling outside of a residual block: a strided convolution or pooling, repeated pixels with or without one."""
 
     up: bool
     convolve: bool
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
         """Halve or double the size."""
         if not self.convolve:
-            return nearest(x) if self.up else average_pool(x)
+            return repeat_pixels(x) if self.up else average_pool(x)
         stride = 1 if self.up else 2
-        return Conv(x.shape[-1], stride=stride, name="conv")(nearest(x) if self.up else x)
+        conv = Conv(x.shape[-1], stride=stride, param_dtype=self.param_dtype, name="conv")
+        return conv(repeat_pixels(x) if self.up else x)
 
 
 def timestep_embedding(t: Shaped[Array, " N"], width: int) -> Float[Array, "N E"]:
@@ -213,8 +226,9 @@ class UNet(nn.Module):
         num_classes: number of labels, None if the network is unconditional.
         attention_order: "legacy" or "new", how the weights of q, k and v are laid out.
         dtype: type of the computation, "float32" or "bfloat16"; the statistics of the norms, the softmax, the embedding
-            of the timestep, the last layer and the output are float32 always. Parameters are made in float32 and
-            taken in either type; `cast` stores them in the type that is computed with.
+            of the timestep, the last layer and the output are float32 always.
+        param_dtype: type in which parameters are made where the computation is in `dtype`; all others are float32.
+            They are taken in either type; `cast` stores them in the type that is computed with.
 
     Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021; `UNetModel` in
     guided_diffusion/unet.py of guided-diffusion.
@@ -234,6 +248,7 @@ class UNet(nn.Module):
     num_classes: int | None = None
     attention_order: str = "legacy"
     dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -257,18 +272,18 @@ class UNet(nn.Module):
         block = nn.remat(ResBlock)
 
         def res(h: Array, width: int, name: str, resample: Callable[[Array], Array] = keep) -> Array:
-            return block(width, self.scale_shift_norm, resample, name=name)(h, emb)
+            return block(width, self.scale_shift_norm, resample, self.param_dtype, name=name)(h, emb)
 
         def attend(h: Array, name: str) -> Array:
             num_heads = self.num_heads or h.shape[-1] // self.head_width
-            return Attention(num_heads, self.attention_order == "legacy", name=name)(h)
+            return Attention(num_heads, self.attention_order == "legacy", self.param_dtype, name=name)(h)
 
         def resample(h: Array, name: str, *, up: bool) -> Array:
             if self.resblock_updown:
-                return res(h, h.shape[-1], name, nearest if up else average_pool)
-            return Resample(up, self.conv_resample, name=name)(h)
+                return res(h, h.shape[-1], name, repeat_pixels if up else average_pool)
+            return Resample(up, self.conv_resample, self.param_dtype, name=name)(h)
 
-        h = Conv(widths[0], name="conv_in")(x.astype(dtype))
+        h = Conv(widths[0], param_dtype=self.param_dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
         for level, width in enumerate(widths):
             for i in range(self.num_res_blocks):
@@ -298,13 +313,8 @@ class UNet(nn.Module):
 
         The results stay the same, but bfloat16 takes half the memory, and no step has to convert the weights again.
         """
-
-        def one(path: Any, leaf: Array) -> Array:
-            layer = path[-2].key if len(path) > 1 else path[-1].key
-            wide = layer.startswith("norm") or layer in ("time_1", "time_2", "label", "conv_out")
-            return leaf if wide else leaf.astype(self.dtype)
-
-        return jax.tree_util.tree_map_with_path(one, params)
+        stored = abstract_params(self.clone(param_dtype=self.dtype))
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, stored)
 
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Describe the smallest inputs that the network takes."""

@@ -23,11 +23,16 @@ from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, r
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
 from ddiff_jax.operators.base import (
+    Ambiguous,
     DecomposableOperator,
     Decomposition,
     LinearOperator,
     Operator,
+    PartlyObserved,
     dot_test,
+    equivalent_images,
+    known_image_shape,
+    measures_picture,
     observed_entries,
     spectral_norm,
 )
@@ -54,6 +59,7 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
 
 __all__ = [
     "OPERATORS",
+    "Ambiguous",
     "Blur",
     "CameraBlur",
     "Colourisation",
@@ -71,6 +77,7 @@ __all__ = [
     "Masked",
     "NonlinearBlur",
     "Operator",
+    "PartlyObserved",
     "PhaseRetrieval",
     "Separable",
     "Tomography",
@@ -80,12 +87,15 @@ __all__ = [
     "colourisation",
     "compose",
     "dot_test",
+    "equivalent_images",
     "fourier",
     "from_function",
     "gaussian_blur",
     "high_dynamic_range",
     "inpainting",
+    "known_image_shape",
     "masked",
+    "measures_picture",
     "motion_blur",
     "motion_kernel",
     "nonlinear_blur",

@@ -1,6 +1,6 @@
 """Blur with any kernel, through the fast Fourier transform."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +11,6 @@ from ddiff_jax.operators.base import LinearOperator, check_shape
 from ddiff_jax.operators.separable import check_reflection
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
-
-
-def fast_length(n: int) -> int:
-    """Find the smallest length >= n without prime factors above 5, for which FFTs are quick."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
 
 
 @pytree_dataclass
@@ -40,6 +28,8 @@ class Blur(LinearOperator):
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [H, W, C]."""
+        from scipy.fft import next_fast_len  # here, since it takes as long to import as all the rest of us
+
         height, width, _ = x.shape
         kernel_height, kernel_width = self.kernel.shape
         pads = (kernel_height // 2, kernel_width // 2)
@@ -47,7 +37,7 @@ class Blur(LinearOperator):
         padded = jnp.pad(jnp.moveaxis(x, 2, 0), ((0, 0), (pads[0],) * 2, (pads[1],) * 2), mode="reflect")
         # The linear correlation at the H x W places that matter only needs a circular one of the padded size:
         # what wraps around lands outside of them. A direct 61x61 convolution would cost a hundred times more.
-        size = (fast_length(padded.shape[1]), fast_length(padded.shape[2]))
+        size: Any = tuple(next_fast_len(side, real=True) for side in padded.shape[1:])
         kernel_spectrum = jnp.fft.rfft2(self.kernel.astype(x.dtype), size)
         product = jnp.fft.rfft2(padded, size) * jnp.conj(kernel_spectrum)[None]
         return jnp.moveaxis(jnp.fft.irfft2(product, size), 0, 2)[:height, :width]

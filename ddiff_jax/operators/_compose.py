@@ -2,9 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
-from ddiff_jax.operators.base import LinearOperator, Operator, observed_entries
+from ddiff_jax.operators.base import (
+    LinearOperator,
+    Operator,
+    equivalent_images,
+    known_image_shape,
+    measures_picture,
+    observed_entries,
+)
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
 
@@ -31,6 +38,15 @@ class Composition:
         """Tell which entries were observed: what the outer operator says, which makes the measurement."""
         return observed_entries(self.outer)
 
+    @property
+    def measures_picture(self) -> bool:
+        """Whether the outer operator does."""
+        return measures_picture(self.outer)
+
+    def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
+        """List what the inner operator cannot tell apart, which nothing behind it can."""
+        return equivalent_images(self.inner, x)
+
 
 @pytree_dataclass
 class LinearComposition(Composition, LinearOperator):
@@ -56,14 +72,14 @@ def compose(outer: Operator, inner: Operator) -> Composition:
         >>> compose(high_dynamic_range((8, 8, 3)), soft).image_shape
         (8, 8, 3)
     """
-    shape = getattr(inner, "image_shape", None)
+    shape = known_image_shape(inner)
     if shape is None:
         raise ValueError(
             f"the inner operator must say what images it takes; give {type(inner).__name__} a static field image_shape"
         )
     middle = jax.eval_shape(inner.forward, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-    wanted = getattr(outer, "image_shape", middle)
-    if tuple(wanted) != middle:
+    wanted = known_image_shape(outer)
+    if wanted is not None and tuple(wanted) != middle:
         raise ValueError(
             f"the inner operator measures shape {middle}, the outer one is for images of shape {tuple(wanted)}; "
             f"build the outer one with shape {middle}"

@@ -4,7 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
-from ddiff_jax.operators.base import LinearOperator, Operator, as_observed, observed_entries
+from ddiff_jax.operators.base import (
+    LinearOperator,
+    Operator,
+    as_observed,
+    equivalent_images,
+    measures_picture,
+    observed_entries,
+)
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.types import Image, ImageShape, Measurement
 
@@ -26,6 +33,11 @@ class Masked:
         """(H, W, C) of the input, where the operator says it."""
         return self.operator.image_shape  # pyright: ignore[reportAttributeAccessIssue] - else that is the error
 
+    @property
+    def measures_picture(self) -> bool:
+        """Whether the operator does."""
+        return measures_picture(self.operator)
+
     def forward(self, x: Image) -> Measurement:
         """Measure, and hide."""
         y = self.operator.forward(x)
@@ -34,6 +46,10 @@ class Masked:
     def observed(self) -> Bool[Array, "..."]:
         """Give the mask; it hides what the operator itself hides as well."""
         return self.mask
+
+    def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
+        """List what the operator itself cannot tell apart."""
+        return equivalent_images(self.operator, x)
 
 
 @pytree_dataclass

@@ -12,6 +12,8 @@ from ddiff_jax.operators.base import check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement, Params
 
+NUM_LEVELS = 5  # how often the network's U-Net halves the features, which lie at every fourth pixel
+STRIDE = 4 * 2**NUM_LEVELS  # pixels per place of the kernel code: those of 256x256 images have 2x2 places
 CODE_STD = 1.2  # of the published kernel codes
 
 
@@ -80,7 +82,7 @@ def nonlinear_blur(
     Differs: at other sizes than 256x256 every place of the bottleneck gets its own vector of the code. Repeating
     those of 2x2 places would correlate the blur of distant regions, which the network never met.
     """
-    from ddiff_jax.models.kernel_wizard import STRIDE, kernel_wizard
+    from ddiff_jax.models.kernel_wizard import kernel_wizard
 
     height, width, channels = shape = check_shape(shape)
     if channels != 3 or height % STRIDE or width % STRIDE:

@@ -21,13 +21,41 @@ class Operator(Protocol):
 
     Any object with this method serves, as long as it is a pytree (`ddiff_jax.pytree_dataclass` makes it one).
 
-    An operator that knows that not all entries of its measurement were observed says so by a second method,
-    `observed()`: booleans that broadcast to the measurement, true where an entry was observed. `forward` puts 0 at all
-    others. Whatever y holds there counts for nothing. Without the method all entries count.
+    What it may offer besides, and the function that asks any operator for it:
+
+    | member | asked by | without it |
+    |---|---|---|
+    | `image_shape`, the shape of the images that it takes | `known_image_shape` | any shape may fit |
+    | `observed()`, see `PartlyObserved` | `observed_entries` | all entries count |
+    | `equivalents(x)`, see `Ambiguous` | `equivalent_images` | x alone |
+    | `measures_picture = True`: the measurement is in the range of images | `measures_picture` | it is not |
+
+    `LinearOperator` and `DecomposableOperator` add what solvers by least squares need.
     """
 
     def forward(self, x: Image) -> Measurement:
         """Map one image in [-1, 1], channels last, to its measurement."""
+        ...
+
+
+@runtime_checkable
+class PartlyObserved(Protocol):
+    """An operator that knows that not all entries of its measurement were observed."""
+
+    def observed(self) -> Bool[jax.Array, "..."] | None:
+        """Tell where an entry was observed, by booleans that broadcast to the measurement; None is everywhere.
+
+        `forward` puts 0 at all others. Whatever y holds there counts for nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Ambiguous(Protocol):
+    """An operator that cannot tell some images apart."""
+
+    def equivalents(self, x: Image) -> Shaped[jax.Array, "E ..."]:
+        """List images that measure the same as x, itself first."""
         ...
 
 
@@ -136,6 +164,21 @@ class DecomposableOperator(LinearOperator):
         return parts.to_image(parts.inverse().astype(coefficients.dtype) * coefficients)
 
 
+def known_image_shape(operator: Any) -> ImageShape | None:
+    """Ask an operator for the shape of the images that it takes; None if it does not say."""
+    return getattr(operator, "image_shape", None)
+
+
+def measures_picture(operator: Any) -> bool:
+    """Tell whether what an operator, or a class of them, measures is a picture in the range of images, [-1, 1]."""
+    return getattr(operator, "measures_picture", False) is True
+
+
+def equivalent_images(operator: Operator, x: Image) -> Shaped[jax.Array, "E ..."]:
+    """List images that measure the same as x, itself first; x alone if the operator knows no others."""
+    return operator.equivalents(x) if isinstance(operator, Ambiguous) else x[None]
+
+
 def observed_entries(operator: Operator, shape: tuple[int, ...] | None = None) -> Bool[jax.Array, "..."] | None:
     """Ask an operator which entries of its measurement were observed.
 
@@ -211,7 +254,7 @@ def spectral_norm(
         num_iterations: more give more digits; the estimate approaches from below.
     """
     if at is None:
-        at = jnp.zeros(getattr(operator, "image_shape", None) if shape is None else shape, jnp.float32)
+        at = jnp.zeros(known_image_shape(operator) if shape is None else shape, jnp.float32)
     _, push = jax.linearize(operator.forward, at)
     pull = jax.linear_transpose(push, at)
 

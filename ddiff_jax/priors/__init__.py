@@ -1,7 +1,15 @@
 """Priors: what is known of clean images, as denoisers."""
 
 from ddiff_jax.priors.analytic import GaussianPrior, MixturePrior
-from ddiff_jax.priors.base import Latent, LearnedVariance, PredictsNoise, Prior, predict, to_schedule
+from ddiff_jax.priors.base import (
+    Latent,
+    LearnedVariance,
+    PredictsNoise,
+    Prior,
+    denoise_with_variance,
+    predict,
+    to_schedule,
+)
 from ddiff_jax.priors.derived import Decoder, LatentPrior, OnSchedule, SlicePrior, picture_shape
 from ddiff_jax.priors.function import from_denoiser
 from ddiff_jax.priors.network import Denoising, DiffusionPrior
@@ -19,6 +27,7 @@ __all__ = [
     "PredictsNoise",
     "Prior",
     "SlicePrior",
+    "denoise_with_variance",
     "from_denoiser",
     "picture_shape",
     "predict",

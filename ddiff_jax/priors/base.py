@@ -46,7 +46,11 @@ class LearnedVariance(Protocol):
     """A prior whose network also predicts where the variance of a sampler's step lies."""
 
     def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
-        """Estimate E[x_0 | x_t] as `denoise` does, and v as `DiffusionPrior.denoise_with_variance` does."""
+        """Estimate E[x_0 | x_t] as `denoise` does, and from the same evaluation v.
+
+        The logarithm of the step's variance lies (v + 1) / 2 of the way from the posterior's to beta; v = 0, half the
+        way, says nothing.
+        """
         ...
 
 
@@ -74,6 +78,22 @@ def predict(prior: Prior, x_t: Image, level: Level) -> tuple[Image, Image]:
         return prior.predict(x_t, level)
     x0_hat = prior.denoise(x_t, level)
     return x0_hat, level.eps(x_t, x0_hat)
+
+
+def denoise_with_variance(prior: Prior, x_t: Image, level: Level) -> tuple[Image, Image]:
+    """Estimate the clean image and the place v of a step's variance with any prior.
+
+    Args:
+        prior: asked for both if it is a `LearnedVariance`, else for the denoised image.
+        x_t: noisy image at `level`.
+        level: its noise level.
+
+    Returns:
+        x_0 as `denoise` gives it, and v, which is 0 if the prior has not learned it.
+    """
+    if isinstance(prior, LearnedVariance):
+        return prior.denoise_with_variance(x_t, level)
+    return prior.denoise(x_t, level), jnp.zeros_like(x_t)
 
 
 def to_schedule(schedule: Schedule, x_t: Image, level: Level) -> tuple[Image, Level]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ddiff_jax.levels import Level, Schedule
-from ddiff_jax.priors.base import Latent, Prior, predict
+from ddiff_jax.priors.base import Latent, Prior, denoise_with_variance, predict
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape
 
@@ -36,6 +36,10 @@ class OnSchedule:
     def predict(self, x_t: Image, level: Level) -> tuple[Image, Image]:
         """Estimate E[x_0 | x_t] and the noise."""
         return predict(self.prior, x_t, level)
+
+    def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
+        """Estimate E[x_0 | x_t], and v as the prior has learned it."""
+        return denoise_with_variance(self.prior, x_t, level)
 
 
 @pytree_dataclass
@@ -83,6 +87,10 @@ class SlicePrior:
         """Estimate E[x_0 | x_t] and the noise slice by slice."""
         return self._over_slices(lambda x: predict(self.prior, x, level), x_t)
 
+    def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
+        """Estimate E[x_0 | x_t] slice by slice, and v as the prior has learned it."""
+        return self._over_slices(lambda x: denoise_with_variance(self.prior, x, level), x_t)
+
     def _over_slices(self, function: Callable[[Image], Any], volume: Image) -> Any:
         slices = jnp.moveaxis(volume, self.axis, 0)
         if self.block is None or self.block >= self.count:
@@ -125,6 +133,10 @@ class LatentPrior:
     def predict(self, x_t: Image, level: Level) -> tuple[Image, Image]:
         """Estimate E[z_0 | z_t] and the noise."""
         return predict(self.prior, x_t, level)
+
+    def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
+        """Estimate E[z_0 | z_t], and v as the prior has learned it."""
+        return denoise_with_variance(self.prior, x_t, level)
 
     def decode(self, z: Image) -> Image:
         """Turn a latent into a picture."""

@@ -123,12 +123,7 @@ class DiffusionPrior:
         return self._estimates(x_t, level)[:2]
 
     def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
-        """Estimate E[x_0 | x_t], and read off the same evaluation where the variance of a step lies.
-
-        Returns:
-            z as `denoise` does, and v: the logarithm of the step's variance lies (v + 1) / 2 of the way from the
-            posterior's to beta. 0, half the way, if the network does not predict it.
-        """
+        """Estimate E[x_0 | x_t] as `denoise` does, and v as `LearnedVariance` has it: 0 if it is not predicted."""
         z, _, v = self._estimates(x_t, level)
         return self._clipped(z), v
 

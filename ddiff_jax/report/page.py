@@ -14,9 +14,9 @@ from ddiff_jax.evaluation.run import Evaluation
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report import curves
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
-from ddiff_jax.report.pictures import GRID_IMAGES, caption, grid, strips
+from ddiff_jax.report.pictures import MOSAIC_IMAGES, caption, mosaic, strips
 
-PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the grids show more
+PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the mosaics show more
 VIEWER_IMAGES = 8
 CURVE_SCALE = 100 / curves.DPI  # curves have finer pixels than a page
 COARSE_SIDE = 200  # pixels; smaller pictures are shown with visible pixels
@@ -228,10 +228,10 @@ def _figures(gallery: Gallery, folder: Path) -> str:
     parts = []
     for task in dict.fromkeys(scene.task for scene in gallery.scenes):
         scenes = [scene for scene in gallery.scenes if scene.task == task]
-        images = gallery.images[: GRID_IMAGES if len(scenes) == 1 else 1]
+        images = gallery.images[: MOSAIC_IMAGES if len(scenes) == 1 else 1]
         parts.append(f"<h2>{html.escape(task.replace('_', ' '))}</h2>")
         path = folder / f"{task}_grid.png"
-        image_files.save_png(path, grid(gallery, scenes, images))
+        image_files.save_png(path, mosaic(gallery, scenes, images))
         parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
         longest = max(scenes, key=lambda scene: scene.steps or 0)  # the first where steps are not swept
         strip = strips(gallery, longest)

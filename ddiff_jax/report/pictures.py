@@ -1,4 +1,4 @@
-"""Comparison grids and trajectory strips."""
+"""Mosaics that compare solvers, and trajectory strips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,22 +6,12 @@ from pathlib import Path
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit
 from ddiff_jax.evaluation.tables import Row
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 
 SIDE, GAP, MARGIN, HEAD, LABEL = 192, 6, 16, 30, 104  # pixels
-INK, FAINT, PAPER, MISSING = (24, 26, 32), (104, 108, 118), (255, 255, 255), (236, 237, 240)
-GRID_IMAGES = 6
-
-
-def fit(picture: Pillow.Image, side: int = SIDE) -> Pillow.Image:
-    """Scale a picture to a square. Nearest when enlarged: no pixel looks smoother than it is."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    scaled = picture.resize(size, Pillow.Resampling.NEAREST if scale >= 1 else Pillow.Resampling.BOX)
-    square = Pillow.new("RGB", (side, side), MISSING)
-    square.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
+MOSAIC_IMAGES = 6
 
 
 def caption(row: Row) -> str:
@@ -35,7 +25,7 @@ def caption(row: Row) -> str:
     return ", ".join(parts)
 
 
-def grid(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> Pillow.Image:
+def mosaic(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> Pillow.Image:
     """Draw what was measured, what every solver made of it, and the truth.
 
     Args:
@@ -66,7 +56,7 @@ def grid(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> Pi
                 draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), MISSING)
                 draw.text((left + SIDE // 2, top + SIDE // 2), "none", FAINT, small, anchor="mm")
                 continue
-            canvas.paste(fit(open_picture(path)), (left, top))
+            canvas.paste(fit(open_picture(path), SIDE), (left, top))
             if text:
                 box = draw.textbbox((left + 6, top + SIDE - 6), text, small, anchor="lb")
                 draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), (0, 0, 0))

@@ -9,9 +9,9 @@ from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 
 from ddiff_jax import image_files
+from ddiff_jax.drawing import Panel, compare, error_map, picture
 from ddiff_jax.operators import observed_entries
 from ddiff_jax.restoration.batches import Score
-from ddiff_jax.restoration.figure import Panel, compare, error_map, picture
 from ddiff_jax.restoration.reading import Item
 from ddiff_jax.restoration.settings import Settings
 
@@ -56,20 +56,20 @@ def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings
     y, metrics = np.asarray(item.y), score.metrics
     panels = []
     if is_picture(y):
-        panels.append(Panel(picture(y), "measurement", f"{_size(y)}, noise {item.sigma_y:.3g}"))
+        panels.append(Panel(picture(y), "measurement", f"{_width_by_height(y)}, noise {item.sigma_y:.3g}"))
     name = f"restored by {type(settings.solver).__name__}"
     if item.truth is None:
-        panels.append(Panel(picture(x), name, f"{_size(x)}, mean squared misfit {metrics['misfit']:.4f}"))
+        panels.append(Panel(picture(x), name, f"{_width_by_height(x)}, mean squared misfit {metrics['misfit']:.4f}"))
         misfit = score.residual if is_picture(y) else np.zeros_like(x)
         panels.append(Panel(error_map(misfit), "misfit", "|A(x) - y|"))
     else:
         ssim = "" if metrics["ssim"] is None else f", SSIM {metrics['ssim']:.3f}"
         error = np.abs(np.clip(x, -1, 1) - item.truth)
         panels.append(Panel(picture(x), name, f"PSNR {metrics['psnr']:.2f} dB{ssim}"))
-        panels.append(Panel(picture(item.truth), "truth", _size(x)))
+        panels.append(Panel(picture(item.truth), "truth", _width_by_height(x)))
         panels.append(Panel(error_map(error), "absolute error", f"mean {error.mean():.3f}, images in [-1, 1]"))
     return compare(panels)
 
 
-def _size(x: Shaped[np.ndarray, "H W C"]) -> str:
+def _width_by_height(x: Shaped[np.ndarray, "H W C"]) -> str:
     return f"{x.shape[1]} x {x.shape[0]}"

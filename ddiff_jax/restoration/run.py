@@ -15,6 +15,7 @@ import numpy as np
 
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
+from ddiff_jax.devices import out_of_memory
 from ddiff_jax.files import file_hash
 from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
@@ -23,7 +24,7 @@ from ddiff_jax.restarts import nearest_equivalent, solve_restarts
 from ddiff_jax.restoration import results
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import Job
-from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.machine import image_mesh, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.settings import Settings

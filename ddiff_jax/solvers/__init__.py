@@ -1,4 +1,8 @@
-"""Solvers. `SOLVERS` names every method."""
+"""Solvers. `SOLVERS` names every method.
+
+A solver's grid (the table of numbers per step) and its state are pytree dataclasses with named fields, even where there
+is only one. Those whose state is the noisy image x_t alone share `walking.NoisyState` and `walking.Walker`.
+"""
 
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo
 from ddiff_jax.solvers.daps import DAPS

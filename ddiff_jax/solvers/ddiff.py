@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddiff_jax.levels import Level, Schedule, walk
+from ddiff_jax.levels import Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
@@ -29,19 +29,16 @@ from ddiff_jax.solvers.base import (
     wide,
 )
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
+from ddiff_jax.solvers.walking import Renoising
 from ddiff_jax.types import Column, Image, Scalar
 
 
 @pytree_dataclass
-class Grid:
+class Grid(Renoising):
     """The numbers of every step."""
 
-    level: Level
     gamma: Column | None  # a fixed step's length before it is scaled to the image's size
     memory: Column  # 0 in the first step, where there is no x to compare with yet, then 1
-    next_signal: Column
-    w_eps: Column
-    w_n: Column
 
 
 @pytree_dataclass
@@ -168,8 +165,7 @@ class DDiff:
         v = z - u
         misfit, x = data_step(problem, v, self.step_length, point.gamma)
         eps_hat = point.level.eps(x_t, x)
-        n = noise.draw(0, x_t.shape)
-        x_t = point.next_signal * (x + u) + point.w_eps * eps_hat + point.w_n * n
+        x_t = point.renoise(x + u, eps_hat, noise.draw(0, x_t.shape))
         keeps_dual = isinstance(self.step_length, Fixed) and self.dual != "off"
         if keeps_dual and self.dual != "accumulating":
             u = u + x - z

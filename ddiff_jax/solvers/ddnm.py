@@ -11,8 +11,9 @@ from ddiff_jax.operators.base import DecomposableOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, start
-from ddiff_jax.types import Column, Image, Scalar
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root
+from ddiff_jax.solvers.walking import NoisyState, Walker
+from ddiff_jax.types import Column, Scalar
 
 
 @pytree_dataclass
@@ -25,7 +26,7 @@ class Grid:
 
 
 @pytree_dataclass
-class DDNM:
+class DDNM(Walker):
     r"""Sample with the range of A taken from the data and its null space from the prior.
 
     A = U diag(s) V^T is linear. Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one
@@ -77,13 +78,11 @@ class DDNM:
         level, cleaner = walk(schedule, self.num_steps, "strided")
         return Grid(level, cleaner.signal, cleaner.sigma)
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
-        """Start at noise, or at `x_init` taken as the noisy state."""
-        return start(prior, point.level, noise) if x_init is None else x_init
-
-    def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Grid, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make steps 1 to 4."""
-        x_t, operator = state, cast(DecomposableOperator, problem.operator)
+        x_t, operator = state.x_t, cast(DecomposableOperator, problem.operator)
         parts = operator.svd()
         inverse = parts.inverse().astype(x_t.dtype)
         x0_hat, eps = predict(prior, x_t, point.level)
@@ -102,8 +101,4 @@ class DDNM:
         e_bar, n_bar = parts.from_image(e), parts.from_image(n)
         filled = jnp.where(is_clean, gamma * e_bar, gamma * n_bar)
         e = sigma * e + parts.to_image(filled - sigma * e_bar)  # in this form also where no coefficient reaches
-        return point.next_signal * x + e, StepInfo(sum_of_squares(residual) / problem.num_observed)
-
-    def estimate(self, state: Image) -> Image:
-        """Read the restored image off a state."""
-        return state
+        return NoisyState(point.next_signal * x + e), StepInfo(sum_of_squares(residual) / problem.num_observed)

@@ -11,6 +11,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root
+from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -24,7 +25,7 @@ class Grid:
 
 
 @pytree_dataclass
-class DDRM:
+class DDRM(Walker):
     r"""Sample every coefficient of A = U diag(s) V^T from the prior, the data or both, whichever is less noisy.
 
     Let x_bar = V^T x_t / a for a level x_t = a x_0 + b n, of noise sigma_ve = b / a, and y_bar = U^T y / s, of noise
@@ -76,10 +77,12 @@ class DDRM:
         level, cleaner = walk(schedule, self.num_steps, "strided")
         return Grid(level, cleaner.signal, cleaner.ratio)
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
+    def init(
+        self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None
+    ) -> NoisyState:
         """Start at the data with as much noise as belongs to the first level, or at `x_init`."""
         if x_init is not None:
-            return x_init
+            return NoisyState(x_init)
         n, sigma_ve = noise.draw(0, prior.image_shape), point.level.ratio
         parts = cast(DecomposableOperator, problem.operator).svd()
         inverse, n_bar = parts.inverse().astype(n.dtype), parts.from_image(n)
@@ -87,11 +90,13 @@ class DDRM:
         x_bar = inverse * parts.from_measurement(problem.y) + missing * n_bar
         use_data = (inverse > 0) & (sigma_ve >= problem.sigma_y * inverse)
         correction = jnp.where(use_data, x_bar - sigma_ve * n_bar, 0.0)
-        return point.level.signal * (sigma_ve * n + parts.to_image(correction))
+        return NoisyState(point.level.signal * (sigma_ve * n + parts.to_image(correction)))
 
-    def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Grid, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make the update from one level to the next."""
-        x_t, sigma_y, sigma = state, problem.sigma_y, point.next_sigma_ve
+        x_t, sigma_y, sigma = state.x_t, problem.sigma_y, point.next_sigma_ve
         parts = cast(DecomposableOperator, problem.operator).svd()
         inverse = parts.inverse().astype(x_t.dtype)
         (x0_hat, eps), n = predict(prior, x_t, point.level), noise.draw(0, x_t.shape)
@@ -108,8 +113,4 @@ class DDRM:
         seen = jnp.where(is_noisier, noisier, cleaner)
         correction = jnp.where(inverse > 0, seen - parts.from_image(unseen), 0.0)
         x_t = point.next_signal * (unseen + parts.to_image(correction))
-        return x_t, StepInfo(misfit=problem.misfit(x0_hat))
-
-    def estimate(self, state: Image) -> Image:
-        """Read the restored image off a state."""
-        return state
+        return NoisyState(x_t), StepInfo(misfit=problem.misfit(x0_hat))

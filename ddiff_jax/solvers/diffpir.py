@@ -5,13 +5,12 @@ from typing import Literal, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddiff_jax.levels import Level, Schedule, walk
+from ddiff_jax.levels import HasTimesteps, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.schedule import VPSchedule
 from ddiff_jax.solvers.base import (
     Cost,
     StepInfo,
@@ -21,9 +20,9 @@ from ddiff_jax.solvers.base import (
     norm,
     ratio,
     root,
-    start,
     wide,
 )
+from ddiff_jax.solvers.walking import NoisyState, Renoising, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
 # The published code bounds the noise level from below by 0.001 for images in [0, 1], where it is half of ours.
@@ -31,25 +30,14 @@ LEAST_SIGMA = 0.001
 
 
 @pytree_dataclass
-class Grid:
+class Grid(Renoising):
     """The numbers of every step."""
 
-    level: Level
     variance: Column  # (b / a)^2
-    next_signal: Column
-    w_eps: Column
-    w_n: Column
 
 
 @pytree_dataclass
-class State:
-    """The noisy state."""
-
-    x_t: Image
-
-
-@pytree_dataclass
-class DiffPIR:
+class DiffPIR(Walker):
     """Alternate a denoiser and a data step, then noise the result to the next level.
 
     Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the least noisy:
@@ -121,7 +109,8 @@ class DiffPIR:
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 2 to 4 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, self.spacing, to_clean=False)
-        below = schedule.at_time(level.time / schedule.time_scale - 1) if isinstance(schedule, VPSchedule) else cleaner
+        numbered = isinstance(schedule, HasTimesteps)
+        below = schedule.at_time(level.time / schedule.time_scale - 1) if numbered else cleaner
         share, new = wide(self.zeta), cleaner.sigma**2
         old = wide(self.eta) ** 2 * new / level.sigma**2 * level.step_variance(below)
         return Grid(
@@ -132,19 +121,17 @@ class DiffPIR:
             w_n=root((1 - share) * old + share * new),
         )
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
-        """Start at noise, or at `x_init` taken as the noisy state."""
-        return State(start(prior, point.level, noise) if x_init is None else x_init)
-
-    def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Grid, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make steps 1 to 4."""
         x_t = state.x_t
         z = prior.denoise(x_t, point.level)
         rho = self.lam * jnp.maximum(problem.sigma_y / 2, LEAST_SIGMA) ** 2 / point.variance
         misfit, x = self._step_to_data(problem, z, rho)
         eps_hat = point.level.eps(x_t, x)
-        x_t = point.next_signal * x + point.w_eps * eps_hat + point.w_n * noise.draw(0, x_t.shape)
-        return State(x_t), StepInfo(misfit, gap=norm(x - z))
+        x_t = point.renoise(x, eps_hat, noise.draw(0, x_t.shape))
+        return NoisyState(x_t), StepInfo(misfit, gap=norm(x - z))
 
     def _step_to_data(self, problem: Problem, z: Image, rho: Scalar) -> tuple[Float[Array, ""], Image]:
         kind = self._data_step_for(problem.operator)
@@ -155,7 +142,3 @@ class DiffPIR:
             return misfit, z - g / rho
         squared = jnp.sum(g**2)
         return misfit, z - ratio(squared, derivative_norm(problem, z, g) + rho * squared) * g
-
-    def estimate(self, state: State) -> Image:
-        """Read the restored image off a state."""
-        return state.x_t

@@ -8,10 +8,11 @@ from jaxtyping import Array, Float
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.priors.base import LearnedVariance, Prior
+from ddiff_jax.priors.base import Prior, denoise_with_variance
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, start, wide
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, wide
+from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -29,14 +30,7 @@ class Grid:
 
 
 @pytree_dataclass
-class State:
-    """The noisy state."""
-
-    x_t: Image
-
-
-@pytree_dataclass
-class DPS:
+class DPS(Walker):
     """Walk the ancestral sampler, and after every step go down the gradient of the residual norm.
 
     Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the clean image:
@@ -95,16 +89,14 @@ class DPS:
             zeta=wide(self.zeta) * (level.scale * cleaner.scale),
         )
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
-        """Start at noise, or at `x_init` taken as the noisy state."""
-        return State(start(prior, point.level, noise) if x_init is None else x_init)
-
-    def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Grid, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make steps 1 to 3."""
         x_t = state.x_t
 
         def half_squared_residual(x_t: Image) -> tuple[Float[Array, ""], tuple[Image, Image]]:
-            z, v = _denoise_with_variance(prior, x_t, point.level)
+            z, v = denoise_with_variance(prior, x_t, point.level)
             return problem.half_squared_residual(z), (z, v)
 
         (half, (z, v)), gradient = jax.value_and_grad(half_squared_residual, has_aux=True)(x_t)
@@ -114,14 +106,4 @@ class DPS:
         count = problem.y.size * (2 if jnp.iscomplexobj(problem.y) else 1)
         hidden = jnp.maximum(count - problem.num_observed, 0)
         step = point.zeta * ratio(gradient, root(2 * half + hidden * problem.sigma_y**2))
-        return State(x - step), StepInfo(2 * half / problem.num_observed)
-
-    def estimate(self, state: State) -> Image:
-        """Read the restored image off a state."""
-        return state.x_t
-
-
-def _denoise_with_variance(prior: Prior, x_t: Image, level: Level) -> tuple[Image, Image]:
-    if isinstance(prior, LearnedVariance):
-        return prior.denoise_with_variance(x_t, level)
-    return prior.denoise(x_t, level), jnp.zeros_like(x_t)
+        return NoisyState(x - step), StepInfo(2 * half / problem.num_observed)

@@ -12,6 +12,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
+from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -28,7 +29,7 @@ class Grid:
 
 
 @pytree_dataclass
-class PiGDM:
+class PiGDM(Walker):
     r"""Sample with DDIM, guided by log p(y | x_t) under p(x_0 | x_t) = N(x0_hat, r_t^2 I) and a linear A.
 
     The start is a A^+ y + b n at the first level x_t = a x_0 + b n. Every step goes from one level to the next,
@@ -90,24 +91,24 @@ class PiGDM:
         guidance = a * cleaner.signal if self.guidance == "published" else (cleaner.signal / a * b**2 - c2 * b) / r2
         return Grid(level, cleaner.signal, c1, c2, r2, wide(self.weight) * guidance)
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> Image:
+    def init(
+        self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None
+    ) -> NoisyState:
         """Start at the pseudo-inverse of the data with noise, or at `x_init` taken as the noisy state."""
         if x_init is not None:
-            return x_init
+            return NoisyState(x_init)
         x = cast(LinearOperator, problem.operator).pseudo_inverse(problem.y)
-        return point.level.signal * x + point.level.sigma * noise.draw(0, prior.image_shape)
+        return NoisyState(point.level.signal * x + point.level.sigma * noise.draw(0, prior.image_shape))
 
-    def step(self, prior: Prior, problem: Problem, state: Image, point: Grid, noise: Noise) -> tuple[Image, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Grid, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make steps 1 to 4."""
-        x0_hat, pull, eps = jax.vjp(lambda x_t: predict(prior, x_t, point.level), state, has_aux=True)
+        x0_hat, pull, eps = jax.vjp(lambda x_t: predict(prior, x_t, point.level), state.x_t, has_aux=True)
         rho = jnp.maximum(problem.sigma_y, 1e-4) ** 2 / point.r2
         # The minimiser of ||A x - y||^2 + rho ||x - x0_hat||^2 is x0_hat + q.
         q = cast(LinearOperator, problem.operator).prox(x0_hat, problem.y, rho) - x0_hat
         (g,) = pull(q)
-        n = noise.draw(0, state.shape)
+        n = noise.draw(0, state.x_t.shape)
         x_t = point.next_signal * x0_hat + point.c1 * n + point.c2 * eps + point.guidance * g
-        return x_t, StepInfo(misfit=problem.misfit(x0_hat))
-
-    def estimate(self, state: Image) -> Image:
-        """Read the restored image off a state."""
-        return state
+        return NoisyState(x_t), StepInfo(misfit=problem.misfit(x0_hat))

@@ -3,14 +3,15 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from ddiff_jax.levels import Level, Schedule, walk
+from ddiff_jax.levels import Schedule, walk
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, start, wide
-from ddiff_jax.types import Column, Image, ImageShape, Measurement, Scalar
+from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, wide
+from ddiff_jax.solvers.walking import NoisyState, Renoising, Walker
+from ddiff_jax.types import Image, ImageShape, Measurement, Scalar
 
 
 @pytree_dataclass
@@ -25,24 +26,7 @@ class Unmeasured:
 
 
 @pytree_dataclass
-class Grid:
-    """The numbers of every step."""
-
-    level: Level
-    next_signal: Column
-    w_eps: Column
-    w_n: Column
-
-
-@pytree_dataclass
-class State:
-    """The noisy state."""
-
-    x_t: Image
-
-
-@pytree_dataclass
-class Sampler:
+class Sampler(Walker):
     """Walk from noise to an image of the prior; what was measured plays no part.
 
     Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one to the clean image:
@@ -74,28 +58,25 @@ class Sampler:
         """Declare what one step costs."""
         return Cost(network_evaluations=1, normal_draws=1)
 
-    def grid(self, schedule: Schedule) -> Grid:
+    def grid(self, schedule: Schedule) -> Renoising:
         """Tabulate step 2 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps)
         w_n = wide(self.eta) * level.posterior_std(cleaner)
-        return Grid(level, cleaner.signal, w_eps=root(cleaner.sigma**2 - w_n**2), w_n=w_n)
+        return Renoising(level, cleaner.signal, w_eps=root(cleaner.sigma**2 - w_n**2), w_n=w_n)
 
-    def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
-        """Start at noise, or at `x_init` taken as the noisy state."""
-        return State(start(prior, point.level, noise) if x_init is None else x_init)
-
-    def step(self, prior: Prior, problem: Problem, state: State, point: Grid, noise: Noise) -> tuple[State, StepInfo]:
+    def step(
+        self, prior: Prior, problem: Problem, state: NoisyState, point: Renoising, noise: Noise
+    ) -> tuple[NoisyState, StepInfo]:
         """Make the update from t to s, steps 1 and 2."""
         z = prior.denoise(state.x_t, point.level)
         eps_hat = point.level.eps(state.x_t, z)
-        x_t = point.next_signal * z + point.w_eps * eps_hat + point.w_n * noise.draw(0, z.shape)
-        return State(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
-
-    def estimate(self, state: State) -> Image:
-        """Read the image off a state."""
-        return state.x_t
+        x_t = point.renoise(z, eps_hat, noise.draw(0, z.shape))
+        return NoisyState(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
 
 
-def nothing(prior: Prior, keys: Key[Array, " N"]) -> tuple[Unmeasured, Float[Array, "N 0"], float]:
-    """Make operator, measurements and noise level of a problem without data: `solve(Sampler(), prior, *..., keys)`."""
+def without_data(prior: Prior, keys: Key[Array, " N"]) -> tuple[Unmeasured, Float[Array, "N 0"], float]:
+    """Make operator, measurements and noise level of problems that have no data, one for every key.
+
+    `solve(Sampler(), prior, *without_data(prior, keys), keys)` draws from the prior.
+    """
     return Unmeasured(prior.image_shape), jnp.zeros((keys.shape[0], 0), jnp.float32), 0.0

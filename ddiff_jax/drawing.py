@@ -1,6 +1,8 @@
-"""The comparison picture: panels in one row, an error map with a fixed scale, and its colour bar."""
+"""Drawing: pictures as squares, images in rows, and panels side by side with an error map and its colour bar."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,7 +21,8 @@ RAMP = np.array(
 PANEL, GAP, MARGIN = 320, 16, 28  # pixels
 TITLE_SIZE, TEXT_SIZE = 21, 16
 BAR_WIDTH = 14
-INK, FAINT, PAPER = (24, 26, 32), (104, 108, 118), (255, 255, 255)
+INK, FAINT, PAPER, MISSING = (24, 26, 32), (104, 108, 118), (255, 255, 255), (236, 237, 240)
+SEAM = 2  # pixels between tiles
 
 Levels = UInt8[np.ndarray, "H W 3"]
 
@@ -45,6 +48,33 @@ def error_map(error: Float[np.ndarray, "H W C"]) -> Levels:
     return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
+def fit(picture: Pillow.Image, side: int) -> Pillow.Image:
+    """Scale a picture to a square, on grey. Enlarged pixels are repeated: none looks smoother than it is."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    scaled = picture.resize(size, Pillow.Resampling.NEAREST if scale >= 1 else Pillow.Resampling.BOX)
+    square = Pillow.new("RGB", (side, side), MISSING)
+    square.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def tile(images: Sequence[Float[np.ndarray, "H W C"]]) -> Float[np.ndarray, "..."]:
+    """Lay images out in rows on white, about as many in a row as there are rows.
+
+    Args:
+        images: at least one, all of one shape, range [-1, 1].
+    """
+    height, width, channels = images[0].shape
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    canvas = np.ones((rows * (height + SEAM) + SEAM, columns * (width + SEAM) + SEAM, channels), np.float32)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        top, left = SEAM + row * (height + SEAM), SEAM + column * (width + SEAM)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
 def compare(panels: list[Panel]) -> Pillow.Image:
     """Draw panels side by side; the last one is an error map and gets the colour bar."""
     title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
@@ -56,21 +86,10 @@ def compare(panels: list[Panel]) -> Pillow.Image:
     for panel in panels:
         draw.text((left, MARGIN - 6), panel.title, INK, title_font)
         draw.text((left, MARGIN + TITLE_SIZE + 4), panel.text, FAINT, text_font)
-        # Nearest: every pixel of every panel is shown as it is, none looks smoother than its numbers.
-        canvas.paste(_fit(Pillow.fromarray(panel.levels)), (left, head))
+        canvas.paste(fit(Pillow.fromarray(panel.levels), PANEL), (left, head))
         left += PANEL + GAP
     _colour_bar(canvas, draw, (left, head), text_font)
     return canvas
-
-
-def _fit(image: Pillow.Image) -> Pillow.Image:
-    """Scale to the panel's size; pictures that are not square are centred on grey."""
-    scale = PANEL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    enlarged = image.resize(size, Pillow.Resampling.NEAREST if scale >= 1 else Pillow.Resampling.BOX)
-    panel = Pillow.new("RGB", (PANEL, PANEL), (236, 237, 240))
-    panel.paste(enlarged, ((PANEL - size[0]) // 2, (PANEL - size[1]) // 2))
-    return panel
 
 
 def _colour_bar(
