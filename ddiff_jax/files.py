@@ -1,6 +1,7 @@
 """Opening the files of strangers: plain files only, and whatever a decoder raises becomes one line about the file."""
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -44,7 +45,7 @@ def _check_plain(path: Path, mode: int) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file for reading, or say in one line why not.
 
     Raises:

@@ -6,7 +6,7 @@ import unicodedata
 from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that a spreadsheet computes
-MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~"} | {"&": "&amp;"})
+MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`[]<>|"} | {"&": "&amp;"})
 
 
 def _is_harmless(char: str) -> bool:
