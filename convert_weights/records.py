@@ -111,7 +111,7 @@ def contents(tree: Any, numbers: Numbers, most: int = SPARE) -> Contents:
         if id(value) not in known:
             known[id(value)] = _entries(value)
         entries = known[id(value)]
-        seen, letters = seen + 1 + len(entries or ()), letters + len(name)
+        seen, letters = seen + len(entries or ()), letters + len(name)
         if seen > MOST_ENTRIES or letters > MOST_ENTRIES * MOST_LETTERS or len(name) > LONGEST_NAME:
             raise pickle.UnpicklingError("it holds more entries, or longer names, than any file of weights")
         if entries is not None:

@@ -12,7 +12,7 @@ MOST_TEXT = 4 * MIB
 MOST_ENTRIES = 100_000
 """Names of tensors in a file."""
 LONGEST_NAME = 1000
-MOST_INSTRUCTIONS = 1_000_000
+MOST_INSTRUCTIONS = 500_000
 """Of a pickle; a tensor takes about thirty."""
 MOST_COPIES = 4
 """How often the numbers of a file of weights may be counted: tensors can share them, and compression hides them."""

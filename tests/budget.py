@@ -73,6 +73,13 @@ def _serve():
         print(answer or json.dumps(killed), flush=True)
 
 
+def convert(path):
+    """Convert a file of weights."""
+    import convert_weights
+
+    return convert_weights.convert(path, path.with_name("converted"))
+
+
 class Meter:
     """Asks the process that measures."""
 
