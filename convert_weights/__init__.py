@@ -23,6 +23,7 @@ from ddiff_jax.checkpoint import (
     save_weights,
     unpack,
 )
+from ddiff_jax.files import quote
 
 # Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `card_fields`. The first kind
 # that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
@@ -78,10 +79,17 @@ def plan(shapes: Shapes, **options: Any) -> Plan:
     if foreign:
         raise ValueError(f"the {kind} that these tensors belong to has no {' and no '.join(foreign)}; leave it out")
     known = inspect.signature(source.infer).parameters
-    architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
-    module, targets = build_module(kind, architecture), source.targets(architecture)
-    leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
-    wanted = {path: leaf.shape for path, leaf in leaves.items()}
+    try:
+        architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
+        module, targets = build_module(kind, architecture), source.targets(architecture)
+        leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
+        wanted = {path: leaf.shape for path, leaf in leaves.items()}
+    except ValueError:
+        raise
+    except Exception as error:  # axes that are missing or empty surface as anything
+        raise ValueError(
+            f"the shapes of its tensors are those of no {kind} ({type(error).__name__}: {quote(error)})"
+        ) from error
     what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
     return Plan(kind, architecture, module, targets, kept, skipped)

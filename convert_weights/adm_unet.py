@@ -8,6 +8,7 @@ import numpy as np
 
 from convert_weights import published, schedules
 from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
+from ddiff_jax.limits import MOST_BLOCKS
 
 FLAGS = frozenset(
     (
@@ -28,8 +29,11 @@ def recognises(shapes: Mapping[str, Shape]) -> bool:
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
     """Count numbered children; numbers without tensors (pooling) count when a later one has some."""
-    numbers = [int(m[1]) for key in shapes if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", key))]
-    return 1 + max(numbers, default=-1)
+    numbers = [int(m[1]) for key in shapes if (m := re.match(re.escape(prefix) + r"\.(\d{1,18})\.", key))]
+    count = 1 + max(numbers, default=-1)
+    if count > MOST_BLOCKS:
+        raise ValueError(f"it has a {prefix}.{count - 1}, and no network has more than {MOST_BLOCKS} {prefix}")
+    return count
 
 
 def infer(

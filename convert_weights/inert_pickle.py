@@ -10,7 +10,11 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
+from ddiff_jax.files import quote
+from ddiff_jax.limits import LONGEST_NAME, MOST_INSTRUCTIONS
+
 Scalar = str | bytes | int | float | None
+LONGEST_NUMBER = 512  # bits of an integer that is hashed, or shown
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -114,10 +118,8 @@ class _Machine:
         self.call(function, args)
 
     def new_with_keywords(self) -> None:
-        keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        if not isinstance(args, tuple):
-            raise pickle.UnpicklingError("a call without a tuple of arguments")
-        self.call(function, (*args, keywords))
+        _, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.call(function, args)  # a copy that holds the keywords too would take memory every time
 
     def obj(self) -> None:
         function, *args = self.pop_mark()
@@ -148,18 +150,29 @@ class _Machine:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise pickle.UnpicklingError("a name that is no text")
-        self.push(Name(module, name))
+        self.push(_checked(module, name))
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2:
         raise pickle.UnpicklingError("a key without its value")
-    keys = (key if isinstance(key, Scalar) else _Key() for key in items[::2])
+    keys = (key if is_plain(key) else _Key() for key in items[::2])
     return dict(zip(keys, items[1::2], strict=True))
+
+
+def is_plain(key: Any) -> bool:
+    """Tell whether a key is hashed quickly, however often."""
+    return isinstance(key, Scalar) and not (isinstance(key, int) and key.bit_length() > LONGEST_NUMBER)
 
 
 def _name(text: str) -> Name:
     module, _, name = text.partition(" ")
+    return _checked(module, name)
+
+
+def _checked(module: str, name: str) -> Name:
+    if len(module) + len(name) > LONGEST_NAME:
+        raise pickle.UnpicklingError("a name longer than any")
     return Name(module, name)
 
 
@@ -216,15 +229,17 @@ def load(file: BinaryIO) -> Pickle:
         Plain values in lists, tuples and dicts; `Name`, `Call` and `Reference` for everything else.
 
     Raises:
-        pickle.UnpicklingError: the pickle is damaged, or does what pickles of weights never do.
+        pickle.UnpicklingError: the pickle is damaged, too long, or does what pickles of weights never do.
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count == MOST_INSTRUCTIONS:
+                raise pickle.UnpicklingError(f"more than {count} instructions, which is more than any weights need")
             if opcode.name not in _ACTIONS:
                 raise pickle.UnpicklingError(f"unknown instruction {opcode.name}")
             _ACTIONS[opcode.name](machine, argument)
         (tree,) = machine.stack
-    except (IndexError, KeyError, ValueError, OverflowError, MemoryError) as error:
-        raise pickle.UnpicklingError(f"it is damaged ({error})") from error
+    except (IndexError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise pickle.UnpicklingError(f"it is damaged ({quote(error)})") from error
     return Pickle(tree, machine.references)

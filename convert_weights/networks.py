@@ -9,6 +9,8 @@ from convert_weights.records import Contents
 from convert_weights.schedules import is_buffer
 from convert_weights.torch_file import UNMADE
 
+MOST_SETS = 50  # of tensors in one file
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -46,6 +48,8 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
         ValueError: there are several networks, or none of this key; or one of the network's tensors is no tensor.
     """
     prefixes = next(filter(None, (_prefixes(contents.tensors, names) for names in anchors)), [])
+    if len(prefixes) > MOST_SETS:
+        raise ValueError(f"it holds {len(prefixes)} sets of tensors; up to {MOST_SETS} are told apart")
     if key is not None:
         chosen = [prefix for prefix in prefixes or _folders(contents) if f"{prefix}.".startswith(f"{key}.")]
     else:
@@ -82,7 +86,8 @@ def _prefixes(names: Iterable[str], anchors: Iterable[str]) -> list[str]:
 
 
 def _folders(contents: Contents) -> list[str]:
-    return list(dict.fromkeys(f"{name.split('.')[0]}." for name in contents.tensors if "." in name))
+    folders = dict.fromkeys(f"{name.split('.')[0]}." for name in contents.tensors if "." in name)
+    return list(folders)[:MOST_SETS]
 
 
 def _choice(contents: Contents, prefixes: list[str], key: str | None, fitting: int) -> str:

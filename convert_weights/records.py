@@ -9,7 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert_weights.inert_pickle import Call, Name, Reference
+from convert_weights.inert_pickle import Call, Name, Reference, is_plain
+from ddiff_jax.limits import LONGEST_NAME, LONGEST_RANK, MOST_ENTRIES, SPARE
 
 DTYPES: dict[str, np.dtype] = {
     "FloatStorage": np.dtype(np.float32),
@@ -26,8 +27,8 @@ DTYPES: dict[str, np.dtype] = {
 DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 NUMPY = ("numpy.core", "numpy._core")  # before NumPy 2, and since
-MOST_NAMES = 1_000_000  # dictionaries that hold each other repeatedly unfold without end
-LONGEST_NAME = 1000
+MOST_LETTERS = 200  # of names on average; dictionaries that hold each other repeatedly unfold without end
+MOST_WRAPPERS = 8  # around a tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,26 @@ def storage(reference: Any) -> Storage:
         pickle.UnpicklingError: it is no storage of a known type.
     """
     match reference.pid if isinstance(reference, Reference) else None:
-        case ("storage", Name("torch", name), key, _, int(count), *view) if name in DTYPES and view in ([], [None]):
-            return Storage(str(key), DTYPES[name], count)
+        case ("storage", Name("torch", name), str() | int() as key, _, int(count), *view) if (
+            name in DTYPES and view in ([], [None])
+        ):
+            return Storage(key_text(key), DTYPES[name], count)
         case ("storage", Name() as name, *_):
             raise pickle.UnpicklingError(f"its numbers are in a {name}, which this reader does not know")
     raise pickle.UnpicklingError("a tensor without a storage")
+
+
+def key_text(key: Any) -> str:
+    """Spell the key of a storage.
+
+    Raises:
+        pickle.UnpicklingError: it is no short text or number; others take as long to spell as their file pleases.
+    """
+    if isinstance(key, int) and key.bit_length() <= 64:
+        key = str(key)
+    if not isinstance(key, str) or len(key) > LONGEST_NAME:
+        raise pickle.UnpicklingError("a storage without a key")
+    return key
 
 
 def is_module(reference: Reference) -> bool:
@@ -74,34 +90,48 @@ def is_module(reference: Reference) -> bool:
     return isinstance(reference.pid, tuple) and reference.pid[:1] == ("module",)
 
 
-def contents(tree: Any, numbers: Numbers) -> Contents:
+def contents(tree: Any, numbers: Numbers, most: int = SPARE) -> Contents:
     """Read the tensors of a pickle, wherever its dictionaries hold them.
 
     Args:
         tree: what `inert_pickle.load` found.
         numbers: gives the numbers of a storage.
+        most: bytes that the tensors may come to together, which may share their storages.
 
     Raises:
-        pickle.UnpicklingError: a tensor is damaged, or two have one name.
+        pickle.UnpicklingError: a tensor is damaged, two have one name, a dictionary holds itself, or all together are
+            more than the file can mean.
     """
-    found, seen = Contents(), 0
+    found, seen, letters, size = Contents(), 0, 0, 0
+    within: set[int] = set()
+    known: dict[int, dict[Any, Any] | None] = {}  # what is reached on several ways is read once
 
     def walk(value: Any, name: str) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > MOST_NAMES or len(name) > LONGEST_NAME:
+        nonlocal seen, letters, size
+        if id(value) not in known:
+            known[id(value)] = _entries(value)
+        entries = known[id(value)]
+        seen, letters = seen + len(entries or ()), letters + len(name)
+        if seen > MOST_ENTRIES or letters > MOST_ENTRIES * MOST_LETTERS or len(name) > LONGEST_NAME:
             raise pickle.UnpicklingError("it holds more entries, or longer names, than any file of weights")
-        entries = _entries(value)
         if entries is not None:
+            if id(value) in within:
+                raise pickle.UnpicklingError("it holds a dictionary that holds itself")
+            within.add(id(value))
             for key, inner in entries.items():
                 if isinstance(key, str | int):
                     walk(inner, f"{name}.{key}" if name else str(key))
+            within.remove(id(value))
             return
         if name in found.tensors or name in found.objects:
             raise pickle.UnpicklingError(f"it holds {name} twice")
         if (array := _array(value, numbers)) is not None:
+            size += array.nbytes
+            if size > most:
+                raise pickle.UnpicklingError(f"its tensors come to more than {most} bytes, by sharing their numbers")
             found.tensors[name] = array
         elif what := _describe(value):
+            letters += len(what)
             found.objects[name] = what
 
     walk(tree, "")
@@ -119,7 +149,7 @@ def _entries(value: Any) -> dict[Any, Any] | None:
         return None
     # Python 2 gives an OrderedDict a list of pairs; a defaultdict's only argument makes absent entries.
     listed = value.args[0] if value.args and isinstance(value.args[0], list) else []
-    pairs = (pair for pair in listed if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int))
+    pairs = (pair for pair in listed if isinstance(pair, list) and len(pair) == 2 and is_plain(pair[0]))
     return {**dict(pairs), **value.items}
 
 
@@ -138,7 +168,9 @@ def _describe(value: Any) -> str | None:
 
 def _array(value: Any, numbers: Numbers) -> np.ndarray | None:
     name = _called(value)
-    while name == "torch._utils._rebuild_parameter" and value.args:
+    for _ in range(MOST_WRAPPERS):
+        if name != "torch._utils._rebuild_parameter" or not value.args:
+            break
         value = value.args[0]
         name = _called(value)
     if name in TENSORS:
@@ -181,7 +213,8 @@ def _tensor(args: tuple, numbers: Numbers) -> np.ndarray:
 def _sizes(value: Any) -> tuple[int, ...]:
     if _called(value) == "torch.Size" and len(value.args) == 1:
         (value,) = value.args
-    if not isinstance(value, list | tuple) or not all(type(n) is int and n >= 0 for n in value):
+    is_short = isinstance(value, list | tuple) and len(value) <= LONGEST_RANK
+    if not is_short or not all(type(n) is int and 0 <= n < 2**63 for n in value):
         raise pickle.UnpicklingError("a shape that is no row of whole numbers")
     return tuple(value)
 

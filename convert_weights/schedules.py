@@ -1,6 +1,7 @@
 """The noise schedule of a checkpoint: as a flag says, as buffers in the file say, as published, or assumed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import ml_dtypes
@@ -8,6 +9,8 @@ import numpy as np
 
 from convert_weights.published import Settings
 from ddiff_jax.card import build_schedule
+from ddiff_jax.image_files import load_array
+from ddiff_jax.limits import LARGEST
 from ddiff_jax.names import nearest
 from ddiff_jax.schedule import VPSchedule
 
@@ -47,7 +50,9 @@ def read_table(buffers: Mapping[str, np.ndarray], prefix: str) -> tuple[str, np.
         ValueError: the nearest tables contradict each other.
     """
     tables = {
-        name: a for name, a in buffers.items() if name.rpartition(".")[2] in TABLES and a.ndim == 1 and a.size > 1
+        name: a
+        for name, a in buffers.items()
+        if name.rpartition(".")[2] in TABLES and a.ndim == 1 and 1 < a.size <= LARGEST
     }
     if not tables:
         return None
@@ -187,7 +192,9 @@ def _named(name: str, count: int, ends: tuple[float, float] | None) -> dict[str,
 
 
 def _read(path: str, count: int | None, ends: tuple[float, float] | None) -> dict[str, Any]:
-    table = np.load(path, allow_pickle=False)
+    table = load_array(Path(path))
+    if table.size > LARGEST:
+        raise ValueError(f"{path} holds {table.size} numbers; a noise schedule has up to {LARGEST} levels")
     if table.ndim != 1 or table.size < 2 or table.dtype.kind != "f":
         raise ValueError(
             f"{path} must hold one row of real numbers, alpha_bar or beta; got {table.dtype} {table.shape}"

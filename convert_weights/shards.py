@@ -4,6 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from ddiff_jax.files import Unusable, quote, read_text
+
+MOST_FILES = 1000  # in an index
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.\w+$")
 
@@ -22,7 +25,7 @@ def resolve(source: Path) -> Path:
             listed = f"holds {', '.join(path.name for path in found[:5])}; give one of them" if found else "holds none"
             raise ValueError(f"{source} is a folder of weights if it holds one file of them or one index; it {listed}")
         return found[0]
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"no weight file at {source}")
     shard = SHARD.search(source.name)
     if shard and int(shard[1]) > 1:
@@ -52,12 +55,16 @@ def read(index: Path) -> dict[str, list[str]]:
         ValueError: it is no index, or names a file outside of its folder.
     """
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = json.loads(read_text(index))["weight_map"]
         files: dict[str, list[str]] = {}
         for name, file in names.items():
-            if Path(file).name != file or file in ("", "..") or "\\" in file:
-                raise ValueError(f"{file!r} is no file beside it")
+            if Path(file).name != file or file in ("", "..") or "\\" in file or "\0" in file:
+                raise ValueError(f"{quote(repr(file))} is no file beside it")
             files.setdefault(file, []).append(name)
+            if len(files) > MOST_FILES:
+                raise ValueError(f"it names more than {MOST_FILES} files")
+    except Unusable:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights: {error}") from error
+        raise ValueError(f"{index} is no index of weights: {quote(error)}") from error
     return files

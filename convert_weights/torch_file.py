@@ -5,18 +5,19 @@ calls whatever functions a file names; `inert_pickle` reads these files without.
 """
 
 import io
-import os
 import pickle
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from convert_weights import inert_pickle, shards
-from convert_weights.records import Contents, Storage, contents, is_module, storage
+from convert_weights.records import Contents, Storage, contents, is_module, key_text, storage
+from ddiff_jax.containers import read_safetensors, zip_archive
+from ddiff_jax.files import Unusable, length, opened, quote
+from ddiff_jax.limits import MOST_COPIES, SPARE
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -26,8 +27,8 @@ UNMADE = (
 )
 
 
-def _read_zip(path: Path) -> Contents:
-    with zipfile.ZipFile(path) as archive:
+def _read_zip(file: BinaryIO) -> Contents:
+    with zip_archive(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -42,7 +43,12 @@ def _read_zip(path: Path) -> Contents:
                 storages[where.key] = archive.read(f"{folder}data/{where.key}")
             return _numbers(storages, where)
 
-        return contents(inert_pickle.load(io.BytesIO(archive.read(pickles[0]))).tree, numbers)
+        return contents(inert_pickle.load(io.BytesIO(archive.read(pickles[0]))).tree, numbers, _most(file))
+
+
+def _most(file: BinaryIO) -> int:
+    """Find how many bytes the tensors of a file may come to."""
+    return SPARE + MOST_COPIES * length(file)
 
 
 def _numbers(storages: dict[str, bytes], where: Storage) -> np.ndarray:
@@ -56,7 +62,7 @@ def _read_pickle(file: BinaryIO) -> Contents:
     """Read a plain pickle, or several in a row with the numbers behind them: torch.save's format before 1.6."""
     start = inert_pickle.load(file).tree
     if start != LEGACY_MAGIC:
-        return contents(start, _no_numbers)
+        return contents(start, _no_numbers, _most(file))
     protocol, system = (inert_pickle.load(file).tree for _ in range(2))
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise ValueError("it does not start like a file of torch.save")
@@ -68,10 +74,10 @@ def _read_pickle(file: BinaryIO) -> Contents:
         sizes.setdefault(where.key, where.dtype.itemsize)
     # After the containers: the keys of the storages, and the numbers of each behind their count.
     storages: dict[str, bytes] = {}
-    for key in map(str, inert_pickle.load(file).tree):
+    for key in map(key_text, inert_pickle.load(file).tree):
         (count,) = struct.unpack("<q", _exactly(file, 8))
         storages[key] = _exactly(file, count * sizes[key])
-    return contents(tree, lambda where: _numbers(storages, where))
+    return contents(tree, lambda where: _numbers(storages, where), _most(file))
 
 
 def _no_numbers(where: Storage) -> np.ndarray:
@@ -79,7 +85,7 @@ def _no_numbers(where: Storage) -> np.ndarray:
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
-    if not 0 <= count <= os.fstat(file.fileno()).st_size - file.tell():
+    if not 0 <= count <= length(file) - file.tell():
         raise EOFError("it ends in the middle of a tensor")
     return file.read(count)
 
@@ -125,29 +131,23 @@ def weight_files(path: str | Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> Contents:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}")
-    try:
-        found = _read_any(path)
-        if not all(text.isprintable() for text in (*found.tensors, *found.objects, *found.objects.values())):
-            raise ValueError("names in it have characters that cannot be printed")
-        return found
-    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, EOFError, KeyError, struct.error) as error:
-        raise ValueError(f"{path} cannot be read as weights: {error or 'it is damaged'}") from error
-    except (
-        IndexError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-        NotImplementedError,
-        RuntimeError,
-        zlib.error,
-    ) as error:
-        # Damaged files surface as any of these.
-        raise ValueError(
-            f"{path} cannot be read as weights: it is damaged ({type(error).__name__}: {error})"
-        ) from error
+    with opened(path) as file:
+        try:
+            found = _read_any(path, file)
+            if not all(text.isprintable() for text in (*found.tensors, *found.objects, *found.objects.values())):
+                raise ValueError("names in it have characters that cannot be printed")
+            return found
+        except Unusable:
+            raise
+        except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, EOFError) as error:
+            said = quote(error) if str(error) else "it is damaged"
+            raise ValueError(f"{path} cannot be read as weights: {said}") from error
+        except Exception as error:  # damaged files surface as anything
+            raise ValueError(
+                f"{path} cannot be read as weights: it is damaged ({type(error).__name__}: {quote(error)})"
+            ) from error
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -172,25 +172,15 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return found.tensors
 
 
-def _read_any(path: Path) -> Contents:
-    if zipfile.is_zipfile(path):
-        return _read_zip(path)
-    with path.open("rb") as file:
-        start = file.read(16)
-        file.seek(0)
-        # A safetensors file begins with the length of its header, which begins with a brace.
-        if start[8:9] == b"{" or path.suffix == ".safetensors":
-            return Contents(_read_safetensors(path))
-        if start[:1] != b"\x80":
-            raise ValueError("it is neither a file of torch.save nor safetensors, or its beginning is damaged")
-        return _read_pickle(file)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+def _read_any(path: Path, file: BinaryIO) -> Contents:
+    if zipfile.is_zipfile(file):
+        return _read_zip(file)
+    file.seek(0)
+    start = file.read(16)
+    file.seek(0)
+    # A safetensors file begins with the length of its header, which begins with a brace.
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return Contents(read_safetensors(path))
+    if start[:1] != b"\x80":
+        raise ValueError("it is neither a file of torch.save nor safetensors, or its beginning is damaged")
+    return _read_pickle(file)

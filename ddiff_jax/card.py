@@ -3,12 +3,15 @@
 import dataclasses
 import inspect
 import json
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ddiff_jax.files import quote
 from ddiff_jax.levels import Schedule
+from ddiff_jax.limits import LARGEST, most_bytes
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.priors.network import SIGMA_DATA, Prediction
 from ddiff_jax.schedule import (
@@ -77,23 +80,50 @@ def parse_card(text: str) -> Card:
     Raises:
         ValueError: it is no JSON, of another version, or an entry is unknown, missing or of another type.
     """
-    values = json.loads(text)
+    values = json.loads(text, parse_constant=_refuse)
     if not isinstance(values, dict):
         raise ValueError(f"a card is a mapping; got {type(values).__name__}")
     if (version := values.get("format")) != FORMAT:
-        raise ValueError(f"it has format {version}, this version of ddiff_jax reads {FORMAT}; convert again")
+        raise ValueError(
+            f"it has format {quote(repr(version))}, this version of ddiff_jax reads {FORMAT}; convert again"
+        )
     check_keys("a card", values, (field.name for field in dataclasses.fields(Card)))
     for field in dataclasses.fields(Card):
         if field.name not in values:
             raise ValueError(f"it lacks {field.name}")
     check_types(values, get_type_hints(Card))
+    for name in ("architecture", "schedule", "image_shape", "sigma_data"):
+        _check_numbers(name, values.get(name))
+    height, width, channels = values["image_shape"]
+    if min(height, width, channels) < 1 or height * width * channels * 4 > most_bytes():
+        raise ValueError(f"image_shape must be that of an image; got {values['image_shape']}")
+    if not 0 <= values["num_parameters"] < 2**63:
+        raise ValueError(f"num_parameters must be a count; got {quote(repr(values['num_parameters']))}")
+    if not values.get("sigma_data", SIGMA_DATA) > 0:
+        raise ValueError(f"sigma_data must be above 0; got {values['sigma_data']}")
     if values["dtype"] not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {values['dtype']!r}")
     for name in values["files"]:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
-            raise ValueError(f"it lists {name!r}, which is no path inside the folder")
+        if path.is_absolute() or {"..", "."} & {*path.parts} or set("\\\0") & {*name} or str(path) != name:
+            raise ValueError(f"it lists {quote(repr(name))}, which is no path inside the folder")
     return Card(**{**values, "image_shape": tuple(values["image_shape"])})
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number")
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Refuse numbers that nothing of this kind has: they would be computed with before anything is found wrong."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(key, inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(name, inner)
+    elif isinstance(value, int | float) and not (abs(value) <= LARGEST and math.isfinite(value)):
+        raise ValueError(f"{quote(name)} must be at most {LARGEST}; got {quote(repr(value))}")
 
 
 def build_schedule(values: Mapping[str, Any]) -> Schedule:
@@ -110,7 +140,7 @@ def build_schedule(values: Mapping[str, Any]) -> Schedule:
     check_types(arguments, get_type_hints(build))
     try:
         return build(**arguments)
-    except TypeError as error:
+    except (TypeError, ArithmeticError) as error:
         raise ValueError(f"the noise schedule {name} cannot be built: {error}") from error
 
 

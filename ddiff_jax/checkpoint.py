@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddiff_jax.atomic import sync_file, sync_folder
 from ddiff_jax.card import Card, build_schedule, check_types, parse_card
-from ddiff_jax.files import file_hash
+from ddiff_jax.containers import read_safetensors
+from ddiff_jax.files import Unusable, file_hash, quote, read_text
+from ddiff_jax.limits import MOST_BLOCKS, MOST_COPIES, SPARE
 from ddiff_jax.names import check_keys, check_name, nearest
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
@@ -48,9 +51,13 @@ def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
     try:
         check_keys(f"a network of kind {kind}", architecture, hints)
         check_types(architecture, hints)
-        return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+        made = module(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+        num_blocks = getattr(made, "num_blocks", 0)
+        if not 0 <= num_blocks <= MOST_BLOCKS:
+            raise ValueError(f"it has {num_blocks} residual blocks; up to {MOST_BLOCKS} are built")
+        return made
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the architecture does not describe a network of kind {kind}: {error}") from error
+        raise ValueError(f"the architecture does not describe a network of kind {kind}: {quote(error)}") from error
 
 
 def abstract_params(module: Any) -> Params:
@@ -89,7 +96,12 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
         files = {path.relative_to(partial).as_posix(): file_hash(path) for path in written}
         card = dataclasses.replace(card, files=files)
         (partial / CARD).write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+        for path in (*written, partial / CARD):
+            sync_file(path)
+        for path in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
+            sync_folder(path)
         os.rename(partial, folder)
+        sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -153,16 +165,30 @@ def _save_packed(path: Path, params: Params) -> None:
 
 
 def _load_packed(path: Path, wanted: Params) -> Params:
-    from safetensors.numpy import load_file
-
-    stored = load_file(path)
-    arrays = {
-        name: unpack(values, stored[SCALE + name]) if SCALE + name in stored else values
-        for name, values in stored.items()
-        if not name.startswith(SCALE)
-    }
-    _check_shapes({name: array.shape for name, array in arrays.items()}, wanted)
+    stored = read_safetensors(path)
+    packed = {name: values for name, values in stored.items() if not name.startswith(SCALE)}
+    _check_shapes({name: array.shape for name, array in packed.items()}, wanted)
+    arrays = {name: _unpacked(name, values, stored.get(SCALE + name)) for name, values in packed.items()}
     return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in named_leaves(wanted)])
+
+
+def _unpacked(name: str, values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    if scale is None and values.dtype == np.float32:
+        return values
+    # Anything else would broadcast, to whatever size.
+    shape = (*values.shape[:-2], 1, *values.shape[-1:])
+    if values.dtype != np.int16 or values.ndim < 2 or scale is None or scale.shape != shape:
+        raise ValueError(f"{name} is neither float32 nor int16 with a scale per column")
+    if scale.dtype != np.float32:
+        raise ValueError(f"the scale of {name} must be float32; got {scale.dtype}")
+    return unpack(values, scale)
+
+
+def _check_size(wanted: Params, stored: int) -> None:
+    """Refuse an architecture whose numbers the files cannot hold, compressed as they may be."""
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(wanted))
+    if size > SPARE + 2 * MOST_COPIES * stored:
+        raise ValueError(f"its architecture has {size // 4} parameters, and the files hold {stored} bytes")
 
 
 def _check_shapes(stored: dict[str, tuple[int, ...]], wanted: Params) -> None:
@@ -211,12 +237,14 @@ def read_card(name_or_path: str | Path) -> Card:
         ValueError: the card is damaged or of another version.
     """
     path = find_weights(name_or_path) / CARD
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the folder is no converted checkpoint or was half written; run ddiff convert again"
         )
     try:
-        return parse_card(path.read_text(encoding="utf-8"))
+        return parse_card(read_text(path))
+    except Unusable:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -243,10 +271,11 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
     try:
         module = build_module(kind, {**card.architecture, **changes})
         wanted = abstract_params(module)
+        _check_size(wanted, sum((folder / name).stat().st_size for name in card.files))
         packed = card.dtype == "int16"
         params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
-    except (ValueError, KeyError, TypeError, ArithmeticError, IndexError) as error:
-        raise ValueError(f"{folder} cannot be loaded as the network on its card: {error}") from error
+    except Exception as error:  # an architecture that does not fit together surfaces as anything
+        raise ValueError(f"{folder} cannot be loaded as the network on its card: {quote(error)}") from error
     return module, jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), params, wanted), card
 
 
@@ -255,10 +284,12 @@ def _check_files(folder: Path, card: Card) -> None:
     if not card.files:
         raise ValueError(f"{folder / CARD} is damaged: it lists no weight files")
     for name in card.files:
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             raise FileNotFoundError(
                 f"{folder / name} is missing: the checkpoint is incomplete; run ddiff convert again"
             )
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / name} is a link out of the folder; put the file itself there")
     inside = [folder / PACKED] if card.dtype == "int16" else sorted((folder / ORBAX).rglob("*"))
     loaded = {path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()}
     for name in sorted(loaded ^ card.files.keys()):
@@ -291,10 +322,11 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype, param_dtype=dtype)
     try:
         schedule = build_schedule(card.schedule)
+        if card.prediction is None:
+            raise ValueError("a prior must say its prediction")
+        module.check((1, *card.image_shape), module.num_classes is not None)
     except ValueError as error:
         raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: {error}") from error
-    if card.prediction is None:
-        raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: a prior must say its prediction")
     return DiffusionPrior(
         params,
         schedule,

@@ -1,20 +1,24 @@
 """Pictures and arrays on disk: read by fixed value maps that say what they changed, written whole."""
 
-import contextlib
-import os
-import secrets
-from collections.abc import Iterator
+import hashlib
+import io
+import math
+import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 
 from ddiff_jax import pictures
-from ddiff_jax.files import Notes, Unusable, decoding, file_hash, opened
+from ddiff_jax.atomic import replacing
+from ddiff_jax.containers import Stream, check_npy, zip_archive
+from ddiff_jax.files import Notes, Unusable, decoding, length, opened
+from ddiff_jax.limits import check_unfolded
 
 ARRAY_SUFFIXES = (".npy", ".npz")
+LISTED = 20  # names in one line
 
 Picture = Float[np.ndarray, "H W C"]
 
@@ -50,38 +54,52 @@ def read_picture(path: Path, channels: int = 3, full_scale: int | None = None) -
     elif channels == 1:
         notes.append("colour averaged to grey")
         levels = levels @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    return levels * 2 - 1, notes
+    levels *= 2  # in place: these are the largest arrays here
+    levels -= 1
+    return levels, notes
 
 
-def load_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    """Load the one array of a .npy or .npz file, whatever its type.
+def load_array(path: Path, share: int = 1) -> Shaped[np.ndarray, "..."]:
+    """Load the one array of a .npy or .npz file, of any type of number.
+
+    Args:
+        path: the file; an archive may be compressed.
+        share: of the limit on memory 1 / share may be used, because the caller makes copies.
 
     Raises:
-        Unusable: unreadable, empty, or an archive of several arrays of which none is called y.
+        Unusable: unreadable, too large, empty, or an archive of several arrays of which none is called y.
     """
     with opened(path) as file, decoding(path, "cannot be read as an array of numbers"):
-        _check_lengths(path, file)
-        loaded: Any = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            if "y" not in loaded.files and len(loaded.files) != 1:
-                held = ", ".join(loaded.files) or "nothing"
-                raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
-            loaded = loaded["y" if "y" in loaded.files else loaded.files[0]]
+        if file.read(4) == b"PK\3\4":
+            loaded = _load_member(path, file, share)
+        else:
+            file.seek(0)
+            loaded = _load_stream(path, file, length(file), share)
     if not loaded.size:
         raise Unusable(f"{path} holds no numbers: its array has shape {loaded.shape}")
     return loaded
 
 
-def _check_lengths(path: Path, file: BinaryIO) -> None:
-    """Refuse a header with negative lengths, which older NumPy takes for what the file happens to hold."""
-    if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-        file.seek(0)
-        is_first = np.lib.format.read_magic(file) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-        shape = read(file)[0]
-        if any(length < 0 for length in shape):
-            raise Unusable(f"{path} cannot be read as an array of numbers: its header has shape {shape}")
-    file.seek(0)
+def _load_member(path: Path, file: BinaryIO, share: int) -> Shaped[np.ndarray, "..."]:
+    with zip_archive(file, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)) as archive:
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        if "y" not in names and len(names) != 1:
+            held = f"{', '.join(names[:LISTED])}{', ...' * (len(names) > LISTED)}" or "nothing"
+            raise Unusable(f"{path} must hold one array, or one named y; it holds {held}")
+        info = archive.infolist()[names.index("y") if "y" in names else 0]
+        with archive.open(info) as stream:
+            loaded = _load_stream(path, stream, info.file_size, share)
+            stream.read(1)  # compares the checksum
+            return loaded
+
+
+def _load_stream(path: Path, stream: Stream, num_bytes: int, share: int) -> Shaped[np.ndarray, "..."]:
+    shape, dtype = check_npy(stream, num_bytes)
+    count = math.prod(shape)
+    what = f"an array of shape {shape} and type {dtype}"
+    check_unfolded(path, count * (dtype.itemsize + 4), what, share)  # as it is, and in float32
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def read_array(path: Path, full_scale: int | None = None, *, finite: bool = True) -> Shaped[np.ndarray, "..."]:
@@ -113,7 +131,7 @@ def read_array(path: Path, full_scale: int | None = None, *, finite: bool = True
             f"{path} holds NaN or infinity in {bad} of {array.size} entries; "
             "replace them (by 0 where a mask hides the pixel)"
         )
-    return array.astype(np.complex64 if kind == "c" else np.float32)
+    return array.astype(np.complex64 if kind == "c" else np.float32, copy=False)
 
 
 def read(
@@ -151,17 +169,6 @@ def to_uint8(x: Picture) -> Shaped[np.ndarray, "H W C"]:
     return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder that takes the place of `path` once the block ends well."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # others may write the same file just now
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_png(path: Path, x: Picture) -> str:
     """Write an image in [-1, 1] as an 8-bit PNG; whoever reads the path finds the old file or the whole new one.
 
@@ -179,20 +186,24 @@ def write_png(path: Path, x: Picture) -> str:
 
 def save_png(path: Path, picture: Pillow.Image) -> str:
     """Write a Pillow picture as PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
-        return file_hash(temporary)
+    memory = io.BytesIO()
+    picture.save(memory, format="PNG")
+    return _write(path, memory)
 
 
 def write_array(path: Path, array: Shaped[np.ndarray, "..."]) -> str:
     """Write an array as .npy, whole or not at all."""
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        return file_hash(temporary)
+    memory = io.BytesIO()
+    np.save(memory, array)
+    return _write(path, memory)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> str:
     """Write text, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return _write(path, io.BytesIO(text.encode("utf-8")))
+
+
+def _write(path: Path, content: io.BytesIO) -> str:
+    with replacing(path) as file:
+        file.write(content.getbuffer())
+    return hashlib.sha256(content.getbuffer()).hexdigest()

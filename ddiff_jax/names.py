@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 100  # letters of a name that are repeated
+
 
 class UnknownName(ValueError):
     """Somebody asked for a task, solver, flag or key that does not exist."""
@@ -28,7 +30,8 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """
     known = list(known)
     if name not in known:
-        raise UnknownName(f"unknown {what} {name!r}; {nearest(name, known)}")
+        shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+        raise UnknownName(f"unknown {what} {shown!r}; {nearest(shown, known)}")
 
 
 def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:

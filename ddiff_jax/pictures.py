@@ -1,17 +1,20 @@
 """Decode picture files into levels between black and white, with all the bits that they hold."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 from PIL import ImageFile, ImageOps
 
 from ddiff_jax.files import Caution, Notes, Unusable, decoding, opened
+from ddiff_jax.limits import MIB, VARIABLE, check_unfolded, most_bytes
 
 # What Pillow can open and must not: EPS starts Ghostscript, IPTC hands its contents to any decoder, EPS too, and of
 # MPEG only the size is read. Its stubs (HDF5, GRIB, ...) wait for somebody else's decoder.
@@ -19,6 +22,14 @@ REFUSED = ("EPS", "IPTC", "MPEG")
 UNSCALED = ("PNG", "TIFF")  # nothing in these files says which number is white, if it is not the largest possible
 SENSORS = {8: 255, 10: 1023, 12: 4095, 14: 16383}  # bits of numbers that are kept in 16-bit files as they are
 HEAD = 512  # bytes at the start of a file that say how many bits it has
+
+BYTES = 12  # of a pixel in colour, as float32
+HEAVY = {"WEBP": 2, "AVIF": 2, "JPEG2000": 2}  # decoders that keep as much again
+SLOW = 16  # times as long as those in C take the decoders that Pillow has in Python
+BOUNDLESS = ("fits_gzip",)  # decoders that unfold whatever there is
+SCANS = ("JPEG", "MPO", "BLP")  # formats in which every scan goes over the whole picture, and takes but a few bytes
+MOST_SCANS = 200  # of one file; ten are usual
+ROWS = 256  # converted together: the picture and its numbers fit into memory, and no copies beside them
 
 ORIENTATION_TAG, BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG = 0x0112, 258, 262, 284  # EXIF and TIFF
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of the last two
@@ -63,29 +74,67 @@ def _open(path: Path, file: BinaryIO) -> Pillow.Image:
         raise Unusable(
             f"{path} is not an image that can be decoded here; give PNG, JPEG, TIFF (8 or 16 bits), WebP or .npy"
         ) from error
+
+
+@contextlib.contextmanager
+def _limited(path: Path, share: int) -> Iterator[None]:
+    """Let Pillow refuse what its decoders find too large on the way, such as a picture inside of a picture."""
+    before, most = Pillow.MAX_IMAGE_PIXELS, most_bytes() // BYTES // share
+    Pillow.MAX_IMAGE_PIXELS = max(1, most // 2)  # it warns from here on, and refuses what is twice as large
+    warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # `decoding` restores it
+    try:
+        yield
     except Pillow.DecompressionBombError as error:
-        raise Unusable(f"{path} is too large: {error}; crop or shrink it first") from error
+        raise Unusable(
+            f"{path} is too large: a picture of more than {most} pixels; crop or shrink it first, or if you trust it "
+            f"raise {VARIABLE}={most_bytes() // MIB}"
+        ) from error
+    finally:
+        Pillow.MAX_IMAGE_PIXELS = before
 
 
-def read_levels(path: Path, full_scale: int | None = None) -> tuple[Levels, Notes]:
+def _check_size(path: Path, picture: Pillow.Image, depth: int, share: int) -> None:
+    """Refuse a picture that takes too long or too much memory, by what its header declares."""
+    codecs = {tile.codec_name for tile in getattr(picture, "tile", ())}
+    if codecs & set(BOUNDLESS):
+        raise Unusable(f"{path} is compressed in a way that does not tell its size; save it as PNG or TIFF")
+    times = (
+        HEAVY.get(picture.format or "", 1) * (1 if depth <= 8 else 2) * (SLOW if codecs & set(Pillow.DECODERS) else 1)
+    )
+    width, height = picture.size
+    check_unfolded(path, width * height * BYTES * times, f"a {picture.format} of {width}x{height} pixels", share)
+
+
+def _check_scans(path: Path, picture: Pillow.Image, file: BinaryIO) -> None:
+    if picture.format in SCANS:
+        file.seek(0)
+        count = file.read().count(b"\xff\xda")
+        if count > MOST_SCANS:
+            raise Unusable(f"{path} has {count} scans, which no camera makes; save it anew")
+
+
+def read_levels(path: Path, full_scale: int | None = None, share: int = 1) -> tuple[Levels, Notes]:
     """Read a picture as levels in [0, 1], [H, W] if it is grey and [H, W, 3] if not.
 
     Args:
         path: any format that Pillow decodes by itself; the first frame counts.
         full_scale: the integer that is white; None takes the largest that the file can hold.
+        share: of the limit on memory 1 / share may be used, because the caller makes copies.
 
     Returns:
         The levels, and what was converted.
 
     Raises:
-        Unusable: not a file, not an image, damaged, or numbers of unknown range.
+        Unusable: not a file, not an image, damaged, too large, or numbers of unknown range.
     """
-    with opened(path) as file, decoding(path) as notes:
+    with opened(path) as file, decoding(path) as notes, _limited(path, share):
         head = file.read(HEAD)
         picture = _open(path, file)
-        if getattr(picture, "n_frames", 1) > 1:
-            notes.append("first of several frames taken")
         depth = _depth(picture, head)
+        _check_size(path, picture, depth, share)
+        _check_scans(path, picture, file)
+        if getattr(picture, "is_animated", False):  # counting the frames would read all of them
+            notes.append("first of several frames taken")
         if full_scale is not None:
             _check_full_scale(path, picture, depth, full_scale)
         colour = _wide(path, file, picture) if depth > 8 and picture.mode in ("RGB", "RGBA", "CMYK") else None
@@ -148,7 +197,8 @@ def _check_full_scale(path: Path, picture: Pillow.Image, depth: int, full_scale:
 
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:
-    return ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _wide(path: Path, file: BinaryIO, picture: Pillow.Image) -> tuple[Numbers, str, int] | None:
@@ -161,19 +211,19 @@ def _wide(path: Path, file: BinaryIO, picture: Pillow.Image) -> tuple[Numbers, s
         Numbers, bands and the number that is white; None for formats and layouts that take no raw mode.
     """
 
-    def decoded(rename: Callable[[Any], Any]) -> Numbers:
+    def decoded(rename: Callable[[Any], Any]) -> Shaped[np.ndarray, "H W C"]:
         again = _open(path, file)
         again.tile = list(map(rename, _tiles(again)))  # pyright: ignore[reportAttributeAccessIssue]
         again.load()
-        return np.asarray(_upright(again)).astype(np.float32)
+        return np.asarray(_upright(again))
 
     modes = [_raw_mode(tile) for tile in _tiles(picture)]
     if modes == ["LA;16B"]:  # Pillow has no name for its lower bytes, but all four fit into one picture
         four = decoded(lambda tile: tile._replace(args="RGBA"))
-        return four[..., ::2] * 256 + four[..., 1::2], "LA", 65535
+        return _joined(four[..., ::2], four[..., 1::2]), "LA", 65535
     if picture.format == "PPM" and _tiles(picture)[0].codec_name == "ppm":
         upper, lower = (decoded(lambda t, m=m: t._replace(codec_name="raw", args=(m, 0, 1))) for m in WIDE_RGB)
-        return upper * 256 + lower, "RGB", _maxval(picture)
+        return _joined(upper, lower), "RGB", _maxval(picture)
     planar = picture.format == "TIFF" and _tag(picture, PLANAR_TAG, 1) == SEPARATE
     if picture.format not in UNSCALED or (planar and _tiles(picture)[0].codec_name != "raw"):
         return None
@@ -187,7 +237,14 @@ def _wide(path: Path, file: BinaryIO, picture: Pillow.Image) -> tuple[Numbers, s
 
     upper, lower = (decoded(functools.partial(rename, swapped=swapped)) for swapped in (False, True))
     premultiplied = any("a" in mode for mode in modes)
-    return upper * 256 + lower, "RGBa" if premultiplied else picture.mode, 65535
+    return _joined(upper, lower), "RGBa" if premultiplied else picture.mode, 65535
+
+
+def _joined(upper: Shaped[np.ndarray, "H W C"], lower: Shaped[np.ndarray, "H W C"]) -> Numbers:
+    values = upper.astype(np.float32)
+    values *= 256
+    values += lower
+    return values
 
 
 def _byte_order(picture: Pillow.Image) -> str:
@@ -229,7 +286,7 @@ def _scaled(
     scale = full_scale or white
     how = "by their own range, 0 to" if full_scale is None else "with full scale"
     notes.append(f"{white.bit_length()} bits read {how} {scale}")
-    levels = levels / scale
+    levels /= scale
     if bands == "CMYK":
         notes.append("CMYK converted to RGB without a colour profile")
         levels = (1 - levels[..., :3]) * (1 - levels[..., 3:])
@@ -244,17 +301,22 @@ def _scaled(
 
 def _narrow(picture: Pillow.Image, notes: Notes) -> Levels:
     """Turn a picture of at most 8 bits into levels, on white where it is transparent."""
+    picture.load()  # only then some formats know their size
+    grey, clear = picture.mode in ("1", "L"), picture.has_transparency_data
     if picture.mode == "P":
         notes.append("palette expanded to RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() == (255, 255):
-            notes.append("opaque alpha dropped")
-        else:
-            picture = Pillow.alpha_composite(Pillow.new("RGBA", picture.size, "white"), picture)
-            notes.append("alpha composited over white")
-    elif picture.mode not in ("1", "L", "P", "RGB", "RGBX"):
+    if not clear and picture.mode not in ("1", "L", "P", "RGB", "RGBX"):
         notes.append(f"{picture.mode} converted to RGB without a colour profile")
-    grey = picture.mode in ("1", "L")
-    levels = np.asarray(picture.convert("L" if grey else "RGB"))
-    return levels.astype(np.float32) / 255
+    wanted, opaque = "L" if grey and not clear else "RGB", True
+    levels = np.empty((picture.height, picture.width) + (3,) * (wanted == "RGB"), np.float32)
+    for top in range(0, picture.height, ROWS):
+        strip = picture.crop((0, top, picture.width, min(top + ROWS, picture.height)))
+        if clear:
+            strip = strip.convert("RGBA")
+            opaque = opaque and strip.getchannel("A").getextrema() == (255, 255)
+            strip = Pillow.alpha_composite(Pillow.new("RGBA", strip.size, "white"), strip)
+        levels[top : top + ROWS] = np.asarray(strip.convert(wanted))
+    if clear:
+        notes.append("opaque alpha dropped" if opaque else "alpha composited over white")
+    levels /= 255
+    return levels

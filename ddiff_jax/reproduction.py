@@ -15,6 +15,7 @@ from ddiff_jax.evaluation import Plan
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.names import check_name
 from ddiff_jax.published import Published, published
+from ddiff_jax.safe_text import markdown_text
 from ddiff_jax.solvers import DAPS, SOLVERS
 
 DATASETS = ("ffhq", "imagenet", "faces64")
@@ -316,7 +317,7 @@ def as_markdown(book: dict[str, Any]) -> str:
             _with_half_width(row["difference"], row["difference_half_width"]),
             "; ".join(filter(None, (row["verdict"], row["note"]))),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
     return "\n".join([*head, *lines]) + "\n"
 
 

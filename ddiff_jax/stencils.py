@@ -9,14 +9,15 @@ from ddiff_jax import image_files, pictures
 from ddiff_jax.files import Caution, Notes, Unusable
 
 NEAR = 0.1  # share of the range by which a lossy mask may stray from black or white
+SHARE = 4  # copies that are made here of a mask
 SHOWN = 8  # so many different values look like labels, and are listed
 
 
 def _read_grey(path: Path, what: str) -> Shaped[np.ndarray, "..."]:
     """Read a picture that must hold one value per pixel, in levels of 255, or an array as it is."""
     if image_files.is_array(path):
-        return image_files.load_array(path)
-    levels, notes = pictures.read_levels(path)
+        return image_files.load_array(path, SHARE)
+    levels, notes = pictures.read_levels(path, share=SHARE)
     if levels.ndim == 3:
         if np.any(levels != levels[..., :1]):
             labels = "; of a label image save (image == label)" * any("palette" in note for note in notes)
@@ -117,8 +118,6 @@ def read_kernel(path: Path) -> tuple[Float[np.ndarray, "..."], Notes]:
             f"{path} holds {values.dtype}; a blur kernel is real: of a transfer function save "
             "np.fft.fftshift(np.fft.ifft2(otf)).real"
         )
-    if values.dtype.kind not in "biuf":
-        raise Unusable(f"{path} holds {values.dtype}; a blur kernel holds floats")
     total = float(values.sum(dtype=np.float64))
     if not image_files.is_array(path):
         if total <= 0:

@@ -152,8 +152,8 @@ def test_writing_clips_and_is_all_or_nothing(tmp_path):
     image_files.write_png(tmp_path / "x.png", np.array([[[-3.0], [0.0], [7.0]]]))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), [[0, 128, 255]])
     before = (tmp_path / "x.png").read_bytes()
-    with pytest.raises(RuntimeError), image_files.replacing(tmp_path / "x.png") as temporary:
-        temporary.write_bytes(b"half")
+    with pytest.raises(RuntimeError), image_files.replacing(tmp_path / "x.png") as file:
+        file.write(b"half")
         raise RuntimeError
     assert (tmp_path / "x.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]

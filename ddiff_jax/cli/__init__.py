@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ddiff_jax.names import check_name
+from ddiff_jax.safe_text import one_line
 
 COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise
-        print(f"ddiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddiff: error: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ddiff_jax.files import Caution, warning
+from ddiff_jax.safe_text import one_line, printable
 
 PLAIN_SECONDS = 20.0  # between progress lines outside of a terminal
 
@@ -23,21 +24,22 @@ class Console:
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; a caution also when quiet."""
+        shown = "\n".join(map(printable, text.split("\n")))
         if isinstance(text, Caution) and self.rich.quiet:
-            print(text, file=sys.stderr)
-        self.rich.print(text, style=style or "bold yellow" * isinstance(text, Caution), markup=False)
+            print(shown, file=sys.stderr)
+        self.rich.print(shown, style=style or "bold yellow" * isinstance(text, Caution), markup=False)
 
     def note(self, about: str, text: str) -> None:
         """Print what was done to an input; a caution as a warning."""
         if not isinstance(text, Caution):
-            self.say(f"note: {about}: {text}")
+            self.say(f"note: {one_line(about)}: {one_line(text)}")
             return
         self.cautioned += [about] * (about not in self.cautioned)
         self.say(warning(about, text))
 
     def fail(self, text: str) -> None:
         """Print one error, also when quiet."""
-        print(f"ddiff: error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"ddiff: error: {one_line(text)}", file=sys.stderr)
 
 
 class Bar:

@@ -187,6 +187,11 @@ class KernelWizard(nn.Module):
         features = Adapter(self.num_features, name="adapter")(features, kernel_code)
         return x + ReconTrunk(self.num_features, self.num_back_blocks, name="recon_trunk")(features)
 
+    @property
+    def num_blocks(self) -> int:
+        """Count the residual blocks."""
+        return max(self.num_front_blocks, 0) + max(self.num_back_blocks, 0)
+
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Describe the smallest inputs that the network takes."""
         x = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 3), jnp.float32)

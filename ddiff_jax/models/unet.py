@@ -255,7 +255,7 @@ class UNet(nn.Module):
         self, x: Float[Array, "N H W C"], t: Shaped[Array, " N"], y: Int[Array, " N"] | None = None
     ) -> Float[Array, "N H W D"]:
         """Predict the noise, and the variance if learned."""
-        self._check(x.shape, y is not None)
+        self.check(x.shape, y is not None)
         dtype = jnp.dtype(self.dtype)
         widths = [int(mult * self.model_channels) for mult in self.channel_mult]
         last = len(widths) - 1
@@ -325,7 +325,22 @@ class UNet(nn.Module):
         )
         return inputs if self.num_classes is None else (*inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
 
-    def _check(self, shape: tuple[int, ...], labelled: bool) -> None:
+    @property
+    def num_blocks(self) -> int:
+        """Count the residual blocks, resampling ones included."""
+        levels = len(self.channel_mult)
+        return levels * (2 * self.num_res_blocks + 3)
+
+    def check(self, shape: tuple[int, ...], labelled: bool) -> None:
+        """Refuse inputs that the network does not take.
+
+        Args:
+            shape: of the images, [N, H, W, C].
+            labelled: whether they come with labels.
+
+        Raises:
+            ValueError: a side is no multiple, or channels or labels differ.
+        """
         multiple = 2 ** (len(self.channel_mult) - 1)
         if shape[1] % multiple or shape[2] % multiple or shape[3] != self.in_channels:
             raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddiff_jax.atomic import replacing
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report.gallery import Gallery, Scene
 
@@ -140,11 +141,9 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    from ddiff_jax import image_files
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with image_files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def swept(gallery: Gallery) -> Sequence[str]:

@@ -1,7 +1,6 @@
 """One HTML page for an evaluation: tables, pictures, curves and settings, with nothing outside the file."""
 
 import base64
-import html
 import json
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
@@ -15,6 +14,7 @@ from ddiff_jax.metrics import METRICS
 from ddiff_jax.report import curves
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 from ddiff_jax.report.pictures import MOSAIC_IMAGES, caption, mosaic, strips
+from ddiff_jax.safe_text import html_text, script_json
 
 PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the mosaics show more
 VIEWER_IMAGES = 8
@@ -51,8 +51,8 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
     statuses = [row["status"] for row in found.rows]
     bad = {status: statuses.count(status) for status in dict.fromkeys(statuses) if status != "ok"}
     text = Template(resources.files("ddiff_jax.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(title),
-        subtitle=html.escape(_subtitle(summary)),
+        title=html_text(title),
+        subtitle=html_text(_subtitle(summary)),
         facts=_facts(found),
         warning=_warning(found, bad),
         ledger="" if ledger is None else _ledger(ledger),
@@ -61,8 +61,8 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
         differences=_differences(summary),
         differences_open=" open" if len(summary["paired"]) <= 40 else "",
         figures=_figures(gallery, folder),
-        settings=html.escape(_settings(summary)),
-        commands=html.escape("\n".join(cell["command"] for cell in summary["cells"])),
+        settings="\n".join(map(html_text, _settings(summary).split("\n"))),
+        commands="\n".join(html_text(cell["command"]) for cell in summary["cells"]),
         pictures=_pictures(gallery),
     )
     path = found.folder / "report.html"
@@ -90,7 +90,7 @@ def _facts(found: Evaluation) -> str:
         "jax": versions.get("jax", ""),
     }
     mixed = "<li><b>mixed environments</b>: see settings</li>" if len(environments) > 1 else ""
-    return "".join(f"<li><b>{k}</b> {html.escape(str(v))}</li>" for k, v in facts.items()) + mixed
+    return "".join(f"<li><b>{k}</b> {html_text(v)}</li>" for k, v in facts.items()) + mixed
 
 
 def _warning(found: Evaluation, bad: dict[str, int]) -> str:
@@ -99,12 +99,11 @@ def _warning(found: Evaluation, bad: dict[str, int]) -> str:
     counted = ", ".join(f"{count} {status}" for status, count in bad.items())
     names = ("task", "solver", "image", "status", "message")
     rows = "".join(
-        f"<tr>{''.join(f'<td class=long>{html.escape(str(row[n]))}</td>' for n in names)}</tr>"
-        for row in found.summary["bad"]
+        f"<tr>{''.join(f'<td class=long>{html_text(row[n])}</td>' for n in names)}</tr>" for row in found.summary["bad"]
     )
     head = "".join(f'<th class="text">{name}</th>' for name in names)
     return (
-        f'<div class="warning"><b>{found.num_bad} of {len(found.rows)} rows are marked:</b> {html.escape(counted)}.'
+        f'<div class="warning"><b>{found.num_bad} of {len(found.rows)} rows are marked:</b> {html_text(counted)}.'
         f"<details><summary>Which</summary><table><tr>{head}</tr>{rows}</table></details></div>"
     )
 
@@ -122,13 +121,13 @@ def _ledger(book: dict[str, Any]) -> str:
         cells = [row["task"], row["solver"], COLUMNS[row["metric"]][0], published]
         cells += ["" if row["ours"] is None else form.format(row["ours"]), span, str(row["images"])]
         cells += ["; ".join(filter(None, (row["verdict"], row["note"])))]
-        rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>")
     head = ("task", "solver", "metric", "published", "ours", "95% interval", "images", "verdict")
     table = f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table>" if rows else ""
-    differences = "".join(f"<li>{html.escape(difference)}</li>" for difference in book["differences"])
+    differences = "".join(f"<li>{html_text(difference)}</li>" for difference in book["differences"])
     return (
         "<h2>Beside the published numbers</h2>"
-        f'<p class="faint">{html.escape(book["source"])}. It has {book["published_known"]} of the {len(book["rows"])} '
+        f'<p class="faint">{html_text(book["source"])}. It has {book["published_known"]} of the {len(book["rows"])} '
         "numbers here; ledger.md lists them all.</p>"
         + (f"<p>What differs from the paper:</p><ul>{differences}</ul>" if differences else "")
         + f'<div class="scroll">{table}</div>'
@@ -152,7 +151,7 @@ def _table(summary: dict[str, Any], task: str, pick: str) -> str:
     head += ["evaluations", "gradients", "seconds", "images"]
     rows = []
     for i, group in enumerate(groups):
-        cells = [f"<td>{html.escape(group['solver'])}</td>"]
+        cells = [f"<td>{html_text(group['solver'])}</td>"]
         cells += [f"<td>{group[name] if group[name] is not None else 'preset'}</td>" for name in swept]
         for name in shown:
             cells.append(_number(group["metrics"][name], COLUMNS[name][1], bold=i in best[name]))
@@ -167,7 +166,7 @@ def _table(summary: dict[str, Any], task: str, pick: str) -> str:
     power = {g["sigma_y"] for g in groups}
     noise = f"noise {next(iter(power)):g}" if len(power) == 1 and None not in power else "several noise levels"
     return (
-        f"<h3>{html.escape(task.replace('_', ' '))}{chosen.get(pick, '')} "
+        f"<h3>{html_text(task.replace('_', ' '))}{chosen.get(pick, '')} "
         f'<span class="faint">({noise})</span></h3><div class="scroll"><table><tr>'
         f"{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table></div>"
     )
@@ -193,7 +192,7 @@ def _best(groups: Sequence[dict[str, Any]], name: str) -> set[int]:
 
 def _number(found: dict[str, Any], form: str, *, bold: bool) -> str:
     if found.get("mean") is None:
-        why = html.escape(found.get("why", "not finite")).replace("-", "&#8209;")  # flags stay in one piece
+        why = html_text(found.get("why", "not finite")).replace("-", "&#8209;")  # flags stay in one piece
         return f'<td class="none">{why}</td>'
     span = found["interval"]
     small = "" if span is None else f"<small>{form.format(span[0])} to {form.format(span[1])}</small>"
@@ -216,7 +215,7 @@ def _differences(summary: dict[str, Any]) -> str:
             *(d["solver"], d["minus"], COLUMNS[d["metric"]][0], f"{d['mean']:+.4g}"),
             *("one image" if span is None else f"{form.format(span[0])} to {form.format(span[1])}", d["n"], told),
         ]
-        rows.append(f"<tr>{''.join(f'<td>{html.escape(str(c))}</td>' for c in cells)}</tr>")
+        rows.append(f"<tr>{''.join(f'<td>{html_text(c)}</td>' for c in cells)}</tr>")
     return f'<div class="scroll"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{"".join(rows)}</table></div>'
 
 
@@ -229,7 +228,7 @@ def _figures(gallery: Gallery, folder: Path) -> str:
     for task in dict.fromkeys(scene.task for scene in gallery.scenes):
         scenes = [scene for scene in gallery.scenes if scene.task == task]
         images = gallery.images[: MOSAIC_IMAGES if len(scenes) == 1 else 1]
-        parts.append(f"<h2>{html.escape(task.replace('_', ' '))}</h2>")
+        parts.append(f"<h2>{html_text(task.replace('_', ' '))}</h2>")
         path = folder / f"{task}_grid.png"
         image_files.save_png(path, mosaic(gallery, scenes, images))
         parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
@@ -261,7 +260,7 @@ def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
         try:
             figure = draw()
         except ImportError as error:
-            return [f'<p class="faint">No curves: {html.escape(str(error))}.</p>']
+            return [f'<p class="faint">No curves: {html_text(error)}.</p>']
         if figure is None:
             continue
         path = folder / f"{task}_{name}.png"
@@ -272,7 +271,7 @@ def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
 
 def _picture(path: Path, text: str, scale: float = 1.0) -> str:
     width = round(open_picture(path).width * scale)
-    return f'<img class="figure" width="{width}" alt="{html.escape(text)}" src="{_embed(path)}">'
+    return f'<img class="figure" width="{width}" alt="{html_text(text)}" src="{_embed(path)}">'
 
 
 def _viewer(gallery: Gallery) -> str:
@@ -313,7 +312,7 @@ def _pictures(gallery: Gallery) -> str:
             spent += sum(len(value["source"]) for value in found.values())
     side = gallery.found.summary["prior"]["image_shape"][0]
     document = {"scenes": [s for s in scenes if s["pictures"]], "truths": truths, "coarse": side < COARSE_SIDE}
-    return json.dumps(document).replace("</", "<\\/")
+    return script_json(document)
 
 
 def _settings(summary: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from PIL import ImageDraw, ImageFont
 from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit
 from ddiff_jax.evaluation.tables import Row
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
+from ddiff_jax.safe_text import printable
 
 SIDE, GAP, MARGIN, HEAD, LABEL = 192, 6, 16, 30, 104  # pixels
 MOSAIC_IMAGES = 6
@@ -66,7 +67,7 @@ def mosaic(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> 
 
 def _label(scene: Scene, image: str, *, swept: bool) -> list[str]:
     steps = [] if scene.steps is None else [f"{scene.steps} steps"]
-    return [image[:16], *([f"noise {scene.sigma_y:g}", *steps] if swept else [])]
+    return [printable(image)[:16], *([f"noise {scene.sigma_y:g}", *steps] if swept else [])]
 
 
 def strips(gallery: Gallery, scene: Scene) -> Pillow.Image | None:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ T = TypeVar("T")
 Existing = Literal["skip", "overwrite", "error"]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Who is told how a restoration goes; methods may be called from other threads."""
 
