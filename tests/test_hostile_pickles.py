@@ -5,6 +5,7 @@ import copy
 import struct
 import sys
 import zipfile
+from typing import Any
 
 import ml_dtypes
 import numpy as np
