@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.operators._function import Function, LinearFunction
-from ddiff_jax.operators.base import Operator, check_any_shape, observed_entries, spectral_norm
+from ddiff_jax.operators.base import Operator, check_any_shape, dot_test, observed_entries, spectral_norm
 from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.step_length import Fixed
@@ -240,13 +240,11 @@ class _Check:
         if adjoint is None:
             text = "linear, but no LinearOperator: from_function(..., linear=True) or the base class add the adjoint"
             self.find("linearity", None, text)
-            adjoint = LinearFunction(self.operator.forward, self.shape).adjoint
+            operator: Any = LinearFunction(self.operator.forward, self.shape)
         else:
             self.find("linearity", None, "linear")
-        y = self._measurement()
-        ax = forward(x)
-        gap = abs(float(jnp.real(jnp.vdot(ax, y)) - jnp.vdot(x, adjoint(y))))
-        gap /= max(float(jnp.linalg.norm(ax.ravel()) * jnp.linalg.norm(y.ravel())), 1e-30)
+            operator = self.operator
+        gap = float(dot_test(operator, x, self._measurement()))
         return self.find("adjoint", gap < AGREEMENT, f"<A x, y> and <x, A^H y> differ by {gap:.1e} (relative)")
 
     def _measurement(self) -> Measurement:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.levels import Level, Schedule, Spacing
+from ddiff_jax.levels import Level, Spacing
 
 LEAST_RATIO = 1e-12  # of noise to signal: stands for none where a logarithm is taken
 
@@ -31,10 +31,6 @@ def _positions(num_steps: int, spacing: Spacing) -> np.ndarray:
         return (k + 1) / num_steps
     share = k / max(num_steps - 1, 1)
     return np.sqrt(share) if spacing == "quad" else share
-
-
-def _with_clean(schedule: Schedule, signal: np.ndarray, sigma: np.ndarray, time: np.ndarray) -> Level:
-    return Level(np.append(signal, 1.0), np.append(sigma, 0.0), np.append(time, time[-1]), schedule)
 
 
 def _library(values: Any) -> Any:
@@ -154,8 +150,35 @@ class VPSchedule:
         return Level(signal, ratio * signal, t * self.time_scale, self)
 
 
+class _Continuous:
+    """Base of the schedules without a table, whose levels can lie anywhere between the noisiest and the least noisy."""
+
+    num_levels: int
+
+    def _between(self, share: np.ndarray) -> Level:
+        """Find the levels that lie so far, from 0 to 1, between the noisiest and the least noisy one."""
+        raise NotImplementedError
+
+    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
+        """List num_steps + 1 levels from the noisiest to the least noisy one, and then the clean image.
+
+        Args:
+            num_steps: K, how many levels hold noise; None is `num_levels`.
+            spacing: "even", in the parameter that the schedule is evenly spaced in; "strided" leaves out the noisiest
+                level, "quad" lies more densely at low noise.
+
+        Raises:
+            ValueError: num_steps is below 1.
+        """
+        count = self.num_levels if num_steps is None else num_steps
+        _check_num_steps(count, math.inf, "any walk")
+        noisy = self._between(_positions(count, spacing))
+        time = np.append(noisy.time, noisy.time[-1])
+        return Level(np.append(noisy.signal, 1.0), np.append(noisy.sigma, 0.0), time, noisy.schedule)
+
+
 @dataclasses.dataclass(frozen=True)
-class EDMSchedule:
+class EDMSchedule(_Continuous):
     """Variance-exploding levels x_t = x_0 + sigma n, spaced evenly in sigma^(1/rho).
 
     Args:
@@ -191,22 +214,9 @@ class EDMSchedule:
         told = library.log(library.maximum(sigma, LEAST_RATIO)) if self.conditioning == "log" else sigma
         return Level(library.ones_like(sigma), sigma, self.time_scale * told, self)
 
-    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
-        """List num_steps + 1 levels from sigma_max to sigma_min, and then the clean image.
-
-        Args:
-            num_steps: K, how many levels hold noise; None is `num_levels`.
-            spacing: "even" in sigma^(1/rho); "strided" leaves out the noisiest level, "quad" lies more densely at low
-                noise.
-
-        Raises:
-            ValueError: num_steps is below 1.
-        """
-        count = self.num_levels if num_steps is None else num_steps
-        _check_num_steps(count, math.inf, "any walk")
+    def _between(self, share: np.ndarray) -> Level:
         first, last = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        level = self._level((first + _positions(count, spacing) * (last - first)) ** self.rho)
-        return _with_clean(self, level.signal, level.sigma, level.time)
+        return self._level((first + share * (last - first)) ** self.rho)
 
     def at(self, ratio: Any) -> Level:
         """Find the level sigma = `ratio`; above sigma_max it is that one."""
@@ -215,8 +225,8 @@ class EDMSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowSchedule:
-    """Levels of the straight path x_t = (1 - s) x_0 + s n, for s from 0, the image, to 1, noise alone.
+class FlowSchedule(_Continuous):
+    """Levels of the straight path x_t = (1 - s) x_0 + s n, evenly spaced in s from 0, the image, to 1, noise alone.
 
     Args:
         s_max: noisiest level; below 1, where no signal is left and the noise-to-signal ratio is infinite.
@@ -241,20 +251,9 @@ class FlowSchedule:
         _check_ordered("s_min", self.s_min, "s_max", self.s_max)
         _check_ordered("s_max", self.s_max, "1, where no signal is left,", 1.0)
 
-    def levels(self, num_steps: int | None, spacing: Spacing = "even") -> Level:
-        """List num_steps + 1 levels from s_max to s_min, and then the clean image.
-
-        Args:
-            num_steps: K, how many levels hold noise; None is `num_levels`.
-            spacing: "even" in s; "strided" leaves out the noisiest level, "quad" lies more densely at low noise.
-
-        Raises:
-            ValueError: num_steps is below 1.
-        """
-        count = self.num_levels if num_steps is None else num_steps
-        _check_num_steps(count, math.inf, "any walk")
-        s = self.s_max + _positions(count, spacing) * (self.s_min - self.s_max)
-        return _with_clean(self, 1 - s, s, s * self.time_scale)
+    def _between(self, share: np.ndarray) -> Level:
+        s = self.s_max + share * (self.s_min - self.s_max)
+        return Level(1 - s, s, s * self.time_scale, self)
 
     def at(self, ratio: Any) -> Level:
         """Find the level s = ratio / (1 + ratio); above s_max it is that one."""

@@ -267,11 +267,11 @@ def spectral_norm(
 
 
 def dot_test(operator: LinearOperator, x: Image, y: Measurement) -> jax.Array:
-    """Measure |<A x, y> - <x, A^H y>| / (||A x|| ||y||): rounding error for a true adjoint."""
+    """Measure |<A x, y> - <x, A^H y>| / (||A x|| ||y||): rounding error for a true adjoint, 0 where A x = 0 = A^H y."""
     forward, adjoint = operator.forward(x), operator.adjoint(y)
     inner = jnp.real(jnp.vdot(forward, y))
     scale = jnp.linalg.norm(forward.ravel()) * jnp.linalg.norm(y.ravel())
-    return jnp.abs(inner - jnp.vdot(x, adjoint)) / scale
+    return jnp.abs(inner - jnp.vdot(x, adjoint)) / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
 
 
 def check_shape(shape: ImageShape) -> tuple[int, int, int]:

@@ -93,7 +93,8 @@ class DDiff:
             loop makes and discards, is left out.
         dual: what becomes of the dual variable of steps of fixed length: "released", "accumulating" as in ADMM, or
             "off"; None is "released" where the length is fixed, and "off" where it is not.
-        output: "state" returns the state at t = 0, as released; "x" returns the last x of the data step.
+        output: "state" returns the state at t = 0, as released, which a dual variable and the last level's noise set
+            apart from the data; "x" returns the last x of the data step, which fits them as well as that step does.
 
     Raises:
         ValueError: a hyper-parameter is outside its range, or a step to the noise is to keep a dual variable.

@@ -51,8 +51,9 @@ class DiffPnPADMM:
     Args:
         step_length: `Fixed(gamma)`, as in `DDiff`.
         num_steps: as in `DDiff`.
-        reading: "literal" hands w to the network as it is, as the paper's text has it (times sqrt(a^2 + b^2), which
-            is 1 in the published schedule); "matched" scales it by a first, to the signal that the network expects.
+        reading: what the paper's text leaves open: "literal" hands w to the network as it is (times sqrt(a^2 + b^2),
+            which is 1 in the published schedule); "matched" scales it by a first, to the signal that the network
+            expects.
         dual: keep the dual variable.
 
     Raises:
