@@ -170,7 +170,7 @@ def refused(solver, prior, physics, y, keys):
         return False
     needs = " and ".join(solver.needs)
     for call in (
-        lambda: dd.solve(solver, prior, physics, y, 0.05, keys),
+        lambda: dd.solve(solver, prior, dd.Problem(physics, y, 0.05), keys),
         lambda: dd.solve_one(solver, prior, dd.Problem(physics, y[0], 0.05), keys[0]),
     ):
         with pytest.raises(ValueError, match=f"needs the operator's {needs}, which .* serve it: super_res"):
@@ -214,10 +214,10 @@ def test_solver_does_not_mix_images(name, physics):
     solver, prior, y, keys = solver_case(name, physics)
     if refused(solver, prior, physics, y, keys):
         return
-    clean = dd.solve(solver, prior, physics, y, 0.05, keys)
-    flipped = dd.solve(solver, prior, physics, y[::-1], 0.05, keys[::-1])
+    clean = dd.solve(solver, prior, dd.Problem(physics, y, 0.05), keys)
+    flipped = dd.solve(solver, prior, dd.Problem(physics, y[::-1], 0.05), keys[::-1])
     np.testing.assert_array_equal(flipped.x[::-1], clean.x)
-    poisoned = dd.solve(solver, prior, physics, y.at[1].set(jnp.nan), 0.05, keys)
+    poisoned = dd.solve(solver, prior, dd.Problem(physics, y.at[1].set(jnp.nan), 0.05), keys)
     np.testing.assert_array_equal(poisoned.finite, [True, False, True, True])
     for i in (0, 2, 3):
         np.testing.assert_array_equal(poisoned.x[i], clean.x[i])

@@ -23,7 +23,7 @@ ORACLE = 1e-5  # relative; float32 against float64
 
 def draw(sampler, keys, clip=False, **arguments):
     prior = gaussian_prior(SHAPE, MEAN, VAR, clip=clip)
-    return dd.solve(sampler, prior, *nothing(prior, keys), keys, num_chunks=1, **arguments)
+    return dd.solve(sampler, prior, nothing(prior, keys), keys, num_chunks=1, **arguments)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])

@@ -143,7 +143,7 @@ class _Sampling:
         keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
         problem, mesh = nothing(self.prior, keys), image_mesh(self.size)
         try:
-            solution = solve(self.sampler, self.prior, *problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
+            solution = solve(self.sampler, self.prior, problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
             solution = jax.device_get(solution)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -166,7 +166,10 @@ class _Sampling:
         options, device = self.options, jax.devices()[0]
         if self.shown:
             image_files.write_png(options.output / "grid.png", grid(self.shown[:GRID_IMAGES]))
-        cost = self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1)))[0]) * options.steps
+        cost = (
+            self.sampler.cost(nothing(self.prior, image_keys(jax.random.key(0), jnp.arange(1))).operator)
+            * options.steps
+        )
         document = {
             "samples": self.rows,
             "settings": {

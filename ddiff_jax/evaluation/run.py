@@ -258,9 +258,7 @@ class _Run:
             resumed = time.monotonic()
 
         solution = solve(
-            *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
-            likelihood=settings.likelihood,
-            operator_axis=batch.operator_axis,
+            *(settings.solver, self.prior, batch.problem(settings.likelihood), keys),
             num_chunks=FRAMES if wants_strip else 1,
             on_chunk=on_chunk,
             mesh=image_mesh(len(batch.y)),
@@ -301,11 +299,7 @@ class _Run:
         if known is not None:
             full = truths + truths[-1:] * (len(batch.y) - len(truths))
             stacked = np.stack([known if truth is None else truth for truth in full])  # a stand-in is not reported
-        return measure(
-            *(batch.operator, solution.x, batch.y, batch.sigma_y, stacked),
-            lpips=self.lpips,
-            operator_axis=batch.operator_axis,
-        )
+        return measure(batch.problem(), solution.x, stacked, lpips=self.lpips)
 
     def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> None:
         stem, y = item.job.stem, np.asarray(item.y)
