@@ -18,7 +18,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors import Decoder, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo, check_likelihood, check_operator
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, require_likelihood, require_operator
 from ddiff_jax.types import Image, PRNGKey, float_type, to_type
 
 
@@ -96,8 +96,8 @@ def solve_one(
     """
     check_one(solver, prior, problem, key, x_init)
     problem, dtype = _about(prior, problem), float_type(problem.y)
-    check_operator(solver, problem.operator)
-    check_likelihood(solver, problem.likelihood)
+    require_operator(solver, problem.operator)
+    require_likelihood(solver, problem.likelihood)
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -234,9 +234,9 @@ def solve(
     shape = check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
     check_sigma(problem.sigma_y)
     seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
-    check_operator(solver, seen)
+    require_operator(solver, seen)
     solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
-    check_likelihood(solver, problem.likelihood)
+    require_likelihood(solver, problem.likelihood)
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.

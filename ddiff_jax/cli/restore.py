@@ -40,7 +40,7 @@ from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restarts import nearest_equivalent, solve_restarts
-from ddiff_jax.solvers.base import check_operator, count_steps
+from ddiff_jax.solvers.base import count_steps, require_operator
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 
@@ -196,7 +196,7 @@ class _Restoration:
         """Say before compiling what is about to happen, and note it for metrics.json."""
         options, settings, device = self.options, self.settings.as_dict(), jax.devices()[0]
         solver = self.settings.solver
-        check_operator(solver, operator)
+        require_operator(solver, operator)
         num_steps = count_steps(solver, prior.schedule)
         cost = solver.cost(operator) * num_steps * options.restarts
         gflop = evaluation_flops(prior) / 1e9

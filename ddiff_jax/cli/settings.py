@@ -24,7 +24,7 @@ from ddiff_jax.config import (
 )
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.names import check_name
-from ddiff_jax.operators import OPERATORS, LinearOperator
+from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 from ddiff_jax.stencils import check_threshold
@@ -267,7 +267,7 @@ def _check_estimable(measured: bool, operator: str, photons: float | None) -> No
 
 
 def _measures_picture(operator: str) -> bool:
-    return getattr(typing.get_type_hints(OPERATORS[operator])["return"], "measures_picture", False)
+    return getattr(OPERATOR_TYPES[operator], "measures_picture", False)
 
 
 def check_label(label: int | None, num_classes: int | None) -> None:
@@ -341,20 +341,9 @@ def is_random(operator: str, arguments: Mapping[str, Any]) -> bool:
     return "key" in inspect.signature(OPERATORS[operator]).parameters and "key" not in arguments
 
 
-def _given_form(operator: str) -> str | None:
-    """Find the operator that takes as a file what this one makes up: random_inpainting and inpainting."""
-
-    def is_linear(name: str) -> bool:
-        made = typing.get_type_hints(OPERATORS[name])["return"]
-        return inspect.isclass(made) and issubclass(made, LinearOperator)
-
-    forms = [n for n in OPERATORS if operator.endswith(f"_{n}") and is_linear(n) and is_linear(operator)]
-    return forms[0] if forms else None
-
-
 def fixing_flags(operator: str) -> list[str]:
     """Spell the flags that say what a random operator did."""
-    given = _given_form(operator)
+    given = GIVEN_FORMS.get(operator)
     files = [name for name, (kind, _) in operator_parameters(given).items() if kind is None] if given else []
     return [spelled(name) for name in files + [name for name in ("key",) if name in operator_parameters(operator)]]
 
@@ -368,7 +357,7 @@ def _operator_flags(task: Task, taken: set[str]) -> dict[str, Flag]:
         "photons": Flag("photons", float, task.photons, count),
     }
     taken |= flags.keys()
-    given = _given_form(task.operator)
+    given = GIVEN_FORMS.get(task.operator)
     for operator in (task.operator, given) if given else (task.operator,):
         texts = argument_help(OPERATORS[operator])
         for name, (kind, default) in operator_parameters(operator).items():
@@ -397,7 +386,7 @@ def _values(parsed: Any, flags: dict[str, Flag]) -> dict[str, Any]:
 def _operator(task: Task, values: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path]]:
     """Choose the operator: the task's own, or the one that a given file calls for."""
     files = {name: value for name, value in values.items() if isinstance(value, Path)}
-    given = _given_form(task.operator)
+    given = GIVEN_FORMS.get(task.operator)
     operator = given if given is not None and files.keys() & operator_parameters(given).keys() else task.operator
     wanted = operator_parameters(operator)
     missing = [spelled(name) for name, (_, default) in wanted.items() if default is REQUIRED and name not in values]
