@@ -79,13 +79,13 @@ def main() -> None:
         task = task_preset("faces64", name)
         random = [jax.random.key(1)] if is_random(task.operator, task.arguments) else []
         operator = OPERATORS[task.operator](truth.shape[1:], *random, **task.arguments)
-        noise = None if task.photons is None else dd.Poisson(task.photons)
+        noise = dd.Gaussian() if task.photons is None else dd.Poisson(task.photons)
         y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023 - used at once
         for steps in arguments.steps:
             row: dict[str, Any] = {"task": name, "steps": steps, **{metric: {} for metric in ("psnr", *lpips)}}
             for variant, called in zip(arguments.variants, names, strict=True):
                 solver, prior = build(name, variant, steps or None)
-                restored = dd.solve(solver, prior, operator, y, task.sigma_y, keys, likelihood=noise).x
+                restored = dd.solve(solver, prior, dd.Problem(operator, y, task.sigma_y, noise), keys).x
                 pairs = zip(restored, truth, strict=True)
                 restored = np.stack([np.asarray(nearest_equivalent(operator, *pair)) for pair in pairs])
                 pairs = zip(jnp.asarray(restored), truth, strict=True)

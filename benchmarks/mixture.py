@@ -103,7 +103,7 @@ def main() -> None:
     print("| solver | weights | mean distance to the MAP | median log p(MAP) - log p(x) |")
     print("|---|---|---|---|")
     for name, solver in candidates().items():
-        x = np.asarray(dd.solve(solver, prior, operator, y, SIGMA_Y, keys).x, np.float64)[..., 0]
+        x = np.asarray(dd.solve(solver, prior, dd.Problem(operator, y, SIGMA_Y), keys).x, np.float64)[..., 0]
         x = x[np.all(np.isfinite(x), axis=1)]
         nearest = np.argmin(np.linalg.norm(x[:, None] - means[None], axis=2), axis=1)
         share = np.bincount(nearest, minlength=3) / options.runs

@@ -115,7 +115,7 @@ def main() -> None:
         begin = time.perf_counter()
         for run in range(arguments.runs):
             keys = dd.image_keys(jax.random.key(arguments.seed + run), jnp.arange(len(y)))
-            x = np.asarray(dd.solve(solver, prior, operator, y, 0.05, keys).x)
+            x = np.asarray(dd.solve(solver, prior, dd.Problem(operator, y, 0.05), keys).x)
             x = upright(x, truth, signs)
             found.append(psnr(x, truth))
             distances.append(perceptual.distances(lpips, np.clip(x, -1, 1), truth))

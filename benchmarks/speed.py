@@ -227,9 +227,10 @@ def restoration(prior: dd.DiffusionPrior, solver: DDiff, size: int) -> tuple[Any
     keys = dd.image_keys(jax.random.key(0), jnp.arange(size))
     x = jax.random.uniform(jax.random.key(1), (size, *shape), minval=-1, maxval=1)
     y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(x, keys)
+    problem = dd.Problem(operator, y, 0.05)
 
     def run(num_chunks: int = 20) -> None:
-        jax.block_until_ready(dd.solve(solver, prior, operator, y, 0.05, keys, num_chunks=num_chunks).x)
+        jax.block_until_ready(dd.solve(solver, prior, problem, keys, num_chunks=num_chunks).x)
 
     return operator, y, run
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax._solve import CPU_OPTIONS
+from ddiff_jax._execution import CPU_OPTIONS
 from ddiff_jax.checkpoint import abstract_params
 
 # By itself JAX takes three quarters of an accelerator's memory when it starts, and leaves the peer too little.

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ddiff_jax.operators.base import as_observed
 from ddiff_jax.priors import picture_shape
 from ddiff_jax.pytree import check_pytree
-from ddiff_jax.types import ImageShape, float_type, to_type
+from ddiff_jax.types import ImageShape, to_type
 
 # What each part of a call must have, and how to come by one.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -49,8 +48,8 @@ def check_part(what: str, part: Any) -> None:
         raise TypeError(f"the {what} must be an object with {', '.join(methods)}; got {given}: {cure}")
 
 
-def measured(operator: Any, shape: ImageShape, *, stacked: bool = False) -> jax.ShapeDtypeStruct:
-    """Find out the shape and the type of what an operator, or the first of a stack, measures of one image.
+def measured(operator: Any, shape: ImageShape) -> jax.ShapeDtypeStruct:
+    """Find out the shape and the type of what an operator measures of one image.
 
     Raises:
         ValueError: the operator fails on images of this shape.
@@ -59,34 +58,47 @@ def measured(operator: Any, shape: ImageShape, *, stacked: bool = False) -> jax.
     name, x = type(operator).__name__, jax.ShapeDtypeStruct(shape, jnp.float32)
     operator = to_type(operator, jnp.float32)  # shapes do not depend on it
     try:
-        if stacked:
-            made = jax.eval_shape(lambda stack, x: jax.tree.map(lambda leaf: leaf[0], stack).forward(x), operator, x)
-        else:
-            made = jax.eval_shape(lambda x: operator.forward(x), x)
+        made = jax.eval_shape(lambda x: operator.forward(x), x)
     except Exception as error:  # whatever a stranger's code raises, the reader must learn where it was called
         raise ValueError(
             f"{name}.forward fails on an image of shape {shape}, that of the prior: {type(error).__name__}: "
             f"{str(error).strip().partition(chr(10))[0]}; ddiff_jax.check_operator(operator, {shape}) looks closer "
-            "(`solve` takes a stack of operators, one per image, with operator_axis=0)"
+            "(a stack of operators, one per image, is Problem(operators, y, sigma_y, operator_axis=0))"
         ) from error
     if not isinstance(made, jax.ShapeDtypeStruct):
         raise TypeError(f"{name}.forward must return one array; it returns {type(made).__name__}")
     return made
 
 
-def check_measurement(operator: Any, y: Any, shape: ImageShape, *, stacked: bool = False) -> None:
+def check_measurement(operator: Any, y: Any, shape: ImageShape, batch: tuple[int, ...] | None = None) -> None:
     """Refuse a measurement of one image (an array, or its shape and type) that the operator cannot have made.
 
     Broadcasting would fit it to A(x) in silence.
 
+    Args:
+        operator: of one image.
+        y: of one image.
+        shape: of the image.
+        batch: shape of all measurements, if it is one of a batch.
+
     Raises:
         ValueError: shape, or real instead of complex, or the other way round.
     """
-    made, name = measured(operator, shape, stacked=stacked), type(operator).__name__
+    made, name = measured(operator, shape), type(operator).__name__
+    if batch is None and len(y.shape) > 0 and y.shape[1:] == made.shape:
+        raise ValueError(
+            f"y has shape {y.shape}, {name} measures {made.shape} of one image: a batch is restored by `solve`, or by "
+            "jax.vmap of solve_one"
+        )
+    if batch == made.shape:
+        raise ValueError(
+            f"y has shape {batch}, that of one measurement by {name}: for one image use solve_one, or y[None] and one "
+            "key; of a stack of operators, one per image, say operator_axis=0 to `Problem`"
+        )
     if y.shape != made.shape:
         raise ValueError(
             f"y has shape {y.shape} per image, {name} measures {made.shape} of an image of shape {shape}: look at the "
-            "order of its axes (channels last) and at the operator's parameters, and say operator_axis=0 to `solve` "
+            "order of its axes (channels last) and at the operator's parameters, and say operator_axis=0 to `Problem` "
             "if this is a stack of operators, one per image"
         )
     if jnp.issubdtype(y.dtype, jnp.complexfloating) != jnp.issubdtype(made.dtype, jnp.complexfloating):
@@ -130,56 +142,57 @@ def check_one(solver: Any, prior: Any, problem: Any, key: Any, x_init: Any | Non
     if not _is_key(key) or key.ndim:
         raise TypeError(f"key must be one typed JAX key, such as jax.random.key(seed); got {_shown(key)}")
     shape = check_image_shape(prior, problem.operator, x_init)
-    if jnp.shape(problem.sigma_y):
-        raise ValueError(f"sigma_y must be one number; got shape {jnp.shape(problem.sigma_y)}: vmap over the images")
+    if jnp.shape(problem.sigma_y) or problem.operator_axis is not None:
+        given = "a stack of operators" if problem.operator_axis == 0 else f"sigma_y of shape {problem.sigma_y.shape}"
+        raise ValueError(
+            f"solve_one takes the problem of one image; this one has {given}: a batch is restored by `solve`, or by "
+            "jax.vmap of solve_one"
+        )
     check_measurement(problem.operator, problem.y, picture_shape(prior))
     return shape
 
 
 def check_batch(
-    parts: dict[str, Any], arrays: dict[str, Any], operator_axis: int | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None, ImageShape]:
-    """Check what `solve` is given.
-
-    Args:
-        parts: solver, prior, operator, likelihood, by these names.
-        arrays: y, sigma_y, keys, and observed, x_init and noise, the last three None or absent where not given.
-        operator_axis: as in `solve`.
-
-    Returns:
-        y and sigma_y as arrays, observed in the shape of y, and the image shape.
+    solver: Any, prior: Any, problem: Any, keys: Any, *, x_init: Any | None = None, noise: Any | None = None
+) -> ImageShape:
+    """Check what `solve` is given, and return the image shape.
 
     Raises:
         TypeError: a part is no such thing or cannot be handed to a compiled program, or something is traced already.
         ValueError: shapes and counts do not agree.
     """
+    for what, part in {"solver": solver, "prior": prior, "problem": problem}.items():
+        check_part(what, part)
+    parts = {"solver": solver, "prior": prior, "operator": problem.operator, "likelihood": problem.likelihood}
     for what, part in parts.items():
         check_part(what, part)
         check_pytree(what, part)
-    _check_not_traced((parts, arrays))
-    keys, observed, x_init = arrays["keys"], arrays.get("observed"), arrays.get("x_init")
+    _check_not_traced((solver, prior, problem, keys, x_init, noise))
     _check_keys(keys)
-    y, num_images = jnp.asarray(arrays["y"]), keys.shape[0]
-    check_floats(y)
-    sigma_y = jnp.asarray(arrays["sigma_y"], float_type(y))
-    if sigma_y.ndim > 1:
+    y, sigma_y, num_images = problem.y, problem.sigma_y, keys.shape[0]
+    if jnp.ndim(sigma_y) > 1:
         raise ValueError(f"sigma_y must be one number, or one per image; got shape {sigma_y.shape}")
-    batches = {"y": y, "x_init": x_init, "noise": arrays.get("noise"), "sigma_y": sigma_y if sigma_y.ndim else None}
+    batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if jnp.ndim(sigma_y) else None}
     for name, batch in batches.items():
         if batch is not None and batch.shape[:1] != (num_images,):
             raise ValueError(
                 f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
+                + (" (for the problem of one image there is solve_one)" if name == "y" else "")
             )
-    prior, operator = parts["prior"], parts["operator"]
-    shape = check_image_shape(prior, operator, x_init, batched=1)
-    stacked = _check_axis(operator, operator_axis, num_images)
-    check_measurement(operator, jax.ShapeDtypeStruct(y.shape[1:], y.dtype), picture_shape(prior), stacked=stacked)
-    if observed is not None:
-        observed = as_observed(observed, y.shape)
-        blind = np.flatnonzero(~np.asarray(observed).any(axis=tuple(range(1, y.ndim))))
+    shape = check_image_shape(prior, problem.operator, x_init, batched=1)
+    rows, build = problem.split()
+    rows = [jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for row in rows]
+
+    def first(rows: Any) -> None:
+        image = build(rows)
+        check_measurement(image.operator, image.y, picture_shape(prior), y.shape)
+
+    jax.eval_shape(first, rows)
+    if problem.observed is not None:
+        blind = np.flatnonzero(~np.asarray(problem.observed).any(axis=tuple(range(1, y.ndim))))
         if blind.size:
             raise ValueError(f"observed hides everything of images {blind.tolist()}; true means observed")
-    return y, sigma_y, observed, shape
+    return shape
 
 
 def check_tape(noise: Any, num_steps: int, batched: int) -> None:
@@ -208,20 +221,31 @@ def check_floats(y: jax.Array) -> None:
         )
 
 
-def _check_axis(operator: Any, operator_axis: Any, num_images: int) -> bool:
-    """Tell whether the operator is a stack, and refuse a stack of another length."""
+def check_stack(operator: Any, operator_axis: Any, shape: tuple[int, ...]) -> bool:
+    """Tell whether an operator is a stack, one per measurement, and refuse a stack of another length.
+
+    One without arrays is the same however often it is stacked.
+
+    Args:
+        operator: one, or a stack.
+        operator_axis: as in `Problem`.
+        shape: of all measurements.
+
+    Raises:
+        ValueError: some array in it is not that long.
+    """
     if operator_axis is None:
         return False
     if operator_axis != 0:
         raise ValueError(f"operator_axis must be None (one operator for all) or 0 (a stack); got {operator_axis!r}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(operator):
-        if jnp.shape(leaf)[:1] != (num_images,):
+        if not shape or jnp.shape(leaf)[:1] != shape[:1]:
             raise ValueError(
-                f"operator_axis=0 means a stack of {num_images} operators, one per key, but the operator's "
-                f"{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}: leave operator_axis out if all images "
-                "share the operator, else stack: jax.tree.map(lambda *leaves: jnp.stack(leaves), *operators)"
+                f"operator_axis=0 means a stack of operators, one per measurement of y, whose shape is {shape}, but "
+                f"the operator's {jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}: leave operator_axis out if "
+                "all images share the operator, else stack: jax.tree.map(lambda *leaves: jnp.stack(leaves), *operators)"
             )
-    return True
+    return bool(jax.tree.leaves(operator))
 
 
 def _check_not_traced(values: Any) -> None:

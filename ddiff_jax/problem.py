@@ -1,6 +1,9 @@
 """An inverse problem: what was measured, through which operator, with how much noise."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +11,23 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from ddiff_jax.boundary import check_floats, check_part
+from ddiff_jax.boundary import check_floats, check_part, check_stack
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.operators._masked import masked
 from ddiff_jax.operators.base import Operator, as_observed, observed_entries
-from ddiff_jax.pytree import check_registered, pytree_dataclass
+from ddiff_jax.pytree import check_registered, pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar, float_type
+
+_MASK = (jax.tree_util.GetAttrKey("operator"), jax.tree_util.GetAttrKey("mask"))
 
 
 @pytree_dataclass
 class Problem:
-    """A measurement y of A(x) for one image; by default y = A(x) + sigma_y n with n ~ N(0, I).
+    """A measurement y of A(x), or a batch of them; by default y = A(x) + sigma_y n with n ~ N(0, I).
+
+    `solve_one` takes the problem of one image. `solve` takes a batch: y with a leading axis of N images. It is written
+    the same way, `Problem(operator, y, sigma_y)`, or stacked from N problems of one image by `jax.vmap` or by
+    `jax.tree.map`. The methods below are those of one image; `map` applies one to every image of a batch.
 
     Not every entry of y need have been observed: inpainting hides pixels, a scanner skips frequencies, a detector has
     dead pixels. The operator may say which were (see `Operator`), or `observed` says it here. All others are set to 0
@@ -27,36 +36,94 @@ class Problem:
     Args:
         operator: A. Where `observed` is given, it becomes the operator followed by that mask (`operators.masked`), on
             which every solver is right that accepts it.
-        y: the measurement; floats or complex numbers.
-        sigma_y: noise standard deviation in units of y; a complex y has this much in its real and in its
-            imaginary part. 0 is allowed where a solver does not divide by it.
+        y: the measurement, or N of them; floats or complex numbers.
+        sigma_y: noise standard deviation in units of y, one for a batch or one for each of its images; a complex y
+            has this much in its real and in its imaginary part. 0 is allowed where a solver does not divide by it.
         likelihood: the noise model, `Gaussian()` or for photon counts `Poisson(photons)`.
         observed: what the operator does not know: booleans that broadcast to y, true where an entry was observed.
+        operator_axis: 0 if every array in `operator` has a leading axis of N (built by
+            `jax.tree.map(lambda *a: jnp.stack(a), *operators)` or a vmapped factory); None if one operator measured
+            everything.
 
     Raises:
-        ValueError: sigma_y is negative or not finite, or which entries were observed does not broadcast to y.
+        ValueError: sigma_y is negative or not finite, which entries were observed does not broadcast to y, or the
+            operator is no stack of as many as there are measurements.
         TypeError: the operator is none or no pytree, y holds integers, or `observed` does not hold booleans.
     """
 
     operator: Operator
     y: Measurement
-    sigma_y: Scalar
+    sigma_y: Scalar | Float[Array, " N"]
     likelihood: Likelihood = dataclasses.field(default_factory=Gaussian)
     observed: Bool[Array, "..."] | None = None
+    operator_axis: int | None = static_field(default=None)
+    # The axes that sigma_y had here. If it has one more later on, all of this was stacked: a transformation did it.
+    _sigma_ndim: int = static_field(default=0, init=False, repr=False)
 
     def __post_init__(self):
         check_part("operator", self.operator)
         check_registered("operator", self.operator)
+        check_part("likelihood", self.likelihood)
         if not isinstance(self.sigma_y, Tracer):
             check_sigma(self.sigma_y)
         y = jnp.asarray(self.y)
         check_floats(y)
+        is_stack = check_stack(self.operator, self.operator_axis, y.shape)
         if self.observed is not None:
             observed = as_observed(self.observed, y.shape)
+            hide = jax.vmap(masked) if is_stack else masked
             object.__setattr__(self, "observed", observed)
-            object.__setattr__(self, "operator", masked(self.operator, observed))
-        object.__setattr__(self, "y", _where_observed(self.operator, y))
-        object.__setattr__(self, "sigma_y", jnp.asarray(self.sigma_y, float_type(y)))
+            object.__setattr__(self, "operator", hide(self.operator, observed))
+        if is_stack:
+            seen = jax.vmap(lambda operator: observed_entries(operator, y.shape[1:]))(self.operator)
+        else:
+            seen = observed_entries(self.operator, y.shape)
+        sigma_y = jnp.asarray(self.sigma_y, float_type(y))
+        object.__setattr__(self, "y", _where(seen, y))
+        object.__setattr__(self, "sigma_y", sigma_y)
+        object.__setattr__(self, "_sigma_ndim", sigma_y.ndim)
+
+    def own(self) -> "Problem":
+        """Tell of every array of a batch whether each image has its own: the same tree, with booleans for arrays."""
+        is_stack = jnp.ndim(self.sigma_y) > self._sigma_ndim
+        whole = {
+            "operator": is_stack or self.operator_axis == 0,
+            "y": True,
+            "sigma_y": jnp.ndim(self.sigma_y) > 0,
+            "likelihood": is_stack,
+            "observed": True,
+        }
+        return jax.tree_util.tree_map_with_path(
+            # The mask that `observed` put behind an operator that is shared.
+            lambda path, _: whole[path[0].name] or (self.observed is not None and path[:2] == _MASK),
+            self,
+        )
+
+    def split(self) -> tuple[list[Any], Callable[[list[Any]], "Problem"]]:
+        """Take a batch apart: the arrays that have an axis of images, and what makes one image's rows a problem."""
+        one = copy.copy(self)
+        object.__setattr__(one, "operator_axis", None)
+        object.__setattr__(one, "_sigma_ndim", 0)
+        leaves, structure = jax.tree.flatten(one)
+        own = jax.tree.leaves(self.own())
+
+        def build(rows: list[Any]) -> Problem:
+            row = iter(rows)
+            return structure.unflatten(
+                [next(row) if is_own else leaf for leaf, is_own in zip(leaves, own, strict=True)]
+            )
+
+        return [leaf for leaf, is_own in zip(leaves, own, strict=True) if is_own], build
+
+    def map(self, function: Callable[..., Any], *batches: Any) -> Any:
+        """Call a function for every image of a batch, vectorised: `problem.map(Problem.misfit, x)`.
+
+        Args:
+            function: takes the problem of one image and its rows of `batches`.
+            batches: arrays, or trees of them, with a leading axis of images; None stays None.
+        """
+        rows, build = self.split()
+        return jax.vmap(lambda rows, *of_image: function(build(rows), *of_image))(rows, *batches)
 
     @property
     def num_observed(self) -> int | Float[Array, ""]:
@@ -69,7 +136,8 @@ class Problem:
 
     def measured(self, x: Image) -> Measurement:
         """Compute A(x), 0 where nothing was observed."""
-        return _where_observed(self.operator, self.operator.forward(x))
+        clean = self.operator.forward(x)
+        return _where(observed_entries(self.operator, clean.shape), clean)
 
     def residual(self, x: Image) -> Measurement:
         """Compute A(x) - y, 0 where nothing was observed."""
@@ -108,8 +176,7 @@ class Problem:
         return squares / self.num_observed, gradient
 
 
-def _where_observed(operator: Operator, y: Measurement) -> Measurement:
-    seen = observed_entries(operator, y.shape)
+def _where(seen: Bool[Array, "..."] | None, y: Measurement) -> Measurement:
     return y if seen is None else jnp.where(seen, y, jnp.zeros((), y.dtype))
 
 

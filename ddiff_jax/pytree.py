@@ -60,7 +60,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
         return structure == other_structure and all(map(np.array_equal, leaves, other_leaves))
 
     def show(self: Any) -> str:
-        body = ", ".join(f"{f.name}={_show(getattr(self, f.name))}" for f in fields)
+        body = ", ".join(f"{f.name}={_show(getattr(self, f.name))}" for f in fields if f.repr)
         return f"{cls.__name__}({body})"
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

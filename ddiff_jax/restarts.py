@@ -1,25 +1,31 @@
 """Restarts: solve every problem several times from other noise, and keep the solution that fits its data best."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
+from ddiff_jax import _execution
 from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.boundary import check_batch
-from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.operators.base import Operator, equivalent_images
 from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solvers.base import Solver
-from ddiff_jax.types import Image, Measurements, Scalar
+from ddiff_jax.types import Image
+
+
+class Driving(TypedDict, total=False):
+    """What of `solve` is the same for one run and for many."""
+
+    num_chunks: int
+    mesh: jax.sharding.Mesh | None
 
 
 @pytree_dataclass
@@ -42,18 +48,12 @@ class Restarts:
 def solve_restarts(
     solver: Solver,
     prior: Prior,
-    operator: Operator,
-    y: Measurements,
-    sigma_y: Scalar | Float[Array, " N"],
+    problem: Problem,
     keys: Key[Array, " N"],
     *,
     restarts: int,
-    operator_axis: int | None = None,
-    likelihood: Likelihood | None = None,
-    observed: Bool[Array, "..."] | None = None,
-    num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    **driving: Unpack[Driving],
 ) -> Restarts:
     """Restore every image `restarts` times in one batch, and choose by the misfit: no truth is needed.
 
@@ -65,38 +65,32 @@ def solve_restarts(
     noise best, which says nothing about the image.
 
     Args:
-        solver: as in `solve`.
-        prior: as in `solve`.
-        operator: as in `solve`.
-        y: as in `solve`.
-        sigma_y: as in `solve`.
-        keys: as in `solve`.
-        restarts: K, at least 1. The batch holds N K images.
-        operator_axis: as in `solve`.
-        likelihood: as in `solve`.
-        observed: as in `solve`.
-        num_chunks: as in `solve`.
-        on_chunk: as in `solve`; reports the least misfit of every image, and previews restart 0.
-        mesh: as in `solve`; N K must be a multiple of its size.
+        solver: the method with its hyper-parameters.
+        prior: the distribution of clean images.
+        problem: a batch of N, as `solve` takes it.
+        keys: one key per image.
+        restarts: K, at least 1. The batch that is solved holds N K images.
+        on_chunk: as in `solve`; hears the least misfit of every image, and previews restart 0.
+        driving: `num_chunks` and `mesh` of `solve`; N K must be a multiple of the mesh's size.
 
     Raises:
-        ValueError: restarts is below 1; and as in `solve`.
+        ValueError: restarts is below 1, or y lies on explicit mesh axes; and as in `solve`.
         TypeError: as in `solve`.
     """
     if int(restarts) != restarts or restarts < 1:
         raise ValueError(f"the number of restarts must be a whole number, at least 1; got {restarts}")
-    noise_model = Gaussian() if likelihood is None else likelihood
-    parts = {"solver": solver, "prior": prior, "operator": operator, "likelihood": noise_model}
-    given = {"y": y, "sigma_y": sigma_y, "keys": keys, "observed": observed}
-    y, sigma_y, observed, _ = check_batch(parts, given, operator_axis)
+    check_batch(solver, prior, problem, keys)
+    if _execution.explicit_mesh(problem.y) is not None:
+        raise ValueError(
+            "solve_restarts repeats and picks measurements, which JAX does not do over explicit mesh axes: give y as "
+            "it was before it was spread, jax.device_put(y, jax.devices()[0]), and the mesh as mesh="
+        )
     num_images = keys.shape[0]
 
-    def repeat(leaf: Array) -> Array:
-        return jnp.repeat(leaf, restarts, axis=0)
+    def repeat(leaf: Array, is_own: bool) -> Array:
+        return jnp.repeat(leaf, restarts, axis=0) if is_own else leaf
 
-    every_operator = operator if operator_axis is None else jax.tree.map(repeat, operator)
-    every_y, every_sigma = repeat(y), repeat(sigma_y) if sigma_y.ndim else sigma_y
-    every_observed = None if observed is None else repeat(observed)
+    every_problem = jax.tree.map(repeat, problem, problem.own())
     every_key = jnp.stack([restart_keys(keys, run) for run in range(restarts)], axis=1).reshape(-1)
 
     def report(progress: Progress) -> bool | None:
@@ -107,21 +101,9 @@ def solve_restarts(
 
         return None if on_chunk is None else on_chunk(dataclasses.replace(progress, misfit=least, preview=preview))
 
-    solution = solve(
-        solver,
-        prior,
-        every_operator,
-        every_y,
-        every_sigma,
-        every_key,
-        operator_axis=operator_axis,
-        likelihood=noise_model,
-        observed=every_observed,
-        num_chunks=num_chunks,
-        on_chunk=None if on_chunk is None else report,
-        mesh=mesh,
-    )
-    misfit = _misfits(every_operator, solution.x, every_y, every_observed, operator_axis)
+    heard = None if on_chunk is None else report
+    solution = solve(solver, prior, every_problem, every_key, on_chunk=heard, **driving)
+    misfit = _misfits(every_problem, solution.x)
     misfit = jnp.where(solution.finite, misfit, jnp.inf).reshape(num_images, restarts)
     chosen = jnp.argmin(misfit, axis=1)
     best = jax.tree.map(lambda leaf: leaf[jnp.arange(num_images) * restarts + chosen], solution)
@@ -129,12 +111,9 @@ def solve_restarts(
     return Restarts(best, chosen, misfit, solution.x.reshape(num_images, restarts, *solution.x.shape[1:]))
 
 
-@functools.partial(jax.jit, static_argnames="operator_axis")
-def _misfits(operator: Operator, x: Any, y: Any, observed: Any, operator_axis: int | None) -> Array:
-    def one(operator: Operator, x: Any, y: Any, observed: Any) -> Array:
-        return Problem(operator, y, 0.0, observed=observed).misfit(x)
-
-    return jax.vmap(one, (operator_axis, 0, 0, None if observed is None else 0))(operator, x, y, observed)
+@jax.jit
+def _misfits(problem: Problem, x: Any) -> Array:
+    return problem.map(Problem.misfit, x)
 
 
 def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:

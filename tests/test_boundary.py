@@ -31,10 +31,25 @@ def batch(**changes: Any) -> dict[str, Any]:
     return {"solver": SOLVER, "prior": PRIOR, "operator": SMALL, "y": Y, "sigma_y": 0.1, "keys": KEYS, **changes}
 
 
+def call(run: Any, **given: Any) -> Any:
+    """Put the problem together and solve it, as people write it."""
+    fields = ("operator", "y", "sigma_y", "likelihood", "observed", "operator_axis")
+    problem = dd.Problem(**{name: given.pop(name) for name in fields if name in given})
+    return run(given.pop("solver"), given.pop("prior"), problem, given.pop("keys"), **given)
+
+
+def solve(**given: Any) -> dd.Solution:
+    return call(dd.solve, **given)
+
+
+def restarts(**given: Any) -> dd.Restarts:
+    return call(dd.solve_restarts, restarts=2, **given)
+
+
 def refused(error, message, **changes):
     """Check that all three refuse a batch, and that `solve_one` refuses its first image."""
     given = batch(**changes)
-    for run in (dd.solve, lambda **given: dd.solve_restarts(restarts=2, **given)):
+    for run in (solve, restarts):
         with pytest.raises(error, match=message):
             run(**given)
 
@@ -135,7 +150,7 @@ def test_operators_that_fail_are_named_with_the_way_to_look_closer():
         refused((TypeError, ValueError), text, operator=operator)
         refused_one((TypeError, ValueError), text, operator=operator)
     with pytest.raises(ValueError, match=r"check_operator\(operator, \(8, 8, 3\)\) looks closer"):
-        dd.solve(**batch(operator=Broken()))
+        solve(**batch(operator=Broken()))
 
 
 def test_what_a_compiled_program_cannot_take_is_refused_by_its_place():
@@ -165,30 +180,29 @@ def test_what_is_no_solver_prior_likelihood_or_problem_is_refused():
 
 
 def test_a_shared_operator_is_no_stack_and_a_stack_is_not_shared():
-    text = (
-        r"a stack of 2 operators, one per key, but the operator's .row_factor has shape \(4, 8\): leave operator_axis"
-    )
+    text = r"y, whose shape is \(2, 4, 4, 3\), but the operator's .row_factor has shape \(4, 8\): leave operator_axis"
     refused(ValueError, text, operator_axis=0)
     masks = [operators.random_inpainting(SHAPE, key, fraction=0.5) for key in KEYS]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
-    refused(ValueError, r"say operator_axis=0 to `solve`", operator=stack, y=jnp.zeros((2, *SHAPE)))
+    refused(ValueError, r"say operator_axis=0 to `Problem`", operator=stack, y=jnp.zeros((2, *SHAPE)))
     with jax.numpy_rank_promotion("raise"):
-        refused(ValueError, r"a stack of operators, one per image, with operator_axis=0", operator=stack)
+        text = r"a stack of operators, one per image, is Problem\(.*operator_axis=0"
+        refused(ValueError, text, operator=stack, y=jnp.zeros((2, *SHAPE)))
     refused(ValueError, "operator_axis must be None .* or 0 .*; got 1", operator_axis=1)
 
 
 def test_inside_other_programs_solve_points_to_solve_one():
     text = "cannot run inside jit, vmap, grad or scan; use solve_one there"
     calls = {
-        "jit": lambda: jax.jit(lambda y: dd.solve(**batch(y=y)).x)(Y),
-        "jit of constants": lambda: jax.jit(lambda: dd.solve(**batch()).x)(),
-        "vmap": lambda: jax.vmap(lambda y: dd.solve(**batch(y=y)).x)(Y[None]),
-        "vmap over keys": lambda: jax.vmap(lambda keys: dd.solve(**batch(keys=keys)).x)(KEYS[None]),
-        "grad": lambda: jax.grad(lambda s: dd.solve(**batch(sigma_y=s)).x.sum())(0.1),
+        "jit": lambda: jax.jit(lambda y: solve(**batch(y=y)).x)(Y),
+        "jit of constants": lambda: jax.jit(lambda: solve(**batch()).x)(),
+        "vmap": lambda: jax.vmap(lambda y: solve(**batch(y=y)).x)(Y[None]),
+        "vmap over keys": lambda: jax.vmap(lambda keys: solve(**batch(keys=keys)).x)(KEYS[None]),
+        "grad": lambda: jax.grad(lambda s: solve(**batch(sigma_y=s)).x.sum())(0.1),
         "grad of a value": lambda: jax.grad(
-            lambda g: dd.solve(**batch(solver=dataclasses.replace(SOLVER, step_length=Fixed(g)))).x.sum()
+            lambda g: solve(**batch(solver=dataclasses.replace(SOLVER, step_length=Fixed(g)))).x.sum()
         )(1.0),
-        "restarts": lambda: jax.jit(lambda y: dd.solve_restarts(restarts=2, **batch(y=y)).misfit)(Y),
+        "restarts": lambda: jax.jit(lambda y: restarts(**batch(y=y)).misfit)(Y),
     }
     for name, call in calls.items():
         with pytest.raises(TypeError, match=text):
@@ -199,11 +213,13 @@ def test_inside_other_programs_solve_points_to_solve_one():
 def test_starts_levels_and_keys_of_another_kind_are_refused():
     for x_init in (jnp.zeros((2, *SHAPE), complex), np.zeros((2, *SHAPE), np.uint8)):
         with pytest.raises(TypeError, match="x_init must hold real floats"):
-            dd.solve(**batch(x_init=x_init))
+            solve(**batch(x_init=x_init))
         with pytest.raises(TypeError, match="x_init must hold real floats"):
             dd.solve_one(SOLVER, PRIOR, dd.Problem(SMALL, Y[0], 0.1), KEYS[0], x_init=x_init[0])
     refused(ValueError, r"sigma_y must be one number, or one per image; got shape \(2, 1\)", sigma_y=jnp.ones((2, 1)))
-    with pytest.raises(ValueError, match=r"sigma_y must be one number; got shape \(2,\): vmap"):
+    with pytest.raises(
+        ValueError, match=r"of one image; this one has sigma_y of shape \(2,\): a batch is restored by `solve`"
+    ):
         dd.solve_one(SOLVER, PRIOR, dd.Problem(SMALL, Y[0], jnp.ones(2)), KEYS[0])
     for key in (KEYS, jax.random.key_data(KEYS[0]), 0):
         with pytest.raises(TypeError, match="key must be one typed JAX key"):
@@ -211,5 +227,20 @@ def test_starts_levels_and_keys_of_another_kind_are_refused():
     refused(TypeError, "keys must be typed JAX keys", keys=0)
 
 
+def test_one_image_is_not_a_batch_and_a_batch_not_one_image():
+    text = r"y has shape \(2, 4, 4, 3\), Separable measures \(4, 4, 3\) of one image: a batch is restored by `solve`"
+    with pytest.raises(ValueError, match=text):
+        dd.solve_one(SOLVER, PRIOR, dd.Problem(SMALL, Y, 0.1), KEYS[0])
+    masks = jax.vmap(lambda key: operators.random_inpainting(SHAPE, key, fraction=0.5))(KEYS)
+    stack = dd.Problem(masks, jnp.zeros((2, *SHAPE)), 0.1, operator_axis=0)
+    with pytest.raises(ValueError, match="this one has a stack of operators: a batch is restored by `solve`"):
+        dd.solve_one(SOLVER, PRIOR, stack, KEYS[0])
+    refused(ValueError, "y must have a leading axis of 2, .*there is solve_one", y=Y[0])
+    four = dd.image_keys(jax.random.key(0), jnp.arange(4))
+    refused(
+        ValueError, r"\(4, 4, 3\), that of one measurement by Separable: for one image use solve_one", y=Y[0], keys=four
+    )
+
+
 def test_good_calls_pass_with_numpy_arrays_and_plain_numbers():
-    assert dd.solve(**batch(y=np.zeros((2, 4, 4, 3)), sigma_y=np.float64(0.1))).finite.all()
+    assert solve(**batch(y=np.zeros((2, 4, 4, 3)), sigma_y=np.float64(0.1))).finite.all()

@@ -1,5 +1,7 @@
 """Laws that every operator and every solver obeys. The lists come from the package: a missing example fails."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from weights import normal_like
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
 from ddiff_jax.checkpoint import abstract_params
-from ddiff_jax.operators import OPERATORS, LinearOperator
+from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
 
 GRADIENT = 1e-5  # relative; float64 against a central difference
@@ -90,12 +92,25 @@ def relative(a, b):
 @both_types
 def test_operator_is_finite_and_keeps_its_type_and_shape(name, shape, dtype, x64):
     operator = build(name, shape)
+    assert type(operator) is OPERATOR_TYPES[name]
     x = draw(0, shape, dtype)
     y = jax.jit(operator.forward)(x)
     assert jnp.isfinite(y).all()
     assert jnp.finfo(y.dtype).dtype == dtype
     abstract = jax.eval_shape(operator.forward, x)
     assert (abstract.shape, abstract.dtype) == (y.shape, y.dtype)
+
+
+def test_the_tables_beside_the_operators_name_them_all():
+    assert OPERATOR_TYPES.keys() == OPERATORS.keys()
+    linear = [name for name, made in OPERATOR_TYPES.items() if issubclass(made, LinearOperator)]
+    # What is called a kind of another linear operator makes up what that one is given.
+    assert GIVEN_FORMS == {name: given for name in linear for given in linear if name.endswith(f"_{given}")}
+    for given in GIVEN_FORMS.values():
+        arguments = inspect.signature(OPERATORS[given]).parameters.values()
+        arrays = [p.name for p in arguments if p.default is inspect.Parameter.empty and p.name != "shape"]
+        assert arrays in (["mask"], ["kernel"], ["angles"]), given
+    assert operators.serving("svd", "prox") == [name for name in OPERATORS if hasattr(OPERATOR_TYPES[name], "svd")]
 
 
 @every_case
@@ -170,7 +185,7 @@ def refused(solver, prior, physics, y, keys):
         return False
     needs = " and ".join(solver.needs)
     for call in (
-        lambda: dd.solve(solver, prior, physics, y, 0.05, keys),
+        lambda: dd.solve(solver, prior, dd.Problem(physics, y, 0.05), keys),
         lambda: dd.solve_one(solver, prior, dd.Problem(physics, y[0], 0.05), keys[0]),
     ):
         with pytest.raises(ValueError, match=f"needs the operator's {needs}, which .* serve it: super_res"):
@@ -214,10 +229,10 @@ def test_solver_does_not_mix_images(name, physics):
     solver, prior, y, keys = solver_case(name, physics)
     if refused(solver, prior, physics, y, keys):
         return
-    clean = dd.solve(solver, prior, physics, y, 0.05, keys)
-    flipped = dd.solve(solver, prior, physics, y[::-1], 0.05, keys[::-1])
+    clean = dd.solve(solver, prior, dd.Problem(physics, y, 0.05), keys)
+    flipped = dd.solve(solver, prior, dd.Problem(physics, y[::-1], 0.05), keys[::-1])
     np.testing.assert_array_equal(flipped.x[::-1], clean.x)
-    poisoned = dd.solve(solver, prior, physics, y.at[1].set(jnp.nan), 0.05, keys)
+    poisoned = dd.solve(solver, prior, dd.Problem(physics, y.at[1].set(jnp.nan), 0.05), keys)
     np.testing.assert_array_equal(poisoned.finite, [True, False, True, True])
     for i in (0, 2, 3):
         np.testing.assert_array_equal(poisoned.x[i], clean.x[i])

@@ -79,10 +79,10 @@ def test_solve_takes_the_noise_model_and_equals_solve_one():
     noise = dd.Poisson(30.0)
     y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.2, key, noise))(x, keys)
     solver, prior = DDiff(Fixed(20.0), num_steps=8), gaussian_prior(SHAPE)
-    counted = dd.solve(solver, prior, operator, y, 0.2, keys, likelihood=noise)
+    counted = dd.solve(solver, prior, dd.Problem(operator, y, 0.2, noise), keys)
     one = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y[1], 0.2, noise), keys[1])
     np.testing.assert_allclose(counted.x[1], one.x, atol=1e-5)
-    gaussian = dd.solve(solver, prior, operator, y, 0.2, keys)
+    gaussian = dd.solve(solver, prior, dd.Problem(operator, y, 0.2), keys)
     assert float(jnp.max(jnp.abs(gaussian.x - counted.x))) > 1e-3
 
 

@@ -11,6 +11,7 @@ import pytest
 from weights import lpips_images, lpips_tensors, write_legacy, write_lpips_ckpt, write_state_dict
 
 import convert_weights
+import ddiff_jax as dd
 from convert_weights import lpips as source
 from convert_weights import mapping
 from ddiff_jax import checkpoint, cli, metrics, operators
@@ -49,15 +50,19 @@ def test_measure_reports_the_networks_it_is_given(golden):
     x, truth = lpips_images()
     wide = operators.gaussian_blur((64, 80, 3), size=3, std=1.0)
     distance = build("alex")
-    found = metrics.measure(wide, x, truth, 0.1, truth, lpips={"alex": distance})
+    found = metrics.measure(dd.Problem(wide, jnp.asarray(truth), 0.1), x, truth, lpips={"alex": distance})
     np.testing.assert_allclose(found["lpips_alex"], recorded, atol=PARITY, rtol=0)
     assert "lpips_vgg" not in found
-    same = metrics.measure(wide, truth, truth, 0.1, truth, lpips={"alex": distance})["lpips_alex"]
+    same = metrics.measure(dd.Problem(wide, jnp.asarray(truth), 0.1), truth, truth, lpips={"alex": distance})[
+        "lpips_alex"
+    ]
     np.testing.assert_allclose(same, 0, atol=1e-9)
     x, truth = x[:1], truth[:1]
     small = operators.gaussian_blur((30, 30, 3), size=3, std=1.0)
     x, truth = x[:, :30, :30], truth[:, :30, :30]
-    assert "lpips_alex" not in metrics.measure(small, x, truth, 0.1, truth, lpips={"alex": distance})
+    assert "lpips_alex" not in metrics.measure(
+        dd.Problem(small, jnp.asarray(truth), 0.1), x, truth, lpips={"alex": distance}
+    )
 
 
 @pytest.mark.parametrize("backbone", metrics.BACKBONES)

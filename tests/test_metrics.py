@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import ddiff_jax as dd
 from ddiff_jax import metrics, operators
 
 ATOL = 1e-5  # float32 against scikit-image's float64
@@ -81,10 +82,12 @@ def test_the_misfit_is_that_of_the_problem():
     x, truth = pair()
     operator, mask = masked()
     y = (truth * mask[..., None] + 7.0 * (1 - mask[..., None])).astype(np.float32)  # rubbish in the hole
-    got = metrics.measure(operator, x[None], y[None], 0.05)["misfit"]
+    got = metrics.measure(dd.Problem(operator, jnp.asarray(y[None]), 0.05), x[None])["misfit"]
     np.testing.assert_allclose(got, np.mean((x - truth)[mask > 0] ** 2), rtol=1e-5)
     everything = operators.gaussian_blur((32, 32, 3), size=1, std=1.0)  # changes nothing, and knows of no hole
-    got = metrics.measure(everything, x[None], y[None], 0.05, observed=mask[..., None] > 0)["misfit"]
+    got = metrics.measure(
+        dd.Problem(everything, jnp.asarray(y[None]), 0.05, observed=jnp.asarray(mask[..., None] > 0)), x[None]
+    )["misfit"]
     np.testing.assert_allclose(got, np.mean((x - truth)[mask > 0] ** 2), rtol=1e-5)
 
 
@@ -94,7 +97,7 @@ def test_the_excess_of_the_truth_is_zero_on_average_for_real_and_complex_measure
         clean = operator.forward(jnp.asarray(truth))
         parts = 0.1 * np.random.default_rng(1).standard_normal((2, *clean.shape)).astype(np.float32)
         y = clean + (parts[0] + 1j * parts[1] if jnp.iscomplexobj(clean) else parts[0])
-        excess = metrics.measure(operator, truth[None], np.asarray(y)[None], 0.1)["misfit_excess"][0]
+        excess = metrics.measure(dd.Problem(operator, jnp.asarray(y)[None], 0.1), truth[None])["misfit_excess"][0]
         # 64 * 64 * 3 / 4 or more independent squares of variance 2 sigma^4: five standard errors.
         assert abs(excess) < 5 * np.sqrt(2 / (64 * 64 * 3 / 4)) * 0.1**2
 
@@ -104,7 +107,7 @@ def test_a_batch_gives_what_its_images_give_alone_and_neighbours_do_not_matter()
     x, truth = (np.stack(v) for v in zip(*pairs, strict=True))
     operator, _ = masked()
     y = np.stack([np.asarray(operator.forward(jnp.asarray(t))) for t in truth])
-    together = metrics.measure(operator, x, y, 0.05, truth)
+    together = metrics.measure(dd.Problem(operator, jnp.asarray(y), 0.05), x, truth)
     assert set(together) == {name for name in metrics.METRICS if not name.startswith("lpips")}
     for i, (x_i, truth_i) in enumerate(pairs):
         for name in ("psnr", "ssim"):
@@ -112,7 +115,7 @@ def test_a_batch_gives_what_its_images_give_alone_and_neighbours_do_not_matter()
                 alone = oracle(x_i, truth_i, name, protocol)
                 assert together[f"{name}_{protocol}"][i] == pytest.approx(alone, abs=ATOL)
     x[1] = np.nan
-    poisoned = metrics.measure(operator, x, y, 0.05, truth)
+    poisoned = metrics.measure(dd.Problem(operator, jnp.asarray(y), 0.05), x, truth)
     for name, values in poisoned.items():
         np.testing.assert_array_equal(values[[0, 2]], together[name][[0, 2]])
         assert np.isnan(values[1])
@@ -122,10 +125,13 @@ def test_without_truth_or_room_for_a_window_less_is_measured():
     x, truth = pair(8)
     operator = operators.gaussian_blur((8, 8, 3), size=3, std=1.0)
     y = np.asarray(operator.forward(jnp.asarray(truth)))
-    assert set(metrics.measure(operator, x[None], y[None], 0.05)) == {"misfit", "misfit_excess"}
-    small = metrics.measure(operator, x[None], y[None], 0.05, truth[None])
+    assert set(metrics.measure(dd.Problem(operator, jnp.asarray(y[None]), 0.05), x[None])) == {
+        "misfit",
+        "misfit_excess",
+    }
+    small = metrics.measure(dd.Problem(operator, jnp.asarray(y[None]), 0.05), x[None], truth[None])
     assert "ssim_paper" in small
     assert "ssim_standard" not in small
     network = metrics.Perceptual({}, None)
     with pytest.raises(ValueError, match="backbones alex, vgg; got squeeze"):
-        metrics.measure(operator, x[None], y[None], 0.05, lpips={"squeeze": network})
+        metrics.measure(dd.Problem(operator, jnp.asarray(y[None]), 0.05), x[None], lpips={"squeeze": network})

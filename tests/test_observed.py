@@ -69,11 +69,8 @@ def test_what_hidden_entries_hold_changes_no_bit(physics, name, likelihood):
     seen = operators.observed_entries(operator, y.shape) if extra is None else extra
     assert seen is not None and 0 < seen.mean() < 1
     keys = jnp.stack([jax.random.key(3)] * len(HIDDEN))
-    solution = dd.solve(
-        *(SOLVERS[name], gaussian_prior(SHAPE), operator, filled(y, seen), 0.1, keys),
-        likelihood=likelihood,
-        observed=extra,
-    )
+    problem = dd.Problem(operator, filled(y, seen), 0.1, likelihood or dd.Gaussian(), extra)
+    solution = dd.solve(SOLVERS[name], gaussian_prior(SHAPE), problem, keys)
     assert solution.finite.all()
     for i, what in enumerate(HIDDEN):
         np.testing.assert_array_equal(solution.x[i], solution.x[0], err_msg=what)
@@ -126,8 +123,9 @@ def test_zeros_where_nothing_was_observed_stop_at_the_noise(physics):
     y = jnp.where(operator.observed()[None], y, 0)
     keys = dd.image_keys(jax.random.key(3), jnp.arange(2))
     solver = solvers.DDiff(num_steps=20, output="x")
-    solution = dd.solve(solver, gaussian_prior(shape, var=1.0), operator, y, sigma_y, keys)
-    chi_square = metrics.measure(operator, solution.x, y, sigma_y)["misfit"] / sigma_y**2
+    problem = dd.Problem(operator, y, sigma_y)
+    solution = dd.solve(solver, gaussian_prior(shape, var=1.0), problem, keys)
+    chi_square = metrics.measure(problem, solution.x)["misfit"] / sigma_y**2
     np.testing.assert_allclose(chi_square, 1, atol=0.05)
 
 
@@ -145,7 +143,7 @@ def test_entries_that_a_user_hides_are_hidden_from_every_kind_of_data_step():
         with pytest.raises(ValueError, match="needs the operator's svd, which LinearMasked does not have"):
             dd.solve_one(SOLVERS[name], prior, dd.Problem(operator, y, 0.1, observed=seen), key)
         with pytest.raises(ValueError, match="needs the operator's svd, which LinearMasked does not have"):
-            dd.solve(SOLVERS[name], prior, operator, y[None], 0.1, key[None], observed=seen)
+            dd.solve(SOLVERS[name], prior, dd.Problem(operator, y[None], 0.1, observed=seen), key[None])
 
 
 def test_every_image_may_have_its_own_holes():
@@ -154,9 +152,10 @@ def test_every_image_may_have_its_own_holes():
     keys = dd.image_keys(jax.random.key(5), jnp.arange(3))
     y = jax.random.normal(jax.random.key(6), (3, 4, 4, 3))
     solver, prior = SOLVERS["diffpir"], gaussian_prior(SHAPE)
-    together = dd.solve(solver, prior, operator, y, 0.1, keys, observed=seen)
+    problem = dd.Problem(operator, y, 0.1, observed=seen)
+    together = dd.solve(solver, prior, problem, keys)
     mesh = jax.make_mesh((1,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = dd.solve(solver, prior, operator, y, 0.1, keys, observed=seen, mesh=mesh)
+    spread = dd.solve(solver, prior, problem, keys, mesh=mesh)
     np.testing.assert_allclose(spread.x, together.x, atol=PROGRAMS)
     solve_one = jax.jit(dd.solve_one)
     for i in range(3):
@@ -169,9 +168,8 @@ def test_restarts_choose_by_what_was_observed():
     operator, seen = build("dead pixels")
     y = operator.forward(jax.random.uniform(jax.random.key(1), SHAPE))
     keys = jnp.stack([jax.random.key(3)] * len(HIDDEN))
-    found = dd.solve_restarts(
-        *(SOLVERS["ddiff"], gaussian_prior(SHAPE), operator, filled(y, seen), 0.1, keys), restarts=2, observed=seen
-    )
+    problem = dd.Problem(operator, filled(y, seen), 0.1, observed=seen)
+    found = dd.solve_restarts(SOLVERS["ddiff"], gaussian_prior(SHAPE), problem, keys, restarts=2)
     for i in range(len(HIDDEN)):
         np.testing.assert_array_equal(found.misfit[i], found.misfit[0])
         np.testing.assert_array_equal(found.solution.x[i], found.solution.x[0])
@@ -196,10 +194,11 @@ def test_fields_called_mask_or_outer_mean_nothing(tmp_path):
     x = jax.random.uniform(jax.random.key(1), (2, *SHAPE))
     y = jax.vmap(operator.forward)(x)
     keys = dd.image_keys(jax.random.key(2), jnp.arange(2))
-    solution = dd.solve(SOLVERS["ddiff to the noise"], gaussian_prior(SHAPE), operator, y, 0.1, keys)
+    problem = dd.Problem(operator, y, 0.1)
+    solution = dd.solve(SOLVERS["ddiff to the noise"], gaussian_prior(SHAPE), problem, keys)
     measured = np.asarray(jax.vmap(operator.forward)(solution.x))
     want = np.mean((measured - np.asarray(y)) ** 2, axis=(1, 2))
-    np.testing.assert_allclose(metrics.measure(operator, solution.x, y, 0.1, x)["misfit"], want, rtol=1e-4)
+    np.testing.assert_allclose(metrics.measure(problem, solution.x, x)["misfit"], want, rtol=1e-4)
     path = tmp_path / "x.png"
     items = [batches.Item(Job(path, "x", "", tmp_path), keys[i], operator, y[i], 0.1, None, [], "") for i in range(2)]
     batch = batches.Batch(0, 0, items, operator, None, y, jnp.full(2, 0.1), keys)
@@ -271,9 +270,9 @@ class FieldInstead:
         ),
         (
             lambda y: dd.solve(
-                *(SOLVERS["ddiff"], gaussian_prior(SHAPE), Claims(jnp.ones(SHAPE, bool)), y[None], 0.1),
+                *(SOLVERS["ddiff"], gaussian_prior(SHAPE)),
+                dd.Problem(Claims(jnp.ones(SHAPE, bool)), y[None], 0.1, observed=jnp.zeros(SHAPE, bool)),
                 jax.random.key(0)[None],
-                observed=jnp.zeros(SHAPE, bool),
             ),
             ValueError,
             r"hides everything of images \[0\]; true means observed",

@@ -231,9 +231,9 @@ def test_images_have_any_rank(shape):
     y = jax.vmap(operator.forward)(x)
     keys = dd.image_keys(jax.random.key(1), jnp.arange(3))
     for name in ("ddiff", "dps", "diffpir"):
-        solution = dd.solve(SOLVER_EXAMPLES[name](5), prior, operator, y, 0.05, keys)
+        solution = dd.solve(SOLVER_EXAMPLES[name](5), prior, dd.Problem(operator, y, 0.05), keys)
         assert solution.x.shape == x.shape and bool(solution.finite.all())
-    scores = metrics.measure(operator, solution.x, y, 0.05, x)
+    scores = metrics.measure(dd.Problem(operator, y, 0.05), solution.x, x)
     assert scores["psnr_standard"].shape == (3,)
 
 
@@ -320,7 +320,7 @@ def test_a_latent_prior_restores_pictures():
     x = 0.5 * jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
     y, keys = jax.vmap(operator.forward)(x), dd.image_keys(jax.random.key(2), jnp.arange(2))
     solver = SOLVER_EXAMPLES["ddiff"](8)
-    solution = dd.solve(solver, prior, operator, y, 0.05, keys)
+    solution = dd.solve(solver, prior, dd.Problem(operator, y, 0.05), keys)
     assert solution.x.shape == (2, 4, 4, 1)
     one = dd.solve_one(solver, prior, dd.Problem(operator, y[1], 0.05), keys[1])
     np.testing.assert_allclose(solution.x[1], one.x, atol=1e-5)
@@ -419,6 +419,6 @@ def test_the_packaged_network_restores_alike_in_every_parameterisation(optimised
     )
     found = {}
     for kind in KINDS:
-        x = dd.solve(DDiff(num_steps=50), packaged_as(kind), operator, y, 0.05, keys).x[0]
+        x = dd.solve(DDiff(num_steps=50), packaged_as(kind), dd.Problem(operator, y, 0.05), keys).x[0]
         found[kind] = float(metrics.psnr(x, truth, protocol="standard"))
     assert max(found.values()) - min(found.values()) < 0.01, found

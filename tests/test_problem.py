@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import gaussian_prior
 
 import ddiff_jax as dd
-from ddiff_jax import operators
+from ddiff_jax import operators, solvers
 
 SHAPE = (8, 6, 3)
 
@@ -68,3 +69,69 @@ def test_bad_noise_levels_are_refused(sigma_y):
         dd.Problem(operator, jnp.zeros((4, 4, 3)), sigma_y)
     with pytest.raises(ValueError, match="finite and at least 0"):
         dd.simulate(operator, jnp.zeros((8, 8, 3)), sigma_y, jax.random.key(0))
+
+
+def problems():
+    """Three problems of one image, each with its own mask, noise level and noise model."""
+    keys = dd.image_keys(jax.random.key(3), jnp.arange(3))
+    masks = [operators.random_inpainting(SHAPE, key, fraction=0.4) for key in keys]
+    y = jax.random.normal(jax.random.key(1), (3, *SHAPE))
+    return [dd.Problem(masks[i], y[i], 0.1 * (i + 1), dd.Poisson(20.0 + i)) for i in range(3)], masks, y, keys
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def test_a_batch_is_written_or_stacked_and_every_image_gets_what_is_its_own():
+    alone, masks, y, _ = problems()
+    x = jax.random.normal(jax.random.key(2), (3, *SHAPE))
+    seen = jax.random.bernoulli(jax.random.key(4), 0.7, (3, *SHAPE[:2], 1))
+    levels = jnp.asarray([0.1, 0.2, 0.3])
+    batches = {
+        "stacked by tree.map": stacked(alone),
+        "stacked by vmap": jax.vmap(lambda mask, y, s, p: dd.Problem(mask, y, s, dd.Poisson(p)))(
+            stacked(masks), y, levels, jnp.asarray([20.0, 21.0, 22.0])
+        ),
+    }
+    for name, batch in batches.items():
+        got = batch.map(dd.Problem.nll, x)
+        np.testing.assert_allclose(got, [p.nll(x[i]) for i, p in enumerate(alone)], rtol=1e-5, err_msg=name)
+    alone = [dd.Problem(masks[i], y[i], levels[i], observed=seen[i]) for i in range(3)]
+    shared = [dd.Problem(masks[0], y[i], 0.1, observed=seen[i]) for i in range(3)]
+    pairs = {
+        "a stack": (dd.Problem(stacked(masks), y, levels, observed=seen, operator_axis=0), alone),
+        "vmap": (jax.vmap(lambda m, y, s, o: dd.Problem(m, y, s, observed=o))(stacked(masks), y, levels, seen), alone),
+        "shared": (dd.Problem(masks[0], y, 0.1, observed=seen), shared),
+        "one mask for all": (dd.Problem(masks[0], y, 0.1, observed=seen[0]), [
+            dd.Problem(masks[0], y[i], 0.1, observed=seen[0]) for i in range(3)
+        ]),
+    }  # fmt: skip
+    for name, (batch, images) in pairs.items():
+        for method in (dd.Problem.nll, dd.Problem.misfit):
+            want = [method(problem, x[i]) for i, problem in enumerate(images)]
+            np.testing.assert_allclose(batch.map(method, x), want, rtol=1e-5, err_msg=name)
+        rows, build = batch.split()
+        for i, problem in enumerate(images):
+            one = build([row[i] for row in rows])
+            assert jax.tree.structure(one) == jax.tree.structure(problem), name
+            np.testing.assert_array_equal(one.y, problem.y, err_msg=name)
+
+
+def test_stacked_problems_solve_like_a_batch_that_is_written():
+    _, masks, y, keys = problems()
+    solver, prior = solvers.DDiff(solvers.Fixed(20.0), num_steps=3), gaussian_prior(SHAPE)
+    written = dd.Problem(stacked(masks), y, jnp.full(3, 0.1), operator_axis=0)
+    want = dd.solve(solver, prior, written, keys).x
+    for batch in (
+        jax.vmap(lambda mask, y: dd.Problem(mask, y, 0.1))(stacked(masks), y),
+        stacked([dd.Problem(mask, y[i], 0.1) for i, mask in enumerate(masks)]),
+    ):
+        np.testing.assert_array_equal(dd.solve(solver, prior, batch, keys).x, want)
+
+
+def test_a_stack_of_operators_without_arrays_is_one_operator():
+    y = jnp.zeros((2, *SHAPE))
+    operator = operators.from_function(lambda x: x**2, SHAPE)
+    problem = dd.Problem(operator, y, 0.1, observed=y[0] == 0, operator_axis=0)
+    assert problem.map(dd.Problem.misfit, y + 0.5).shape == (2,)

@@ -25,9 +25,8 @@ def batch():
 def run(batch, restarts, y=None, **kwargs):
     masks, measured, keys = batch
     y = measured if y is None else y
-    return dd.solve_restarts(
-        SOLVER, gaussian_prior(SHAPE), masks, y, 0.05, keys, restarts=restarts, operator_axis=0, **kwargs
-    )
+    problem = dd.Problem(masks, y, 0.05, operator_axis=0)
+    return dd.solve_restarts(SOLVER, gaussian_prior(SHAPE), problem, keys, restarts=restarts, **kwargs)
 
 
 def test_the_restart_of_least_misfit_is_chosen(batch):
@@ -47,7 +46,7 @@ def test_the_restart_of_least_misfit_is_chosen(batch):
 
 def test_the_first_restart_is_the_run_without_restarts_and_more_change_none(batch):
     masks, y, keys = batch
-    plain = dd.solve(SOLVER, gaussian_prior(SHAPE), masks, y, 0.05, keys, operator_axis=0)
+    plain = dd.solve(SOLVER, gaussian_prior(SHAPE), dd.Problem(masks, y, 0.05, operator_axis=0), keys)
     np.testing.assert_allclose(run(batch, 2).x[:, 0], plain.x, atol=1e-5)
     np.testing.assert_allclose(run(batch, 4).x[:, :2], run(batch, 2).x, atol=1e-5)
 

@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 
 import ddiff_jax as dd
 from ddiff_jax.cli import main
-from ddiff_jax.devices import out_of_memory
 from ddiff_jax.drawing import tile
+from ddiff_jax.restoration.machine import out_of_memory
 from ddiff_jax.solvers.sampling import Sampler, without_data
 
 SHAPE = (4, 4, 2)
@@ -24,7 +24,7 @@ ORACLE = 1e-5  # relative; float32 against float64
 
 def draw(sampler, keys, clip=False, **arguments):
     prior = gaussian_prior(SHAPE, MEAN, VAR, clip=clip)
-    return dd.solve(sampler, prior, *without_data(prior, keys), keys, num_chunks=1, **arguments)
+    return dd.solve(sampler, prior, without_data(prior, keys), keys, num_chunks=1, **arguments)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])

@@ -15,6 +15,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 import ddiff_jax as dd
 from ddiff_jax.solvers import DDiff, Fixed
 
+P = jax.sharding.PartitionSpec
 shape = (8, 8, 3)
 prior = dd.GaussianPrior(0.0, 0.25, dd.linear_schedule(), shape, clip=True)
 keys = dd.image_keys(jax.random.key(0), jnp.arange(8))
@@ -22,13 +23,14 @@ masks = jax.vmap(lambda key: dd.operators.random_inpainting(shape, key, fraction
 y = jax.random.normal(jax.random.key(1), (8, *shape))
 solver = DDiff(Fixed(20.0), num_steps=10)
 mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-run = lambda **kwargs: dd.solve(solver, prior, masks, y, 0.05, keys, operator_axis=0, **kwargs)
+problem = dd.Problem(masks, y, 0.05, operator_axis=0)
+run = lambda **kwargs: dd.solve(solver, prior, problem, keys, **kwargs)
 one, four = run(), run(mesh=mesh)
 assert len(four.x.sharding.device_set) == 4, four.x.sharding
 np.testing.assert_allclose(np.asarray(four.x), np.asarray(one.x), atol=1e-5)
 try:
     six = jax.tree.map(lambda mask: mask[:6], masks)
-    dd.solve(solver, prior, six, y[:6], 0.05, keys[:6], operator_axis=0, mesh=mesh)
+    dd.solve(solver, prior, dd.Problem(six, y[:6], 0.05, operator_axis=0), keys[:6], mesh=mesh)
 except ValueError as error:
     assert "cannot be spread evenly over 4 devices" in str(error)
 else:
@@ -41,10 +43,21 @@ np.testing.assert_allclose(np.asarray(there.x), np.asarray(one.x), atol=1e-5)
 assert len(there.x.sharding.device_set) == 4 and jnp.mean(there.x - y) < 1  # computes with arrays that lie elsewhere
 spread = jax.device_put(y, jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec("batch")))
 with jax.set_mesh(explicit):
-    there = dd.solve(solver, prior, masks, spread, 0.05, keys, operator_axis=0, mesh=explicit)
+    there = dd.solve(solver, prior, dd.Problem(masks, spread, 0.05, operator_axis=0), keys, mesh=explicit)
     assert jnp.mean(there.x - spread) < 1  # lies where y does
 np.testing.assert_allclose(np.asarray(there.x), np.asarray(one.x), atol=1e-5)
-best = dd.solve_restarts(solver, prior, masks, y, 0.05, keys, operator_axis=0, restarts=2, mesh=explicit)
+for spec in (P(), P("other"), P(None, "batch")):  # without mesh= the images are spread over the mesh that y lies on
+    lying = jax.device_put(y, jax.sharding.NamedSharding(explicit, spec))
+    there = dd.solve(solver, prior, dd.Problem(masks, lying, 0.05, operator_axis=0), keys)
+    assert there.x.sharding.spec == P("batch"), there.x.sharding
+    np.testing.assert_allclose(np.asarray(there.x), np.asarray(one.x), atol=1e-5)
+try:
+    dd.solve_restarts(solver, prior, dd.Problem(masks, spread, 0.05, operator_axis=0), keys, restarts=2)
+except ValueError as error:
+    assert "give y as it was before it was spread" in str(error)
+else:
+    raise SystemExit("restarts took what they cannot repeat")
+best = dd.solve_restarts(solver, prior, problem, keys, restarts=2, mesh=explicit)
 np.testing.assert_allclose(np.asarray(best.x[:, 0]), np.asarray(one.x), atol=1e-5)
 print("same numbers")
 """

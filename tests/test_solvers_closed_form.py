@@ -131,7 +131,7 @@ def test_dps_samples_are_too_sure_of_what_they_saw():
 def test_sampling_draws_from_the_prior(eta):
     prior = gaussian_prior(SHAPE, MEAN, VAR, clip=False)
     keys = dd.image_keys(jax.random.key(0), jnp.arange(SAMPLES))
-    x = np.asarray(dd.solve(Sampler(eta=eta, num_steps=200), prior, *without_data(prior, keys), keys).x)
+    x = np.asarray(dd.solve(Sampler(eta=eta, num_steps=200), prior, without_data(prior, keys), keys).x)
     assert abs(x.mean() - MEAN) < ERRORS * math.sqrt(VAR / x.size)
     # 200 steps: both samplers lose up to 2% of the spread.
     assert abs(x.std() / math.sqrt(VAR) - 1) < ERRORS / math.sqrt(2 * x.size) + 0.02

@@ -278,7 +278,7 @@ def test_operators_and_noise_models_that_do_not_serve_are_refused(solver):
         dd.solve_one(solver, prior, dd.Problem(operator, y, 0.1, dd.Poisson(30.0)), jax.random.key(0))
     keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
     with pytest.raises(ValueError, match="assumes Gaussian noise"):
-        dd.solve(solver, prior, operator, y[None], 0.1, keys, likelihood=dd.Poisson(30.0))
+        dd.solve(solver, prior, dd.Problem(operator, y[None], 0.1, dd.Poisson(30.0)), keys)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_measurement_in_float64_is_solved_in_float64(name, x64):
         jnp.asarray(a.reshape(1, *shape)) for a, shape in ((x_init, SHAPE), (tape, (STEPS, 4, *SHAPE)), (y, (4, 4, 2)))
     )
     keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
-    solution = dd.solve(make(), prior, operator, measured, SIGMA, keys, noise=images, x_init=start)
+    solution = dd.solve(make(), prior, dd.Problem(operator, measured, SIGMA), keys, noise=images, x_init=start)
     assert {leaf.dtype for leaf in jax.tree.leaves((solution.x, solution.info))} == {jnp.dtype(jnp.float64)}
     want = loop(Model(matrix, y, SIGMA, MEAN, VAR), x_init, tape)
     assert np.linalg.norm(np.asarray(solution.x).ravel() - want) < FLOAT64 * np.linalg.norm(want)

@@ -21,12 +21,11 @@ from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.devices import out_of_memory
 from ddiff_jax.drawing import tile
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.jobs import prepare
-from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, versions
+from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.run import CHUNKS
 from ddiff_jax.restoration.settings import check_label
 from ddiff_jax.solvers.base import count_steps
@@ -145,7 +144,7 @@ class _Sampling:
         keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
         problem, mesh = without_data(self.prior, keys), image_mesh(self.size)
         with out_of_memory(self.size):
-            solution = solve(self.sampler, self.prior, *problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
+            solution = solve(self.sampler, self.prior, problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
             solution = jax.device_get(solution)
         self.seconds["run"] += time.monotonic() - started
         return solution

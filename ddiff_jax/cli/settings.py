@@ -12,8 +12,8 @@ from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
 from ddiff_jax.config import Task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
-from ddiff_jax.operators import OPERATORS
-from ddiff_jax.restoration.parameters import REQUIRED, given_form, operator_parameters, scalar_type
+from ddiff_jax.operators import GIVEN_FORMS, OPERATORS
+from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type
 from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
@@ -196,7 +196,7 @@ def _operator_flags(task: Task) -> dict[str, Flag]:
         "sigma": Flag("sigma", float | Literal["auto"], task.sigma_y, level),
         "photons": Flag("photons", float, task.photons, count),
     }
-    given = given_form(task.operator)
+    given = GIVEN_FORMS.get(task.operator)
     for operator in (task.operator, given) if given else (task.operator,):
         texts = argument_help(OPERATORS[operator])
         for name, (kind, default) in operator_parameters(operator).items():

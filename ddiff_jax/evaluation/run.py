@@ -14,7 +14,6 @@ import numpy as np
 from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import load_prior, read_card
-from ddiff_jax.devices import OutOfMemory, out_of_memory
 from ddiff_jax.evaluation import tables
 from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
@@ -25,7 +24,7 @@ from ddiff_jax.noise import restart_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.batches import Batch, batches
 from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
-from ddiff_jax.restoration.machine import choose_batch_size, image_mesh, versions
+from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint, finite
 from ddiff_jax.restoration.results import is_picture
@@ -250,19 +249,13 @@ class _Run:
 
         with out_of_memory(len(batch.y)):
             solution = solve(
-                *(settings.solver, self.prior, batch.operator, batch.y, batch.sigma_y, keys),
-                likelihood=settings.likelihood,
-                operator_axis=batch.operator_axis,
+                *(settings.solver, self.prior, batch.problem(settings.likelihood), keys),
                 num_chunks=FRAMES if wants_strip else 1,
                 on_chunk=on_chunk,
                 mesh=image_mesh(len(batch.y)),
             )
             solution = jax.device_get(solution)
-            scores = measure(
-                *(batch.operator, solution.x, batch.y, batch.sigma_y, batch.truths),
-                lpips=self.lpips,
-                operator_axis=batch.operator_axis,
-            )
+            scores = measure(batch.problem(settings.likelihood), solution.x, batch.truths, lpips=self.lpips)
         return _Solved(solution, scores, seconds / len(batch.y), frames)
 
     def _keep(self, cell: Cell, batch: Batch, run: int, solved: _Solved) -> None:

@@ -5,18 +5,16 @@ What is computed here says what it is: `Problem.misfit`, the mean squared misfit
 much it exceeds sigma_y^2, which is what the noise alone leaves of the true image.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from ddiff_jax.metrics._fidelity import PROTOCOLS, WINDOW, psnr, ssim
 from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual
-from ddiff_jax.operators.base import Operator, as_observed
 from ddiff_jax.problem import Problem
 
 Scores = dict[str, Float[Array, "..."]]
@@ -30,9 +28,7 @@ METRICS: dict[str, bool | None] = {
 }
 
 
-def _one(
-    operator: Operator, x: Any, y: Any, sigma_y: Any, observed: Any, truth: Any, lpips: Mapping[str, Perceptual]
-) -> Scores:
+def _one(problem: Problem, x: Any, truth: Any, lpips: Mapping[str, Perceptual]) -> Scores:
     scores: Scores = {}
     if truth is not None:
         is_picture = truth.ndim == 3
@@ -43,42 +39,30 @@ def _one(
         for backbone, distance in lpips.items():
             if is_picture and min(truth.shape[:2]) >= distance.module.min_side:
                 scores[f"lpips_{backbone}"] = distance(x, truth)
-    problem = Problem(operator, y, sigma_y, observed=observed)
     scores["misfit"] = problem.misfit(x)
     scores["misfit_excess"] = scores["misfit"] - problem.sigma_y**2
     return scores
 
 
-@functools.partial(jax.jit, static_argnames="operator_axis")
-def _measure(
-    operator: Operator, x: Any, y: Any, sigma_y: Any, observed: Any, truth: Any, lpips: Any, operator_axis: int | None
-) -> Scores:
-    of_images = (0 if value is not None and value.ndim else None for value in (sigma_y, observed, truth))
-    return jax.vmap(_one, (operator_axis, 0, 0, *of_images, None))(operator, x, y, sigma_y, observed, truth, lpips)
+@jax.jit
+def _measure(problem: Problem, x: Any, truth: Any, lpips: Any) -> Scores:
+    return problem.map(lambda problem, x, truth: _one(problem, x, truth, lpips), x, truth)
 
 
 def measure(
-    operator: Operator,
+    problem: Problem,
     x: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."],
-    y: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."],
-    sigma_y: float | Shaped[Array, " N"] | Shaped[np.ndarray, " N"],
     truth: Shaped[Array, "N ..."] | Shaped[np.ndarray, "N ..."] | None = None,
     *,
     lpips: Mapping[str, Perceptual] | None = None,
-    operator_axis: int | None = None,
-    observed: Bool[Array, "..."] | Bool[np.ndarray, "..."] | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure a batch of restorations.
 
     Args:
-        operator: one for all images, or a stack of them (`operator_axis=0`).
+        problem: the batch that was restored, as `solve` took it.
         x: restored images as the solver returned them, not clipped.
-        y: measurements.
-        sigma_y: noise standard deviation, one for all or one each.
         truth: clean images; without them only the misfit can be measured.
         lpips: distances by the name of their backbone, "alex" or "vgg".
-        operator_axis: as in `solve`.
-        observed: as in `solve`.
 
     Returns:
         Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of signals,
@@ -94,10 +78,8 @@ def measure(
         raise ValueError(f"LPIPS has the backbones {', '.join(BACKBONES)}; got {', '.join(unknown)}")
     if truth is not None and np.shape(truth) != np.shape(x):
         raise ValueError(f"restored and clean images must have one shape; got {np.shape(x)} and {np.shape(truth)}")
-    if np.shape(y)[:1] != np.shape(x)[:1]:
-        raise ValueError(f"there must be one measurement per image; got {np.shape(y)[:1]} and {np.shape(x)[:1]}")
-    sigma_y = jnp.asarray(sigma_y, jnp.float32)
-    y = jnp.asarray(y)
-    observed = None if observed is None else as_observed(observed, y.shape)
-    scores = _measure(operator, jnp.asarray(x), y, sigma_y, observed, truth, lpips, operator_axis)
-    return jax.device_get(scores)
+    if np.shape(problem.y)[:1] != np.shape(x)[:1]:
+        raise ValueError(
+            f"there must be one measurement per image; got {np.shape(problem.y)[:1]} and {np.shape(x)[:1]}"
+        )
+    return jax.device_get(_measure(problem, jnp.asarray(x), truth, lpips))

@@ -1,4 +1,4 @@
-"""Measurement operators. `OPERATORS` names the factory of every task."""
+"""Measurement operators. `OPERATORS` names the factory of every task, `OPERATOR_TYPES` what each makes."""
 
 from collections.abc import Callable
 
@@ -57,8 +57,46 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "sparse_tomography": sparse_tomography,
 }
 
+# What each of them makes: methods and markers can be looked up without building anything.
+OPERATOR_TYPES: dict[str, type[Operator]] = {
+    "super_resolution": Separable,
+    "box_inpainting": Inpainting,
+    "random_inpainting": Inpainting,
+    "inpainting": Inpainting,
+    "gaussian_blur": Separable,
+    "blur": Blur,
+    "motion_blur": Blur,
+    "phase_retrieval": PhaseRetrieval,
+    "nonlinear_blur": NonlinearBlur,
+    "high_dynamic_range": HighDynamicRange,
+    "camera_blur": CameraBlur,
+    "colourisation": Colourisation,
+    "fourier": Fourier,
+    "undersampled_fourier": Fourier,
+    "tomography": Tomography,
+    "sparse_tomography": Tomography,
+}
+
+# What some make up, and which factory takes it as an array instead: a mask, a kernel, angles.
+GIVEN_FORMS = {
+    "box_inpainting": "inpainting",
+    "random_inpainting": "inpainting",
+    "gaussian_blur": "blur",
+    "motion_blur": "blur",
+    "undersampled_fourier": "fourier",
+    "sparse_tomography": "tomography",
+}
+
+
+def serving(*needs: str) -> list[str]:
+    """List the names in `OPERATORS` whose operators have all these methods."""
+    return [name for name, made in OPERATOR_TYPES.items() if all(hasattr(made, need) for need in needs)]
+
+
 __all__ = [
+    "GIVEN_FORMS",
     "OPERATORS",
+    "OPERATOR_TYPES",
     "Ambiguous",
     "Blur",
     "CameraBlur",
@@ -105,6 +143,7 @@ __all__ = [
     "released_box_mask",
     "released_kernel_code",
     "released_random_mask",
+    "serving",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",

@@ -1,7 +1,6 @@
 """Items stacked into batches of one shape, so that one compiled program serves them all, and their scores."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax import metrics
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.operators import Operator
 from ddiff_jax.problem import Problem
 from ddiff_jax.restoration.jobs import Job
@@ -25,7 +25,7 @@ class Batch:
         num_before: inputs in the batches before, failed ones included.
         items: the items without repetitions.
         operator: one operator, or a stack.
-        operator_axis: as in `solve`.
+        operator_axis: as in `Problem`.
         y: measurements.
         sigma_y: noise levels.
         keys: keys.
@@ -39,6 +39,11 @@ class Batch:
     y: jax.Array
     sigma_y: jax.Array
     keys: jax.Array
+
+    def problem(self, likelihood: Likelihood | None = None) -> Problem:
+        """Make the problem for `solve`; without a noise model it is Gaussian."""
+        noise = Gaussian() if likelihood is None else likelihood
+        return Problem(self.operator, self.y, self.sigma_y, noise, operator_axis=self.operator_axis)
 
     @property
     def truths(self) -> np.ndarray | None:
@@ -75,12 +80,9 @@ def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable
             index, num_before, items = index + 1, position, []
 
 
-@functools.partial(jax.jit, static_argnames="operator_axis")
-def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> Any:
-    def one(operator: Operator, x: Any, y: Any) -> Any:
-        return jnp.abs(Problem(operator, y, 0.0).residual(x))
-
-    return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
+@jax.jit
+def _residual(problem: Problem, x: Any) -> Any:
+    return problem.map(lambda problem, x: jnp.abs(problem.residual(x)), x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +101,9 @@ class Score:
 
 def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
-    truths = batch.truths
-    found = metrics.measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
-    residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
+    truths, problem = batch.truths, batch.problem()
+    found = metrics.measure(problem, x, truths)
+    residual = jax.device_get(_residual(problem, x))
     names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
     if truths is not None:
         names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}

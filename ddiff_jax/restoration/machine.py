@@ -1,8 +1,10 @@
 """What a restoration needs to know of the machine: versions, devices, and how many images go together."""
 
+import contextlib
 import math
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -49,3 +51,25 @@ def image_mesh(batch_size: int) -> jax.sharding.Mesh | None:
     if len(devices) == 1 or batch_size % len(devices):
         return None
     return jax.make_mesh((len(devices),), ("images",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+class OutOfMemory(ValueError):
+    """So many images do not fit into a device's memory."""
+
+
+@contextlib.contextmanager
+def out_of_memory(num_images: int) -> Iterator[None]:
+    """Turn a device's want of memory into advice.
+
+    Args:
+        num_images: how many images are computed at once.
+
+    Raises:
+        OutOfMemory: there is too little memory for them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"out of memory with {num_images} images at once; lower --batch-size") from error

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ddiff_jax.operators import OPERATORS, LinearOperator
+from ddiff_jax.operators import OPERATORS
 
 REQUIRED = inspect.Parameter.empty
 
@@ -45,22 +45,6 @@ def operator_parameters(operator: str) -> dict[str, tuple[Any, Any]]:
 def is_random(operator: str, arguments: Mapping[str, Any]) -> bool:
     """Tell whether an operator is drawn for each image anew."""
     return "key" in inspect.signature(OPERATORS[operator]).parameters and "key" not in arguments
-
-
-def given_form(operator: str) -> str | None:
-    """Find the operator that takes as a file what this one makes up: random_inpainting and inpainting."""
-
-    def is_linear(name: str) -> bool:
-        made = typing.get_type_hints(OPERATORS[name])["return"]
-        return inspect.isclass(made) and issubclass(made, LinearOperator)
-
-    forms = [n for n in OPERATORS if operator.endswith(f"_{n}") and is_linear(n) and is_linear(operator)]
-    return forms[0] if forms else None
-
-
-def measures_picture(operator: str) -> bool:
-    """Tell whether what an operator measures is a picture."""
-    return getattr(typing.get_type_hints(OPERATORS[operator])["return"], "measures_picture", False)
 
 
 def files_of(operator: str) -> list[str]:

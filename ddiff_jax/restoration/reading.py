@@ -15,12 +15,12 @@ from ddiff_jax import image_files, stencils
 from ddiff_jax.files import file_hash
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Stream, image_keys, stream_key
-from ddiff_jax.operators import OPERATORS, Operator, observed_entries
+from ddiff_jax.operators import GIVEN_FORMS, OPERATORS, Operator, measures_picture, observed_entries
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.noise_level import estimate_sigma
-from ddiff_jax.restoration.parameters import files_of, given_form, is_random, operator_parameters
+from ddiff_jax.restoration.parameters import files_of, is_random, operator_parameters
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.types import PRNGKey
@@ -152,7 +152,7 @@ class Reader:
     def _doubts(self, path: Path, operator: Operator, observed: np.ndarray, sigma_y: float) -> list[str]:
         """Doubt a measurement whose numbers do not look like what they are taken for."""
         settings, doubts = self._settings, []
-        if image_files.is_array(path) and getattr(operator, "measures_picture", False):
+        if image_files.is_array(path) and measures_picture(operator):
             far = np.max(np.abs(observed), initial=0) > FAR  # or nobody needs to know
             white = float(jnp.max(jnp.abs(_white(operator, settings.shape)))) if far else 1.0
             doubts += check_picture_measurement(observed, sigma_y, white)
@@ -197,7 +197,7 @@ class Reader:
 
 def _fixing(operator: str) -> list[str]:
     """Spell the flags that say what a random operator did."""
-    given = given_form(operator)
+    given = GIVEN_FORMS.get(operator)
     named = [*(files_of(given) if given else []), *(n for n in ("key",) if n in operator_parameters(operator))]
     return [spelled(name) for name in named]
 

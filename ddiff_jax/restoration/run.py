@@ -15,7 +15,6 @@ import numpy as np
 
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
-from ddiff_jax.devices import out_of_memory
 from ddiff_jax.files import file_hash
 from ddiff_jax.metrics import psnr
 from ddiff_jax.operators import Operator
@@ -24,12 +23,12 @@ from ddiff_jax.restarts import nearest_equivalent, solve_restarts
 from ddiff_jax.restoration import results
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import Job
-from ddiff_jax.restoration.machine import image_mesh, versions
+from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
-from ddiff_jax.solvers.base import check_operator, count_steps
+from ddiff_jax.solvers.base import count_steps, require_operator
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 AHEAD = 2  # batches that are read before they are needed
@@ -179,7 +178,7 @@ class Restoration:
 
     def _begin(self, prior: DiffusionPrior, operator: Operator, batch_size: int) -> None:
         settings, device = self.settings, jax.devices()[0]
-        check_operator(settings.solver, operator)
+        require_operator(settings.solver, operator)
         cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * settings.restarts
         self.record = {
             "settings": settings.as_dict(),
@@ -211,10 +210,8 @@ class Restoration:
         settings = self.settings
         with out_of_memory(len(batch.y)):
             restarts = solve_restarts(
-                *(settings.solver, prior, batch.operator, batch.y, batch.sigma_y, batch.keys),
+                *(settings.solver, prior, batch.problem(settings.likelihood), batch.keys),
                 restarts=settings.restarts,
-                likelihood=settings.likelihood,
-                operator_axis=batch.operator_axis,
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
                 mesh=image_mesh(len(batch.y) * settings.restarts),

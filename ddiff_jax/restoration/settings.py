@@ -12,9 +12,9 @@ from ddiff_jax.checkpoint import Card, available_priors, read_card
 from ddiff_jax.config import Task, build_solver, change, presets, task_preset, unsaid
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.names import check_keys, check_name
-from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, measures_picture
 from ddiff_jax.problem import check_sigma
-from ddiff_jax.restoration.parameters import REQUIRED, files_of, given_form, measures_picture, operator_parameters
+from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 from ddiff_jax.stencils import check_threshold
@@ -191,7 +191,7 @@ def resolve(
         notes = (*notes, f"nothing is published for {solver} on {task}; its default values are used")
     if sigma == "auto":
         _check_estimable(measured, name, likelihood)
-    elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(name):
+    elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(OPERATOR_TYPES[name]):
         raise ValueError(
             f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
             f"measurement; of levels 0 to 255 give --sigma {sigma_y / 127.5:.3g}"
@@ -231,7 +231,7 @@ def _check_seed(seed: int) -> None:
 
 def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path], dict[str, Any]]:
     """Choose the operator, the task's own or the one that a given file calls for, and sort out its arguments."""
-    other = given_form(task.operator)
+    other = GIVEN_FORMS.get(task.operator)
     known = {**(operator_parameters(other) if other else {}), **operator_parameters(task.operator)}
     mask_words = OF_MASKS if "mask" in known else ()
     check_keys(f"the operator of {task.operator}", given, [*known, *mask_words])
@@ -276,8 +276,8 @@ def _check_estimable(measured: bool, operator: str, likelihood: Likelihood) -> N
     """Refuse to estimate a noise level where there is nothing to estimate it from."""
     if not measured:
         raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
-    if not isinstance(likelihood, Gaussian) or not measures_picture(operator):
-        able = filter(measures_picture, OPERATORS)
+    if not isinstance(likelihood, Gaussian) or not measures_picture(OPERATOR_TYPES[operator]):
+        able = [name for name, made in OPERATOR_TYPES.items() if measures_picture(made)]
         raise ValueError(
             f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
             "give --sigma a number"

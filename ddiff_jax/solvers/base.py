@@ -1,9 +1,7 @@
 """What a solver is: a table of steps, a state, and one step, with what they cost and what they need."""
 
 import dataclasses
-import inspect
 import math
-import typing
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -15,7 +13,6 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators import OPERATORS
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
@@ -108,7 +105,7 @@ class Solver(Protocol[State]):
         ...
 
 
-def check_operator(solver: Solver, operator: Operator) -> None:
+def require_operator(solver: Solver, operator: Operator) -> None:
     """Refuse an operator that lacks what the solver needs.
 
     Raises:
@@ -116,6 +113,8 @@ def check_operator(solver: Solver, operator: Operator) -> None:
     """
     missing = [name for name in solver.needs if not hasattr(operator, name)]
     if missing:
+        from ddiff_jax.operators import serving  # all operators, for one sentence
+
         raise ValueError(
             f"{type(solver).__name__} needs the operator's {' and '.join(missing)}, which {type(operator).__name__} "
             f"does not have; operators that serve it: {', '.join(serving(*solver.needs))}; give your own operator "
@@ -124,7 +123,7 @@ def check_operator(solver: Solver, operator: Operator) -> None:
         )
 
 
-def check_likelihood(solver: Solver, likelihood: Likelihood) -> None:
+def require_likelihood(solver: Solver, likelihood: Likelihood) -> None:
     """Refuse a noise model other than Gaussian where the solver's formulas assume it.
 
     Raises:
@@ -135,19 +134,6 @@ def check_likelihood(solver: Solver, likelihood: Likelihood) -> None:
             f"{type(solver).__name__} assumes Gaussian noise, the problem has {type(likelihood).__name__} noise; "
             "choose a solver that follows the likelihood's gradient, such as DDiff, or state a Gaussian noise level"
         )
-
-
-def serving(*needs: str) -> list[str]:
-    """List the names in `OPERATORS` whose operators have all these methods."""
-
-    def made_by(factory: Any) -> Any:
-        return typing.get_type_hints(factory)["return"]
-
-    return [
-        name
-        for name, factory in OPERATORS.items()
-        if inspect.isclass(made_by(factory)) and all(hasattr(made_by(factory), need) for need in needs)
-    ]
 
 
 def start(prior: Prior, level: Level, noise: Noise) -> Image:

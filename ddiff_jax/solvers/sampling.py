@@ -1,7 +1,7 @@
 """DDIM and DDPM: images from the prior alone, in the same loop as the restorations."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from ddiff_jax.levels import Schedule, walk
 from ddiff_jax.noise import Noise
@@ -74,9 +74,6 @@ class Sampler(Walker):
         return NoisyState(x_t), StepInfo(misfit=jnp.zeros((), z.dtype))
 
 
-def without_data(prior: Prior, keys: Key[Array, " N"]) -> tuple[Unmeasured, Float[Array, "N 0"], float]:
-    """Make operator, measurements and noise level of problems that have no data, one for every key.
-
-    `solve(Sampler(), prior, *without_data(prior, keys), keys)` draws from the prior.
-    """
-    return Unmeasured(prior.image_shape), jnp.zeros((keys.shape[0], 0), jnp.float32), 0.0
+def without_data(prior: Prior, keys: Key[Array, " N"]) -> Problem:
+    """Make a batch of problems without data, one for each key: what `solve` takes to draw images with `Sampler`."""
+    return Problem(Unmeasured(prior.image_shape), jnp.zeros((keys.shape[0], 0), jnp.float32), 0.0)
