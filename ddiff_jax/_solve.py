@@ -115,6 +115,19 @@ def solve_one(
 
 
 @dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run of `solve` between two steps; given back as `resume` the run goes on as if it had not stopped.
+
+    Args:
+        step: steps done.
+        carry: the states of all images and what the steps reported: a pytree of arrays.
+    """
+
+    step: int
+    carry: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
     """Where a run of `solve` stands after a chunk of steps.
 
@@ -123,12 +136,14 @@ class Progress:
         num_steps: steps in all.
         misfit: last reported misfit of every image, NaN before the first step.
         preview: call it for the current estimates, [N, H, W, C].
+        snapshot: call it for what `resume` takes, with arrays of the host.
     """
 
     step: int
     num_steps: int
     misfit: Float[np.ndarray, " N"]
     preview: Callable[[], Float[np.ndarray, "N ..."]]
+    snapshot: Callable[[], Snapshot]
 
 
 @pytree_dataclass
@@ -203,6 +218,7 @@ def solve(
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    resume: Callable[[Snapshot], Snapshot | None] | None = None,
 ) -> Solution:
     """Restore a batch of images: compiled once, vectorised over images, driven from the host in chunks of steps.
 
@@ -224,6 +240,9 @@ def solve(
             `jax.make_mesh((jax.device_count(),), ("images",))` takes all devices. None takes the mesh with explicit
             axes that y lies on, if it does. Where y lies on a mesh already, or one is set, the solution lies on this
             mesh as it is; else its axes are automatic, and arrays that were never spread can be computed with it.
+        resume: called with the snapshot before the first step, which has shapes and types in place of arrays; returns
+            the one to go on from, made by `Progress.snapshot` in a run with the same arguments, or None to begin. The result is
+            then that of an undisturbed run, bit for bit on the same machine.
 
     Raises:
         ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver
@@ -263,13 +282,17 @@ def solve(
         if on_chunk is None:
             return False
         misfit = np.asarray(carry[1].misfit[:, max(step - 1, 0)])
-        return bool(on_chunk(Progress(step, num_steps, misfit, preview)))
+        snapshot = functools.partial(_snapshot, step, carry)
+        return bool(on_chunk(Progress(step, num_steps, misfit, preview, snapshot)))
 
     run_chunk = functools.partial(compute, _execution.chunk_program(backend, looped))
     carry = run_chunk(carry, 0, 0, grid, run)  # no step: compiles, so that the first report can say so
     jax.block_until_ready(carry)
     stopped, done = report(0), 0
-    bounds = np.linspace(0, num_steps, max(1, min(num_chunks, num_steps)) + 1).astype(int)
+    earlier = None if resume is None else resume(Snapshot(0, jax.eval_shape(lambda: carry)))
+    if earlier is not None:
+        carry, done = _taken_up(earlier, carry, num_steps), earlier.step
+    bounds = np.linspace(done, num_steps, max(1, min(num_chunks, num_steps - done)) + 1).astype(int)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if stopped:
             break
@@ -277,6 +300,25 @@ def solve(
         stopped, done = report(stop), stop
     solution = dataclasses.replace(finish(carry), cost=solver.cost(seen) * done)
     return solution if mesh is None else _execution.place(solution, mesh, problem.y)
+
+
+def _snapshot(step: int, carry: Any) -> Snapshot:
+    return Snapshot(step, jax.device_get(carry))
+
+
+def _taken_up(earlier: Snapshot, carry: Any, num_steps: int) -> Any:
+    """Put the arrays of a snapshot where those of the run lie."""
+
+    def described(tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    if not 0 <= earlier.step <= num_steps or described(earlier.carry) != described(carry):
+        raise ValueError(
+            f"the snapshot to resume, after step {earlier.step}, is not of a run with these arguments ({num_steps} "
+            "steps, the same solver, images and types): begin anew"
+        )
+    return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), earlier.carry, carry)
 
 
 def raise_if_not_finite(solution: Solution) -> None:

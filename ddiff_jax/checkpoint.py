@@ -91,7 +91,7 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
         if card.dtype == "int16":
             _save_packed(partial / PACKED, params)
         else:
-            _orbax().save(partial / ORBAX, params)
+            orbax().save(partial / ORBAX, params)
         written = sorted(path for path in partial.rglob("*") if path.is_file())
         files = {path.relative_to(partial).as_posix(): file_hash(path) for path in written}
         card = dataclasses.replace(card, files=files)
@@ -108,7 +108,8 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
     return folder
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
+    """Import the interface of Orbax that this library uses."""
     try:
         from orbax.checkpoint import v1  # pyright: ignore[reportAttributeAccessIssue] - in later versions
     except ImportError:
@@ -118,11 +119,11 @@ def _orbax() -> Any:
 
 def _load_orbax(path: Path, wanted: Params) -> Params:
     # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
-    stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(_orbax().metadata(path).metadata).items()}
+    stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(orbax().metadata(path).metadata).items()}
     _check_shapes(stored, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=device), wanted)
-    return _orbax().load(path, placed)
+    return orbax().load(path, placed)
 
 
 def named_leaves(params: Params) -> dict[str, Any]:

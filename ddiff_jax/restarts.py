@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddiff_jax import _execution
-from ddiff_jax._solve import Progress, Solution, solve
+from ddiff_jax._solve import Progress, Snapshot, Solution, solve
 from ddiff_jax.boundary import check_batch
 from ddiff_jax.noise import restart_keys
 from ddiff_jax.operators.base import Operator, equivalent_images
@@ -26,6 +26,7 @@ class Driving(TypedDict, total=False):
 
     num_chunks: int
     mesh: jax.sharding.Mesh | None
+    resume: Callable[[Snapshot], Snapshot | None] | None
 
 
 @pytree_dataclass
@@ -71,7 +72,7 @@ def solve_restarts(
         keys: one key per image.
         restarts: K, at least 1. The batch that is solved holds N K images.
         on_chunk: as in `solve`; hears the least misfit of every image, and previews restart 0.
-        driving: `num_chunks` and `mesh` of `solve`; N K must be a multiple of the mesh's size.
+        driving: `num_chunks`, `mesh` and `resume` of `solve`; N K must be a multiple of the mesh's size.
 
     Raises:
         ValueError: restarts is below 1, or y lies on explicit mesh axes; and as in `solve`.

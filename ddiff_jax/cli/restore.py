@@ -27,6 +27,7 @@ from ddiff_jax.restoration.batches import Batch
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, describe
 from ddiff_jax.restoration.run import Restoration
+from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
 
 # Each ends a run as Ctrl-C does: what is restored is written, and the same command continues.
@@ -81,6 +82,7 @@ class _Command:
         self.rows: list[dict[str, Any]] = []  # the first ones
         self.names: set[str] = set()
         self._sums: dict[str, float] = {}
+        self.share = share_of(self.options.shard, self.options.distributed)
 
     def run(self) -> int:
         """Do the work; the exit code says whether all went well."""
@@ -90,8 +92,13 @@ class _Command:
         prepare(self.options.output)
         ledger.check(self.options.output)
         self.store = Store(self.options.output)
-        self.work = Restoration(self.settings, self.store, self, only_compile=self._only_compile)
-        todo = self._todo(jobs)
+        self.work = Restoration(
+            *(self.settings, self.store, self),
+            only_compile=self._only_compile,
+            save_every=self.options.save_every,
+        )
+        ours = self.share.of(jobs)
+        todo = self._todo(ours)
         interrupted = False
         document: dict[str, Any] = {}
         try:
@@ -106,9 +113,9 @@ class _Command:
         finally:
             if self.work.record:
                 self.store.save_run(self.work.record)
-            if self.work.record or len(todo) < len(jobs):
+            if self.work.record or len(todo) < len(ours):
                 document = ledger.merge(self.store)
-        if not self.work.record and len(self.work.failed) == len(jobs):
+        if not self.work.record and ours and len(self.work.failed) == len(ours):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
         if self.options.json:

@@ -53,6 +53,10 @@ class Options:
         restarts: Runs per image from other noise; the one of the least misfit is kept.
         batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
         dtype: Computation type of the network.
+        shard: Take one of several equal shares of the images, I/N: the second of four processes takes 2/4. All write
+            into one folder and need not know of each other; run the command once more without it to see the whole.
+        distributed: Let `jax.distributed` say which share is ours, in Slurm, Open MPI, TPU pods and Kubernetes.
+        save_every: Seconds of computing after which the state of a running batch is saved; the same command takes it up.
         existing: What to do with images whose result is in the output folder already.
         cache: Keep compiled programs in the user's cache folder for the next run.
         print_config: Print the resolved settings as yaml and stop.
@@ -76,6 +80,9 @@ class Options:
     restarts: int = 1
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    save_every: float = 300.0
     existing: Literal["skip", "overwrite", "error"] = "skip"
     cache: bool = True
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -29,6 +29,7 @@ from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint, finite
 from ddiff_jax.restoration.results import is_picture
 from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.store import Record, Standing, decided_by
 
 TRACE_POINTS = 100  # kept of what the steps report
@@ -43,7 +44,7 @@ class Evaluation:
         folder: where everything is: results.csv, summary.json, records, pictures.
         rows: the table.
         summary: groups, paired differences, and how it was made.
-        num_bad: rows whose status is not "ok".
+        num_bad: rows whose status is neither "ok" nor "pending", which are other processes'.
     """
 
     folder: Path
@@ -62,7 +63,9 @@ class _Solved:
     frames: list[np.ndarray]
 
 
-def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = print) -> Evaluation:
+def evaluate(
+    plan: Plan, folder: str | Path, *, say: Callable[[str], None] = print, share: Share | None = None
+) -> Evaluation:
     """Run a plan, or what is missing of it, and write results.csv and summary.json.
 
     Every image is one file, written whole after it is restored. A run that was killed and is started again with the
@@ -72,17 +75,19 @@ def evaluate(plan: Plan, folder: str | Path, *, say: Callable[[str], None] = pri
         plan: what to run.
         folder: for all files; nothing in it is deleted.
         say: told what happens, line by line.
+        share: of the images that this process restores; None is all. Several processes may share a folder, and the
+            table has what is there so far.
 
     Raises:
         UnknownName: something in the plan is misspelt.
         ValueError: nothing of the plan can be run, or the folder cannot be used.
         FileNotFoundError: there are no such weights.
     """
-    return _Run(plan, Path(folder), say).run()
+    return _Run(plan, Path(folder), say, share or Share()).run()
 
 
 class _Run:
-    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]):
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None], share: Share):
         self.plan, self.folder, self.say = plan, folder, say
         self.places = Places(folder)
         self.store = self.places.store()
@@ -101,6 +106,7 @@ class _Run:
         self.left_out: list[str] = []
         self.cautioned: set[tuple[Path, str]] = set()
         self.jobs, self.truths = self._find()
+        self.ours = share.of(self.jobs)
         self._is_announced = False
         self._environment = {**versions(), "device": jax.devices()[0].device_kind}
         self.hashes = {job.stem: _hash(job.path) for job in self.jobs}
@@ -179,7 +185,7 @@ class _Run:
         return [record for run, record in found.items() if record is not None and record.fingerprint == wanted[run]]
 
     def _missing(self, cell: Cell) -> list[Job]:
-        return [job for job in self.jobs if any(not self._is_done(cell, job.stem, run) for run in range(cell.runs))]
+        return [job for job in self.ours if any(not self._is_done(cell, job.stem, run) for run in range(cell.runs))]
 
     def _is_done(self, cell: Cell, stem: str, run: int) -> bool:
         return self._standing(cell, stem, run) == "done"
@@ -321,6 +327,7 @@ class _Run:
 
     def _tables(self) -> Evaluation:
         absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}
+        elsewhere = {job.stem for job in self.jobs} - {job.stem for job in self.ours}
         rows = []
         for cell in self.cells:
             settings = self.settings.get(cell)
@@ -332,7 +339,9 @@ class _Run:
                     why = {} if records[0].status != "ok" else _too_small(records[0], absent)
                     rows += tables.rows_of(start, records, {**absent, **why}, sha256)
                     continue
-                status, message = self.rejected.get((cell, job.stem), ("not set up", self.unusable.get(cell, "")))
+                pending = "pending", "in the share of another process"
+                other = pending if job.stem in elsewhere else ("not set up", self.unusable.get(cell, ""))
+                status, message = self.rejected.get((cell, job.stem), other)
                 for how in (tables.SINGLE,) if cell.runs == 1 else (tables.ORACLE, tables.RESIDUAL):
                     rows.append({**start, "pick": how, "status": status, "message": message, "input_sha256": sha256})
         summary = {**tables.summarise(rows), **self._origin(rows)}
@@ -340,7 +349,7 @@ class _Run:
         image_files.write_text(
             self.folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n"
         )
-        bad = [row for row in rows if row["status"] != "ok"]
+        bad = [row for row in rows if row["status"] not in ("ok", "pending")]
         return Evaluation(self.folder, rows, summary, len(bad))
 
     def _sigma(self, cell: Cell) -> float | None:
@@ -357,7 +366,7 @@ class _Run:
         bad = [
             {k: row.get(k) for k in ("task", "solver", "sigma_y", "steps", "seed", "image", "status", "message")}
             for row in rows
-            if row["status"] != "ok"
+            if row["status"] not in ("ok", "pending")
         ]
         return {
             "bad": bad,

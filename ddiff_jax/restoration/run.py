@@ -27,6 +27,7 @@ from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
 from ddiff_jax.solvers.base import count_steps, require_operator
 
@@ -92,11 +93,21 @@ class Restoration:
         store: of the folder.
         watch: is told how it goes.
         only_compile: stop before the first step.
+        save_every: seconds of computing after which the state of the running batch is saved, to be taken up again by
+            the same restoration after a crash.
     """
 
-    def __init__(self, settings: Settings, store: Store, watch: Watch, *, only_compile: bool = False):
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        watch: Watch,
+        *,
+        only_compile: bool = False,
+        save_every: float = EVERY_SECONDS,
+    ):
         self.settings, self.store, self._watch, self._only_compile = settings, store, watch, only_compile
-        self._decided = decided_by(settings)
+        self._decided, self._save_every = decided_by(settings), save_every
         self.failed: dict[str, str] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
         self.record: dict[str, Any] = {}  # of this run; empty until all is known
@@ -165,8 +176,9 @@ class Restoration:
                     prior = load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
                     self._begin(prior, batch.operator, batch_size)
                     self._watch.begins(prior, len(jobs))
-                solution = self._solve(prior, batch)
-                writing.append(writer.submit(self._save, batch, solution))
+                snapshots = self._snapshots(batch)
+                solution = self._solve(prior, batch, snapshots)
+                writing.append(writer.submit(self._save, batch, solution, snapshots))
                 while len(writing) > BEHIND or (writing and writing[0].done()):
                     writing.popleft().result()
             for last in writing:
@@ -194,7 +206,12 @@ class Restoration:
             "failed": self.failed,
         }
 
-    def _solve(self, prior: DiffusionPrior, batch: Batch) -> Solution:
+    def _snapshots(self, batch: Batch) -> Snapshots:
+        """Name the state of a batch after all that decides it: who is in it, and in which place."""
+        name = fingerprint(self._decided, len(batch.y), [(item.job.stem, item.sha256) for item in batch.items])
+        return Snapshots(self.store.folder / "records" / "running", name[:24], self._save_every)
+
+    def _solve(self, prior: DiffusionPrior, batch: Batch, snapshots: Snapshots) -> Solution:
         started = time.monotonic()
 
         def on_chunk(progress: Progress) -> bool:
@@ -205,6 +222,7 @@ class Restoration:
                 self._watch.compiled(self.seconds["compile"])
             elif progress.step:
                 self._watch.stepped(batch, progress)
+                snapshots.save(progress)
             return self._only_compile
 
         settings = self.settings
@@ -215,12 +233,15 @@ class Restoration:
                 num_chunks=CHUNKS,
                 on_chunk=on_chunk,
                 mesh=image_mesh(len(batch.y) * settings.restarts),
+                resume=snapshots.load,
             )
             solution = jax.device_get(restarts.solution)
         self.seconds["run"] += time.monotonic() - started
+        for note in snapshots.notes:
+            self._watch.note(str(self.store.folder), note)
         return solution
 
-    def _save(self, batch: Batch, solution: Solution) -> None:
+    def _save(self, batch: Batch, solution: Solution, snapshots: Snapshots) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
         self.store.save_run(self.record)
@@ -232,6 +253,7 @@ class Restoration:
                 self._keep(item, np.asarray(solution.x[i]), scores[i])
             except OSError as error:  # a full disk, a name that is too long: the other images go on
                 self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+        snapshots.drop()
 
     def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
         """Write one image's results, then its record."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ddiff_jax.files import file_hash
+from ddiff_jax.files import Unusable, file_hash
 from ddiff_jax.restoration.records import Records, fingerprint
 from ddiff_jax.restoration.settings import Settings
 
@@ -115,7 +115,7 @@ class Store:
     def _is_whole(self, path: str, sha256: str | None) -> bool:
         try:
             return file_hash(self.folder / path) == sha256
-        except OSError:
+        except (OSError, Unusable):
             return False
 
     def forget(self, name: str) -> None:
