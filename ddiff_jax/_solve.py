@@ -241,8 +241,8 @@ def solve(
             axes that y lies on, if it does. Where y lies on a mesh already, or one is set, the solution lies on this
             mesh as it is; else its axes are automatic, and arrays that were never spread can be computed with it.
         resume: called with the snapshot before the first step, which has shapes and types in place of arrays; returns
-            the one to go on from, made by `Progress.snapshot` in a run with the same arguments, or None to begin. The result is
-            then that of an undisturbed run, bit for bit on the same machine.
+            the one to go on from, made by `Progress.snapshot` in a run with the same arguments, or None to begin. The
+            result is that of an undisturbed run, bit for bit on the same machine.
 
     Raises:
         ValueError: shapes, counts or noise levels disagree with the above, the operator lacks what the solver

@@ -56,7 +56,7 @@ class Options:
         shard: Take one of several equal shares of the images, I/N: the second of four processes takes 2/4. All write
             into one folder and need not know of each other; run the command once more without it to see the whole.
         distributed: Let `jax.distributed` say which share is ours, in Slurm, Open MPI, TPU pods and Kubernetes.
-        save_every: Seconds of computing after which the state of a running batch is saved; the same command takes it up.
+        save_every: Seconds of computing after which the state of a running batch is saved, to be taken up again.
         existing: What to do with images whose result is in the output folder already.
         cache: Keep compiled programs in the user's cache folder for the next run.
         print_config: Print the resolved settings as yaml and stop.
