@@ -12,21 +12,14 @@ from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape
 
 
-@pytree_dataclass
-class OnSchedule:
-    """A prior whose solvers walk the levels of another schedule than its own.
-
-    Args:
-        prior: serves levels of any schedule.
-        schedule: the levels to walk.
-    """
+class _Derived:
+    """What a prior of other levels, or of other pictures, has from the prior that it is made of."""
 
     prior: Prior
-    schedule: Schedule = static_field()
 
     @property
     def image_shape(self) -> ImageShape:
-        """Shape of the images."""
+        """Shape of the images, those of the other prior."""
         return self.prior.image_shape
 
     def denoise(self, x_t: Image, level: Level) -> Image:
@@ -40,6 +33,19 @@ class OnSchedule:
     def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
         """Estimate E[x_0 | x_t], and v as the prior has learned it."""
         return denoise_with_variance(self.prior, x_t, level)
+
+
+@pytree_dataclass
+class OnSchedule(_Derived):
+    """A prior whose solvers walk the levels of another schedule than its own.
+
+    Args:
+        prior: serves levels of any schedule.
+        schedule: the levels to walk.
+    """
+
+    prior: Prior
+    schedule: Schedule = static_field()
 
 
 @pytree_dataclass
@@ -101,7 +107,7 @@ class SlicePrior:
 
 
 @pytree_dataclass
-class LatentPrior:
+class LatentPrior(_Derived):
     """A prior over latents whose images are decoded before an operator measures them.
 
     `solve` and `solve_one` compose operator and decoder and return decoded pictures; x_init and noise are latents.
@@ -117,26 +123,9 @@ class LatentPrior:
     params: Any = None
 
     @property
-    def image_shape(self) -> ImageShape:
-        """Shape of the latents."""
-        return self.prior.image_shape
-
-    @property
     def schedule(self) -> Schedule:
         """The noise levels of the latents' prior."""
         return self.prior.schedule
-
-    def denoise(self, x_t: Image, level: Level) -> Image:
-        """Estimate E[z_0 | z_t]."""
-        return self.prior.denoise(x_t, level)
-
-    def predict(self, x_t: Image, level: Level) -> tuple[Image, Image]:
-        """Estimate E[z_0 | z_t] and the noise."""
-        return predict(self.prior, x_t, level)
-
-    def denoise_with_variance(self, x_t: Image, level: Level) -> tuple[Image, Image]:
-        """Estimate E[z_0 | z_t], and v as the prior has learned it."""
-        return denoise_with_variance(self.prior, x_t, level)
 
     def decode(self, z: Image) -> Image:
         """Turn a latent into a picture."""
