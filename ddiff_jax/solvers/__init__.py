@@ -1,6 +1,6 @@
 """Solvers. `SOLVERS` names every method."""
 
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo
+from ddiff_jax.solvers.base import Cost, Needs, Solver, StepInfo
 from ddiff_jax.solvers.daps import DAPS
 from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.solvers.ddiff_hqs import DDiffHQS
@@ -40,6 +40,7 @@ __all__ = [
     "DiffPnPADMM",
     "DiffPnPHQS",
     "Fixed",
+    "Needs",
     "PiGDM",
     "REDDiff",
     "Solver",
