@@ -181,9 +181,9 @@ def physics(request):
 
 def refused(solver, prior, physics, y, keys):
     """Tell whether the operator lacks what the solver needs, and check that this is said, with a way out."""
-    if all(hasattr(physics, need) for need in solver.needs):
+    if all(hasattr(physics, need) for need in solver.needs.methods):
         return False
-    needs = " and ".join(solver.needs)
+    needs = " and ".join(solver.needs.methods)
     for call in (
         lambda: dd.solve(solver, prior, dd.Problem(physics, y, 0.05), keys),
         lambda: dd.solve_one(solver, prior, dd.Problem(physics, y[0], 0.05), keys[0]),
@@ -196,7 +196,7 @@ def refused(solver, prior, physics, y, keys):
 @every_solver
 def test_solver_needs_nothing_that_a_linear_operator_with_a_decomposition_lacks(name):
     operator = build("super_resolution", SHAPES[0])
-    assert all(hasattr(operator, need) for need in SOLVER_EXAMPLES[name](6).needs)
+    assert all(hasattr(operator, need) for need in SOLVER_EXAMPLES[name](6).needs.methods)
 
 
 @every_solver

@@ -84,7 +84,7 @@ def draw(seed, shape=SHAPE):
 
 
 def serves(operator, solver):
-    return all(hasattr(operator, need) for need in solver.needs)
+    return all(hasattr(operator, need) for need in solver.needs.methods)
 
 
 CASES = [

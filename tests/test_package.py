@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import ddiff_jax
-from ddiff_jax import operators
+from ddiff_jax import extend, operators
 
 ROOT = Path(__file__).parents[1]
 OURS = ("ddiff_jax", "convert_weights")
@@ -42,7 +42,7 @@ def test_import_is_light():
 
 
 def test_every_declared_name_exists_and_is_documented():
-    for module in (ddiff_jax, operators, ddiff_jax.solvers):
+    for module in (ddiff_jax, operators, ddiff_jax.solvers, extend):
         for name in module.__all__:
             thing = getattr(module, name)
             if callable(thing):

@@ -81,7 +81,7 @@ keys = dd.image_keys(jax.random.key(0), jnp.arange(4))
 daps = solvers.DAPS(lr=1e-4, momentum=0.5, num_steps=2, ode_steps=1, langevin_steps=2)
 for solver in (*(SOLVER_EXAMPLES[name](2) for name in solvers.SOLVERS), daps):
     # With a blur least squares are solved by iterations; the methods that decompose the operator cannot take it.
-    operator = blur if all(hasattr(blur, need) for need in solver.needs) else smaller
+    operator = blur if all(hasattr(blur, need) for need in solver.needs.methods) else smaller
     y = jax.random.normal(jax.random.key(1), (4, *jax.eval_shape(operator.forward, jnp.zeros(shape)).shape))
 
     def restore(operator, y, keys):

@@ -4,7 +4,7 @@ A solver's grid (the table of numbers per step) and its state are pytree datacla
 is only one. Those whose state is the noisy image x_t alone share `walking.NoisyState` and `walking.Walker`.
 """
 
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo
+from ddiff_jax.solvers.base import Cost, Needs, Solver, StepInfo
 from ddiff_jax.solvers.daps import DAPS
 from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.solvers.ddiff_hqs import DDiffHQS
@@ -44,6 +44,7 @@ __all__ = [
     "DiffPnPADMM",
     "DiffPnPHQS",
     "Fixed",
+    "Needs",
     "PiGDM",
     "REDDiff",
     "Solver",

@@ -52,6 +52,19 @@ class Cost:
         return Cost(**{name: times * count for name, count in dataclasses.asdict(self).items()})
 
 
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a solver asks of a problem.
+
+    Args:
+        methods: those that the operator must have besides `forward`, for example ("prox",).
+        gaussian_noise: whether its formulas are those of Gaussian noise, and of no other.
+    """
+
+    methods: tuple[str, ...] = ()
+    gaussian_noise: bool = False
+
+
 @pytree_dataclass
 class StepInfo:
     """What a step reports.
@@ -72,13 +85,12 @@ class Solver(Protocol[State]):
     """A method as a value: a frozen pytree of hyper-parameters with four pure methods, its cost and its needs.
 
     Arrays and floats are leaves, so that a new value of gamma compiles nothing; step counts, flags and names are
-    static. See `ddiff_jax.solvers.ddiff` for a complete example. A method whose data step is a formula for Gaussian
-    noise says so with an attribute `gaussian_noise_only = True`.
+    static. See `ddiff_jax.solvers.ddiff` for a complete example.
     """
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """Name the methods that the operator must have besides `forward`, for example ("prox",)."""
+    def needs(self) -> Needs:
+        """Declare what the problem must have, of all operators and noise models; a plain attribute will do."""
         ...
 
     def cost(self, operator: Operator) -> Cost:
@@ -111,13 +123,14 @@ def require_operator(solver: Solver, operator: Operator) -> None:
     Raises:
         ValueError: it does; the message names what is missing and the operators that have it.
     """
-    missing = [name for name in solver.needs if not hasattr(operator, name)]
+    needs = solver.needs.methods
+    missing = [name for name in needs if not hasattr(operator, name)]
     if missing:
         from ddiff_jax.operators import serving  # all operators, for one sentence
 
         raise ValueError(
             f"{type(solver).__name__} needs the operator's {' and '.join(missing)}, which {type(operator).__name__} "
-            f"does not have; operators that serve it: {', '.join(serving(*solver.needs))}; give your own operator "
+            f"does not have; operators that serve it: {', '.join(serving(*needs))}; give your own operator "
             f"{'these methods' if len(missing) > 1 else 'this method'} (see LinearOperator and DecomposableOperator), "
             "or choose a solver that needs only the gradient, such as DDiff, DPS, DAPS or RED-diff"
         )
@@ -129,7 +142,7 @@ def require_likelihood(solver: Solver, likelihood: Likelihood) -> None:
     Raises:
         ValueError: they do.
     """
-    if getattr(solver, "gaussian_noise_only", False) and not isinstance(likelihood, Gaussian):
+    if solver.needs.gaussian_noise and not isinstance(likelihood, Gaussian):
         raise ValueError(
             f"{type(solver).__name__} assumes Gaussian noise, the problem has {type(likelihood).__name__} noise; "
             "choose a solver that follows the likelihood's gradient, such as DDiff, or state a Gaussian noise level"

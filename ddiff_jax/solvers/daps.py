@@ -13,7 +13,7 @@ from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import PUBLISHED
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.types import Image, Scalar
 
 # The continuous process of Song et al. whose noise levels DAPS hands to the network.
@@ -112,12 +112,10 @@ class DAPS:
             if getattr(self, name) < 1:
                 raise ValueError(f"DAPS.{name} must be at least 1; got {getattr(self, name)}")
 
-    needs = ()
-
     @property
-    def gaussian_noise_only(self) -> bool:
-        """Tell whether tau takes the place of the likelihood."""
-        return self.tau is not None
+    def needs(self) -> Needs:
+        """Assume Gaussian noise where tau takes the place of the likelihood."""
+        return Needs(gaussian_noise=self.tau is not None)
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one annealing step costs."""

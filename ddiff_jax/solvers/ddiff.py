@@ -17,6 +17,7 @@ from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import published_time
 from ddiff_jax.solvers.base import (
     Cost,
+    Needs,
     StepInfo,
     check_choice,
     coerce,
@@ -127,7 +128,7 @@ class DDiff:
                 "give gamma a number, step_length=Fixed(gamma), or leave dual out"
             )
 
-    needs = ()
+    needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

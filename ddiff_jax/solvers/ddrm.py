@@ -10,7 +10,7 @@ from ddiff_jax.operators.base import DecomposableOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, coerce, root
 from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
@@ -65,8 +65,7 @@ class DDRM(Walker):
     def __post_init__(self):
         coerce(self, eta="fraction", eta_b="fraction")
 
-    needs = ("svd",)
-    gaussian_noise_only = True
+    needs = Needs(("svd",), gaussian_noise=True)
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

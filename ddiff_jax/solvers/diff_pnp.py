@@ -11,7 +11,7 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import published_time
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, norm
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, norm
 from ddiff_jax.solvers.ddiff import data_step
 from ddiff_jax.solvers.step_length import Fixed
 from ddiff_jax.types import Column, Image
@@ -73,7 +73,7 @@ class DiffPnPADMM:
             raise ValueError(f"{type(self).__name__}.step_length must be Fixed(gamma); got {self.step_length!r}")
         check_choice(self, reading=("literal", "matched"))
 
-    needs = ()
+    needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

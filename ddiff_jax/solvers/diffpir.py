@@ -13,6 +13,7 @@ from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import (
     Cost,
+    Needs,
     StepInfo,
     check_choice,
     coerce,
@@ -85,12 +86,10 @@ class DiffPIR(Walker):
         coerce(self, lam="positive", zeta="fraction", eta="fraction")
         check_choice(self, spacing=("quad", "uniform"), data_step=("auto", "prox", "line", "gradient"))
 
-    gaussian_noise_only = True  # rho_t weighs the prior against a noise level
-
     @property
-    def needs(self) -> tuple[str, ...]:
-        """Name what the operator must have besides `forward`."""
-        return ("prox",) if self.data_step == "prox" else ()
+    def needs(self) -> Needs:
+        """Assume Gaussian noise: rho_t weighs the prior against a noise level."""
+        return Needs(("prox",) if self.data_step == "prox" else (), gaussian_noise=True)
 
     def _data_step_for(self, operator: Operator) -> str:
         if self.data_step == "auto":

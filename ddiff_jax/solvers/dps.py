@@ -11,7 +11,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior, denoise_with_variance
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, ratio, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, coerce, ratio, root, wide
 from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
@@ -67,7 +67,7 @@ class DPS(Walker):
     def __post_init__(self):
         coerce(self, zeta="non-negative")
 
-    needs = ()
+    needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

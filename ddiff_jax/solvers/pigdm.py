@@ -11,7 +11,7 @@ from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, root, wide
 from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
@@ -72,8 +72,7 @@ class PiGDM(Walker):
         coerce(self, eta="fraction", weight="non-negative", var="positive")
         check_choice(self, guidance=("published", "score"))
 
-    needs = ("prox", "pseudo_inverse")
-    gaussian_noise_only = True
+    needs = Needs(("prox", "pseudo_inverse"), gaussian_noise=True)
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

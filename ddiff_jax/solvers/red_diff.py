@@ -11,7 +11,7 @@ from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, check_choice, coerce, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, wide
 from ddiff_jax.types import Column, Image, Scalar, float_type
 
 # Weights of the prior as functions of sigma / signal, one over the root of the signal-to-noise ratio.
@@ -93,7 +93,7 @@ class REDDiff:
         coerce(self, lam="non-negative", lr="positive", obs_weight="non-negative", sigma_x0="non-negative")
         check_choice(self, weighting=tuple(WEIGHTS))
 
-    needs = ()
+    needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""

@@ -9,7 +9,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, StepInfo, coerce, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, coerce, root, wide
 from ddiff_jax.solvers.walking import NoisyState, Renoising, Walker
 from ddiff_jax.types import Image, ImageShape, Measurement, Scalar
 
@@ -52,7 +52,7 @@ class Sampler(Walker):
     def __post_init__(self):
         coerce(self, eta="fraction")
 
-    needs = ()
+    needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""
