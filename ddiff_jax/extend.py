@@ -78,7 +78,7 @@ from ddiff_jax.solvers.base import (
     start,
     wide,
 )
-from ddiff_jax.solvers.sampling import Sampler, nothing
+from ddiff_jax.solvers.sampling import Sampler, without_data
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
 from ddiff_jax.types import Column, Image, ImageShape, Measurement, Params, PRNGKey, Scalar, float_type, to_type
 
@@ -118,7 +118,6 @@ __all__ = [
     "float_type",
     "measure",
     "norm",
-    "nothing",
     "observed_entries",
     "predict",
     "pytree_dataclass",
@@ -133,4 +132,5 @@ __all__ = [
     "to_type",
     "walk",
     "wide",
+    "without_data",
 ]

@@ -26,7 +26,7 @@ from ddiff_jax.restoration.jobs import find_jobs
 from ddiff_jax.restoration.share import Share, parse, share_of
 from ddiff_jax.restoration.snapshots import Snapshots
 from ddiff_jax.restoration.store import Store
-from ddiff_jax.solvers import SOLVERS, DDiff
+from ddiff_jax.solvers import DDiff
 
 SHAPE = (8, 8, 3)
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
@@ -80,7 +80,7 @@ def test_a_snapshot_of_another_run_is_refused():
     with pytest.raises(ValueError, match=r"after step 6, is not of a run with these arguments \(5 steps"):
         run(DDiff(num_steps=5), resume=lambda first: kept[-1])
     with pytest.raises(ValueError, match="begin anew"):
-        run(SOLVERS["dps"](zeta=1.0, num_steps=6), resume=lambda first: kept[2])
+        run(dd.preset("faces64", "super_resolution", "dps", num_steps=6), resume=lambda first: kept[2])
 
 
 def test_a_damaged_snapshot_begins_anew(tmp_path):
@@ -156,7 +156,7 @@ def test_shares_hold_everything_once():
         assert sorted(taken) == list(range(10))
     assert parse("2/4") == Share(2, 4)
     for text in ("0/4", "5/4", "2", "a/b", "1/0", "-1/2", "1/2/3", ""):
-        with pytest.raises(ValueError, match="1/N to N/N|such as 2/4"):
+        with pytest.raises(ValueError, match=r"1/N to N/N|such as 2/4"):
             parse(text)
     with pytest.raises(ValueError, match="give one of the two"):
         share_of("1/2", True)

@@ -20,7 +20,7 @@ address, count, index = (os.environ.get(name) for name in sys.argv[1:])
 given = {} if address is None or count is None or index is None else {
     "coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
 jax.distributed.initialize(**given)
-devices = jax.config.jax_cuda_visible_devices
+devices = jax.config.read("jax_cuda_visible_devices")
 print(json.dumps([jax.process_index(), jax.process_count(), devices]))
 jax.distributed.shutdown()
 """
