@@ -276,7 +276,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
     """
     folder, card = find_weights(name_or_path), read_card(name_or_path)
     if card.kind != kind:
-        raise ValueError(f"{folder} holds a network of kind {card.kind}, wanted {kind}")
+        raise ValueError(f"{folder} holds a network of kind {quote(card.kind)}, wanted {kind}")
     _check_files(folder, card)
     try:
         module = build_module(kind, {**card.architecture, **changes})
