@@ -73,7 +73,7 @@ def alive():
     functions = (records.contents, records.storage, inert_pickle.load, inert_pickle._Machine.get, torch_file._numbers)
     types = (ml_dtypes.bfloat16, np.float32, np.dtype, collections.OrderedDict)
     return (
-        (brain + brain * brain).tobytes(),
+        np.add(brain, np.multiply(brain, brain)).tobytes(),
         *((str(np.dtype(t)), np.dtype(t).itemsize, np.dtype(t).alignment) for t in (ml_dtypes.bfloat16, "f4")),
         *((f.__defaults__, f.__kwdefaults__, f.__code__) for f in functions),
         *(dict(vars(t)) for t in types),
