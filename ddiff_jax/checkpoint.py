@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -134,15 +135,17 @@ def _orbax() -> Any:
 def _silenced() -> Iterator[None]:
     """Keep Orbax from telling beside its error what else it found."""
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
-    levels = [logger.level for logger in loggers]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
     try:
         with catching():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _load_orbax(path: Path, wanted: Params) -> Params:
