@@ -1,6 +1,7 @@
 """Cards and weights of strangers: an entry of another type or size is one line, and only what is listed is loaded."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -339,13 +340,11 @@ def test_headers_of_safetensors(tmp_path, meter, case):
 
 def test_zeros_that_compress_do_not_unfold(tmp_path, meter):
     fields = {"model_channels": 512, "channel_mult": (1, 4), "attention_levels": (), "head_width": 32}
-    module = checkpoint.build_module("adm_unet", fields)
-    wanted = checkpoint.abstract_params(module)
     folder = save_tiny_prior(tmp_path / "prior")
     change(folder, architecture=fields)
-    assert 4 * sum(leaf.size for leaf in jax.tree.leaves(wanted)) > 1 << 29
     cost = meter.measure("ddiff_jax.checkpoint:load_prior", folder)
-    assert "parameters, and the files hold" in cost.message
+    found = re.search(r"(\d+) parameters, and the files hold", cost.message)
+    assert found and int(found[1]) > 1e8
     assert cost.mebibytes < MEBIBYTES
 
 

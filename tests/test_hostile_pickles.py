@@ -180,7 +180,7 @@ def meter():
     found.close()
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", ["plain", "zip"])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_pickle_takes_neither_time_nor_memory(tmp_path, meter, bomb, container):
     CONTAINERS[container](tmp_path / "w.pt", BOMBS[bomb])
