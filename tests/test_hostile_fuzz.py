@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import struct
 import time
 import zipfile
@@ -25,6 +26,7 @@ from ddiff_jax.image_files import read
 from ddiff_jax.metrics import load_lpips
 
 MUTATIONS = 2000  # of every reader
+MEBIBYTES = 300  # by which the process may grow, of all mutations of a file
 SECONDS = 3.0  # of the processor; the time of a network's shapes included
 
 pytestmark = pytest.mark.slow
@@ -202,6 +204,7 @@ def test_mutations_of_files(tmp_path, name):
     write(path)
     whole = path.read_bytes()
     reader(path) if name not in ("index", "mask array", "LPIPS") else None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     @seed(0)
     @fuzzed
@@ -211,6 +214,7 @@ def test_mutations_of_files(tmp_path, name):
         check(reader, path)
 
     mutated()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before < MEBIBYTES
 
 
 JSON = st.recursive(
