@@ -141,7 +141,7 @@ def build_schedule(values: Mapping[str, Any]) -> Schedule:
     try:
         return build(**arguments)
     except (TypeError, ArithmeticError) as error:
-        raise ValueError(f"the noise schedule {name} cannot be built: {error}") from error
+        raise ValueError(f"the noise schedule {name} cannot be built: {quote(error)}") from error
 
 
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
