@@ -102,7 +102,7 @@ def parse_card(text: str) -> Card:
     if not values.get("sigma_data", SIGMA_DATA) > 0:
         raise ValueError(f"sigma_data must be above 0; got {values['sigma_data']}")
     if values["dtype"] not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {values['dtype']!r}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {quote(repr(values['dtype']))}")
     for name in values["files"]:
         path = PurePosixPath(name)
         if path.is_absolute() or {"..", "."} & {*path.parts} or set("\\\0") & {*name} or str(path) != name:
@@ -141,7 +141,7 @@ def build_schedule(values: Mapping[str, Any]) -> Schedule:
     try:
         return build(**arguments)
     except (TypeError, ArithmeticError) as error:
-        raise ValueError(f"the noise schedule {name} cannot be built: {error}") from error
+        raise ValueError(f"the noise schedule {name} cannot be built: {quote(error)}") from error
 
 
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

@@ -1,12 +1,16 @@
 """Weights on disk: a folder with a card that describes them and says how to tell that they are whole."""
 
+import contextlib
 import dataclasses
+import gc
 import importlib
 import json
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,7 +22,7 @@ import numpy as np
 from ddiff_jax.atomic import sync_file, sync_folder
 from ddiff_jax.card import Card, build_schedule, check_types, parse_card
 from ddiff_jax.containers import read_safetensors
-from ddiff_jax.files import Unusable, file_hash, quote, read_text
+from ddiff_jax.files import Unusable, catching, file_hash, quote, read_text
 from ddiff_jax.limits import MOST_BLOCKS, MOST_COPIES, SPARE
 from ddiff_jax.names import check_keys, check_name, nearest
 from ddiff_jax.priors import DiffusionPrior
@@ -117,7 +121,34 @@ def orbax() -> Any:
     return v1
 
 
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep Orbax from telling beside its error what else it found."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        with catching():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        sys.unraisablehook = hook
+
+
 def _load_orbax(path: Path, wanted: Params) -> Params:
+    with _silenced():
+        try:
+            return _load_checked(path, wanted)
+        except Exception as error:
+            said = quote(error)
+        gc.collect()  # the tasks that it leaves behind complain when they are collected: now
+    raise ValueError(said)
+
+
+def _load_checked(path: Path, wanted: Params) -> Params:
     # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
     stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(orbax().metadata(path).metadata).items()}
     _check_shapes(stored, wanted)
@@ -267,7 +298,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
     """
     folder, card = find_weights(name_or_path), read_card(name_or_path)
     if card.kind != kind:
-        raise ValueError(f"{folder} holds a network of kind {card.kind}, wanted {kind}")
+        raise ValueError(f"{folder} holds a network of kind {quote(card.kind)}, wanted {kind}")
     _check_files(folder, card)
     try:
         module = build_module(kind, {**card.architecture, **changes})

@@ -99,6 +99,14 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 @contextlib.contextmanager
+def catching() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect warnings instead of showing them; one thread at a time."""
+    with _CATCHING, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+@contextlib.contextmanager
 def decoding(path: Path, verdict: str = "is truncated or damaged") -> Iterator[Notes]:
     """Turn whatever is raised into `Unusable`, because decoders raise anything on damaged files.
 
@@ -112,8 +120,7 @@ def decoding(path: Path, verdict: str = "is truncated or damaged") -> Iterator[N
         A list that receives what the decoder warned of, at the latest when the block ends.
     """
     notes: Notes = []
-    with _CATCHING, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with catching() as caught:
         try:
             yield notes
         except Unusable:

@@ -18,7 +18,7 @@ MOST_COPIES = 4
 """How often the numbers of a file of weights may be counted: tensors can share them, and compression hides them."""
 SPARE = 64 * MIB
 """What weights may come to, whatever the size of their file."""
-MOST_BLOCKS = 200
+MOST_BLOCKS = 64
 """Residual blocks of a network; published ones have up to 50."""
 LARGEST = 2**20
 """Of the numbers on a card: widths, counts of classes and of noise levels."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from PIL import Image as Pillow
 from PIL import ImageFile, ImageOps
 
 from ddiff_jax.files import Caution, Notes, Unusable, decoding, opened
-from ddiff_jax.limits import MIB, VARIABLE, check_unfolded, most_bytes
+from ddiff_jax.limits import check_unfolded, most_bytes
 
 # What Pillow can open and must not: EPS starts Ghostscript, IPTC hands its contents to any decoder, EPS too, and of
 # MPEG only the size is read. Its stubs (HDF5, GRIB, ...) wait for somebody else's decoder.
@@ -85,10 +86,9 @@ def _limited(path: Path, share: int) -> Iterator[None]:
     try:
         yield
     except Pillow.DecompressionBombError as error:
-        raise Unusable(
-            f"{path} is too large: a picture of more than {most} pixels; crop or shrink it first, or if you trust it "
-            f"raise {VARIABLE}={most_bytes() // MIB}"
-        ) from error
+        pixels = max(map(int, re.findall(r"\d+", str(error))), default=0)
+        check_unfolded(path, pixels * BYTES, f"a picture of {pixels} pixels", share)
+        raise Unusable(f"{path} is too large: {error}") from error
     finally:
         Pillow.MAX_IMAGE_PIXELS = before
 

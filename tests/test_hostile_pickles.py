@@ -74,7 +74,7 @@ def alive():
     functions = (records.contents, records.storage, inert_pickle.load, inert_pickle._Machine.get, torch_file._numbers)
     types = (ml_dtypes.bfloat16, np.float32, np.dtype, collections.OrderedDict)
     return (
-        (brain + brain * brain).tobytes(),
+        np.add(brain, np.multiply(brain, brain)).tobytes(),
         *((str(np.dtype(t)), np.dtype(t).itemsize, np.dtype(t).alignment) for t in (ml_dtypes.bfloat16, "f4")),
         *((f.__defaults__, f.__kwdefaults__, f.__code__) for f in functions),
         *(dict(vars(t)) for t in types),
@@ -181,7 +181,7 @@ def meter():
     found.close()
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", ["plain", "zip"])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_pickle_takes_neither_time_nor_memory(tmp_path, meter, bomb, container):
     CONTAINERS[container](tmp_path / "w.pt", BOMBS[bomb])
