@@ -306,7 +306,7 @@ def test_mutations_of_packed_weights_whose_hash_is_right(folders, monkeypatch):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what threads of Orbax find later
 def test_mutations_of_orbax_weights(tmp_path):
     params = {"a": {"kernel": np.ones((3, 4), np.float32)}, "b": np.arange(5, dtype=np.float32)}
-    checkpoint._orbax().save(tmp_path / "weights", params)
+    checkpoint.orbax().save(tmp_path / "weights", params)
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     whole = {path: path.read_bytes() for path in sorted((tmp_path / "weights").rglob("*")) if path.is_file()}
     checkpoint._load_orbax(tmp_path / "weights", wanted)

@@ -139,15 +139,20 @@ def test_one_trace_serves_all_values(batch):
         jitted(solver, prior, dd.Problem(operator, y_i, 0.05 * (i + 1)), key)
 
 
-def test_one_compiled_program_serves_all_values_of_solve(batch):
-    run(batch)
-    program = execution.chunk_program("cpu", True)
-    before = program._cache_size()
-    assert before > 0  # it is the program that `solve` runs
+def test_one_compiled_program_serves_all_values_of_solve(batch, caplog):
+    def compiled():
+        messages = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+        caplog.clear()
+        return sum("_run_chunk" in message for message in messages)
+
     masks, y, _ = batch
-    run((masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5))), DDiff(Fixed(1.0), num_steps=12), 0.2)
-    run(take(batch, [4, 3, 2, 1, 0]), num_chunks=3)
-    assert program._cache_size() == before
+    with jax.log_compiles():
+        run(batch, DDiff(Fixed(20.0), num_steps=11))  # nobody else's
+        assert compiled() == 1
+        others = (masks, y + 1, dd.image_keys(jax.random.key(9), jnp.arange(5)))
+        run(others, DDiff(Fixed(1.0), num_steps=11), 0.2)
+        run(take(batch, [4, 3, 2, 1, 0]), DDiff(Fixed(20.0), t0=50, num_steps=11), num_chunks=3)
+        assert compiled() == 0
 
 
 def test_keys_are_never_reused(batch):

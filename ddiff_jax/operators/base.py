@@ -91,7 +91,8 @@ class LinearOperator:
         correction, _ = jax.scipy.sparse.linalg.cg(
             lambda x: self.adjoint(self.forward(x)) + jnp.asarray(rho, x.dtype) * x, residual, tol=tol, maxiter=200
         )
-        return z + correction
+        # From NaN they stop at once, with a correction of 0 as if nothing had been measured: it must stay visible.
+        return z + correction + 0 * jnp.sum(residual)
 
     def pseudo_inverse(self, y: Measurement) -> Image:
         """Find the image of least norm among those that minimise ||A x - y||.
