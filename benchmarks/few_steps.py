@@ -27,8 +27,7 @@ import ddiff_jax as dd
 from ddiff_jax import image_files, metrics
 from ddiff_jax.config import VALUES, task_preset
 from ddiff_jax.evaluation import interval
-from ddiff_jax.operators import OPERATORS
-from ddiff_jax.restarts import nearest_equivalent
+from ddiff_jax.operators import OPERATORS, nearest_equivalent
 from ddiff_jax.restoration.parameters import is_random
 
 load_prior = functools.cache(dd.load_prior)
@@ -50,8 +49,7 @@ def line(row: dict[str, Any], metric: str, form: str) -> str:
     cells = [f"{np.mean(first):{form}}"]
     for values in others:
         gain = interval([a - b for a, b in zip(values, first, strict=True)])
-        low, high = gain["interval"] or (0.0, 0.0)
-        cells.append(f"{np.mean(values):{form}} ({gain['mean']:+{form}} ± {(high - low) / 2:{form}})")
+        cells.append(f"{np.mean(values):{form}} ({gain.mean:+{form}} ± {gain.half_width or 0.0:{form}})")
     return f"| {row['task'].replace('_', ' ')} | {row['steps'] or 'preset'} | {' | '.join(cells)} |"
 
 

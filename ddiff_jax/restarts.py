@@ -19,7 +19,7 @@ from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solvers.base import Solver
-from ddiff_jax.types import Image, Measurements, Scalar
+from ddiff_jax.types import Measurements, Scalar
 
 
 @pytree_dataclass
@@ -135,23 +135,3 @@ def _misfits(operator: Operator, x: Any, y: Any, observed: Any, operator_axis: i
         return Problem(operator, y, 0.0, observed=observed).misfit(x)
 
     return jax.vmap(one, (operator_axis, 0, 0, None if observed is None else 0))(operator, x, y, observed)
-
-
-def nearest_equivalent(operator: Operator, x: Image, truth: Image) -> Image:
-    """Choose, among the images that measure the same as x, the one nearest to the truth.
-
-    Fourier amplitudes of a picture surrounded by grey are those of its negative, and of the picture turned by 180
-    degrees: no solver can know which it was, and a comparison with the truth should not depend on it. Operators say
-    so by a method `equivalents`; for all others x is returned. Shifts, which zero padding leaves open too, are not
-    undone: a shifted picture shows its padding inside the frame, where the prior does not expect it.
-
-    Args:
-        operator: A.
-        x: restored image.
-        truth: the clean image.
-    """
-    if not hasattr(operator, "equivalents"):
-        return x
-    candidates = operator.equivalents(x)  # pyright: ignore[reportAttributeAccessIssue] - it has, see above
-    errors = jnp.sum((candidates - truth[None]) ** 2, axis=tuple(range(1, candidates.ndim)))
-    return candidates[jnp.argmin(errors)]

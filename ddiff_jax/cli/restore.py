@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -26,12 +25,12 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, evaluation_flops, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
 from ddiff_jax.files import file_hash
-from ddiff_jax.metrics import psnr
+from ddiff_jax.metrics import METRICS
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.restarts import nearest_equivalent, solve_restarts
-from ddiff_jax.restoration import ledger, results
-from ddiff_jax.restoration.batches import Batch, Score, batches, score
+from ddiff_jax.restarts import solve_restarts
+from ddiff_jax.restoration import document, results
+from ddiff_jax.restoration.batches import KEYS, Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
@@ -39,6 +38,7 @@ from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.store import Record, Store, decided_by
 from ddiff_jax.solvers.base import check_operator, count_steps
 
+TOLD = ("psnr", "psnr_resolved", "ssim", "misfit")  # keys of metrics.json, in the order of a line
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 
 
@@ -99,11 +99,11 @@ class _Restoration:
             self.console.say(f"note: {note}")
         jobs = self._jobs()
         prepare(self.options.output)
-        ledger.check(self.options.output)
+        document.check(self.options.output)
         self.store = Store(self.options.output)
         todo = self._unless_existing(jobs)
         interrupted = False
-        document: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         try:
             if todo:
                 self._restore_all(todo)
@@ -113,12 +113,12 @@ class _Restoration:
             if self.record:
                 self.store.save_run(self.record)
             if self.record or len(todo) < len(jobs):
-                document = ledger.merge(self.store)
+                merged = document.merge(self.store)
         if not self.record and len(self.failed) == len(jobs):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
         if self.options.json:
-            print(json.dumps(document, indent=1))
+            print(json.dumps(merged, indent=1))
         if interrupted:
             done = {row["name"] for row in self.rows}
             missing = [str(j.path) for j in todo if j.stem not in done and str(j.path) not in self.failed]
@@ -293,9 +293,6 @@ class _Restoration:
 
     def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
         """Write one image's results, then its record."""
-        if item.truth is not None and hasattr(item.operator, "equivalents"):
-            nearest = nearest_equivalent(item.operator, jnp.asarray(x), jnp.asarray(item.truth))
-            found.metrics["psnr_resolved"] = float(psnr(nearest, jnp.asarray(item.truth), protocol="standard"))
         self.store.forget(item.job.stem)
         written = results.write(item, x, found, self.settings)
         record = Record(
@@ -315,7 +312,7 @@ class _Restoration:
             network_gradients=self.record["cost_per_image"]["network_gradients"],
         )
         self.store.save(item.job.stem, record)
-        self.rows.append(ledger.row(record))
+        self.rows.append(document.row(record))
 
     def _summary(self) -> None:
         """Say how it went and where the results are."""
@@ -325,7 +322,7 @@ class _Restoration:
         if len(rows) > LISTED:
             say(f"  and {len(rows) - LISTED} more, see metrics.json")
         if rows:
-            mean = {name: np.mean([row[name] for row in rows]) for name in METRICS if rows[0].get(name) is not None}
+            mean = {name: np.mean([row[name] for row in rows]) for name in TOLD if rows[0].get(name) is not None}
             say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{_metrics(mean)}")
         if self.failed:
             say(f"failed {len(self.failed)}: {some(list(self.failed))}")
@@ -336,13 +333,5 @@ class _Restoration:
         say(f"results in {self.options.output}/")
 
 
-METRICS = {
-    "psnr": "PSNR {:.2f} dB",
-    "psnr_resolved": "up to sign and turn {:.2f} dB",
-    "ssim": "SSIM {:.3f}",
-    "misfit": "misfit {:.5f}",
-}
-
-
 def _metrics(row: Mapping[str, Any]) -> str:
-    return ", ".join(text.format(row[name]) for name, text in METRICS.items() if row.get(name) is not None)
+    return ", ".join(METRICS[KEYS[name]].say(row[name]) for name in TOLD if row.get(name) is not None)

@@ -6,6 +6,7 @@ from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
+from ddiff_jax.operators._equivalents import equivalent_images, nearest_equivalent
 from ddiff_jax.operators._fourier import Fourier, fourier, undersampled_fourier
 from ddiff_jax.operators._function import Function, LinearFunction, from_function
 from ddiff_jax.operators._high_dynamic_range import HighDynamicRange, high_dynamic_range
@@ -80,6 +81,7 @@ __all__ = [
     "colourisation",
     "compose",
     "dot_test",
+    "equivalent_images",
     "fourier",
     "from_function",
     "gaussian_blur",
@@ -88,6 +90,7 @@ __all__ = [
     "masked",
     "motion_blur",
     "motion_kernel",
+    "nearest_equivalent",
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",

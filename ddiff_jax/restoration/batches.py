@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax import metrics
+from ddiff_jax.metrics import METRICS, measure
 from ddiff_jax.operators import Operator
 from ddiff_jax.problem import Problem
 from ddiff_jax.restoration.jobs import Job
@@ -83,6 +83,13 @@ def _residual(operator: Operator, x: Any, y: Any, operator_axis: int | None) -> 
     return jax.vmap(one, (operator_axis, 0, 0))(operator, x, y)
 
 
+KEYS = {
+    **{"psnr": "psnr_standard", "ssim": "ssim_standard", "misfit": "misfit", "misfit_excess": "misfit_excess"},
+    "psnr_resolved": "psnr_resolved",
+}
+"""What metrics.json calls the metrics, since it has one protocol only: to names in `METRICS`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """How good one restoration is.
@@ -90,7 +97,8 @@ class Score:
     Args:
         residual: |A(x) - y| where observed, in the shape of the measurement.
         metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
-            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
+            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit. The names are those of
+            `KEYS`.
     """
 
     residual: np.ndarray
@@ -100,11 +108,11 @@ class Score:
 def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
     truths = batch.truths
-    found = metrics.measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
+    found = measure(batch.operator, x, batch.y, batch.sigma_y, truths, operator_axis=batch.operator_axis)
     residual = jax.device_get(_residual(batch.operator, x, batch.y, batch.operator_axis))
-    names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
-    if truths is not None:
-        names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}
+    names = {
+        ours: name for ours, name in KEYS.items() if name in found or (truths is not None and METRICS[name].general)
+    }
     return [
         Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
         for i in range(len(batch.items))
