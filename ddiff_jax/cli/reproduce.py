@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
     )
 
     def finish(summary: Any) -> tuple[list[str], Any]:
-        ledger = compare(made, summary)
+        ledger = compare(made, summary.groups)
         known = f"the paper has {ledger.published_known} of these {len(ledger.entries)} numbers"
         told = [f"differs from the paper: {difference}" for difference in made.differences]
         return [*told, f"{ledger.write(output)}: {known}"], ledger

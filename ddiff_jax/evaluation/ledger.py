@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ddiff_jax.evaluation.published import Published, published
 from ddiff_jax.evaluation.reproduction import STUDIES, Reproduction
 from ddiff_jax.evaluation.rows import RESIDUAL
 from ddiff_jax.evaluation.statistics import Mean
-from ddiff_jax.evaluation.summary import Summary
+from ddiff_jax.evaluation.summary import Group
 from ddiff_jax.metrics import METRICS
 
 
@@ -101,18 +102,18 @@ class Ledger:
         return folder / "ledger.md"
 
 
-def compare(made: Reproduction, summary: Summary) -> Ledger:
+def compare(made: Reproduction, groups: Sequence[Group]) -> Ledger:
     """Set our numbers beside the published ones.
 
     Args:
         made: what was run.
-        summary: of the evaluation.
+        groups: of the evaluation's summary.
     """
     source, numbers = published()
     theirs = {(n.table, n.dataset, n.task, n.solver, n.metric): n for n in numbers}
     study = STUDIES[made.study]
     entries = []
-    for group in summary.groups:
+    for group in groups:
         for metric in study.metrics:
             found = group.metrics[metric]
             number = theirs.get((made.study, made.dataset, group.task, group.solver, metric))

@@ -228,7 +228,7 @@ def _reason(rows: Sequence[Row], metric: str) -> str:
     return "; ".join(sorted(reasons or {row.status for row in rows}))
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
 
