@@ -62,6 +62,8 @@ def test_the_page_holds_everything_and_fetches_nothing(found):
     assert "b" not in parser.tags[-3:]
     assert "4 of 12 rows are marked" in text
     assert "no weights: &#8209;&#8209;lpips&#8209;vgg" in text
+    assert all(f"<th>{m.title}</th>" in text for m in METRICS.values() if m.general)
+    assert "up to sign and turn" not in text  # of a blur
     assert found.rows[0].input_sha256 in text  # the settings name the inputs
 
 
