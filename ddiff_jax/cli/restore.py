@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, evaluation_flops, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
 from ddiff_jax.files import file_hash
-from ddiff_jax.metrics import METRICS
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restarts import solve_restarts
 from ddiff_jax.restoration import document, results
-from ddiff_jax.restoration.batches import KEYS, Batch, Score, batches, score
+from ddiff_jax.restoration.batches import Batch, Score, batches, score, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
@@ -318,12 +317,12 @@ class _Restoration:
         """Say how it went and where the results are."""
         say, rows = self.console.say, self.rows
         for row in rows[:LISTED] if len(rows) > 1 else []:
-            say(f"  {row['name']:<24} {_metrics(row)}")
+            say(f"  {row['name']:<24} {tell(row, TOLD)}")
         if len(rows) > LISTED:
             say(f"  and {len(rows) - LISTED} more, see metrics.json")
         if rows:
             mean = {name: np.mean([row[name] for row in rows]) for name in TOLD if rows[0].get(name) is not None}
-            say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{_metrics(mean)}")
+            say(f"restored {len(rows)} in {self.seconds['run']:.1f} s: {'mean ' * (len(rows) > 1)}{tell(mean, TOLD)}")
         if self.failed:
             say(f"failed {len(self.failed)}: {some(list(self.failed))}")
         if self.console.cautioned:
@@ -331,7 +330,3 @@ class _Restoration:
         for line in self.left_out:
             say(f"left out of {line}")
         say(f"results in {self.options.output}/")
-
-
-def _metrics(row: Mapping[str, Any]) -> str:
-    return ", ".join(METRICS[KEYS[name]].say(row[name]) for name in TOLD if row.get(name) is not None)

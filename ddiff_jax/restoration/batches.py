@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,11 @@ class Score:
 
     residual: np.ndarray
     metrics: dict[str, float | None]
+
+
+def tell(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Say metrics in one line: those of these `KEYS` that are there."""
+    return ", ".join(METRICS[KEYS[name]].say(metrics[name]) for name in names if metrics.get(name) is not None)
 
 
 def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
