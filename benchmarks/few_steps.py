@@ -21,15 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import perceptual
 import yaml
-from tasks import runnable
+from tasks import operator_of, runnable
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, metrics
 from ddiff_jax.config import VALUES, task_preset
 from ddiff_jax.evaluation import interval
-from ddiff_jax.operators import OPERATORS
-from ddiff_jax.restarts import nearest_equivalent
-from ddiff_jax.restoration.parameters import is_random
+from ddiff_jax.operators import nearest_equivalent
 
 load_prior = functools.cache(dd.load_prior)
 
@@ -50,8 +48,7 @@ def line(row: dict[str, Any], metric: str, form: str) -> str:
     cells = [f"{np.mean(first):{form}}"]
     for values in others:
         gain = interval([a - b for a, b in zip(values, first, strict=True)])
-        low, high = gain["interval"] or (0.0, 0.0)
-        cells.append(f"{np.mean(values):{form}} ({gain['mean']:+{form}} ± {(high - low) / 2:{form}})")
+        cells.append(f"{np.mean(values):{form}} ({gain.mean:+{form}} ± {gain.half_width or 0.0:{form}})")
     return f"| {row['task'].replace('_', ' ')} | {row['steps'] or 'preset'} | {' | '.join(cells)} |"
 
 
@@ -77,8 +74,7 @@ def main() -> None:
     rows = []
     for name in arguments.tasks:
         task = task_preset("faces64", name)
-        random = [jax.random.key(1)] if is_random(task.operator, task.arguments) else []
-        operator = OPERATORS[task.operator](truth.shape[1:], *random, **task.arguments)
+        operator = operator_of(name, truth.shape[1:], jax.random.key(1))
         noise = dd.Gaussian() if task.photons is None else dd.Poisson(task.photons)
         y = jax.vmap(lambda x, key: dd.simulate(operator, x, task.sigma_y, key, noise))(truth, keys)  # noqa: B023 - used at once
         for steps in arguments.steps:

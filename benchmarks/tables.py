@@ -13,52 +13,50 @@ make a table of their own.
 """
 
 import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddiff_jax import cli
-from ddiff_jax.metrics import METRICS
-from ddiff_jax.reproduction import STUDIES
+from ddiff_jax.evaluation import Group, Mean, Summary
+from ddiff_jax.evaluation.formats import to_markdown
+from ddiff_jax.evaluation.reproduction import STUDIES
+from ddiff_jax.metrics import METRICS, Metric
 
 
-def cell(found: dict[str, Any], form: str) -> str:
+def cell(found: Mean | None, metric: Metric) -> str:
     """Write a mean with half the width of its interval."""
-    if found.get("mean") is None:
-        return found.get("why", "not finite")
-    span = found["interval"]
-    return form.format(found["mean"]) + ("" if span is None else " ± " + form.format((span[1] - span[0]) / 2))
+    if found is None or found.mean is None:
+        return "" if found is None else found.reason
+    spread = "" if found.half_width is None else f" ± {metric.number(found.half_width).lstrip('+')}"
+    return metric.number(found.mean) + spread
 
 
-def pivot(groups: list[dict[str, Any]], write: Callable[[dict[str, Any]], str]) -> str:
+def pivot(groups: Sequence[Group], write: Callable[[Group], str]) -> str:
     """Write one thing of every group: a row for every task and variant, a column for every solver."""
-    solvers = list(dict.fromkeys(group["solver"] for group in groups))
+    solvers = list(dict.fromkeys(group.solver for group in groups))
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
     for group in groups:
-        row = rows.setdefault(tuple(group[k] for k in ("task", "sigma_y", "steps", "pick")), {})
-        row[group["solver"]] = write(group)
-    head = ["task", "noise", "steps", *solvers]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        rows.setdefault((group.task, group.sigma_y, group.steps, group.pick), {})[group.solver] = write(group)
+    lines = []
     for (task, sigma_y, steps, pick), row in rows.items():
         name = task.replace("_", " ") + ("" if pick == "single" else f" (best by {pick})")
         variant = ["preset" if value is None else f"{value:g}" for value in (sigma_y, steps)]
-        cells = [name, *variant, *(row.get(solver, "") for solver in solvers)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *variant, *(row.get(solver, "") for solver in solvers)])
+    return to_markdown(["task", "noise", "steps", *solvers], lines)
 
 
-def cost(groups: list[dict[str, Any]]) -> str:
+def cost(groups: Sequence[Group]) -> str:
     """Write what the solvers cost."""
-    lines = ["| solver | network evaluations | gradients | seconds per image |", "|---|---|---|---|"]
-    for solver in dict.fromkeys(group["solver"] for group in groups):
-        mine = [g for g in groups if g["solver"] == solver and g["pick"] == "single" and g["seconds"] is not None]
+    lines = []
+    for solver in dict.fromkeys(group.solver for group in groups):
+        mine = [g for g in groups if g.solver == solver and g.pick == "single" and g.seconds is not None]
         spans = []
         for name in ("network_evaluations", "network_gradients", "seconds"):
-            values = [f"{value:.3g}" for value in sorted({g[name] for g in mine})]
+            values = [f"{value:.3g}" for value in sorted({getattr(g, name) for g in mine})]
             spans.append(" to ".join(dict.fromkeys([*values[:1], *values[-1:]])))
-        lines.append(f"| {solver} | {' | '.join(spans)} |")
-    return "\n".join(lines)
+        lines.append([solver, *spans])
+    return to_markdown(["solver", "network evaluations", "gradients", "seconds per image"], lines)
 
 
 def main() -> int:
@@ -74,15 +72,15 @@ def main() -> int:
     code = cli.main([*command, "--output", str(output), *rest])
     if code in (2, 130):
         return code
-    groups = json.loads((output / "summary.json").read_text(encoding="utf-8"))["groups"]
-    forms = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "misfit": "{:.4f}"}
-    wanted = [name for name in METRICS if any(g["metrics"][name].get("mean") is not None for g in groups)]
-    for name in wanted:
-        print(f"\n{name}, mean ± half of the 95% interval:\n")
-        print(pivot(groups, lambda group, name=name: cell(group["metrics"][name], forms[name.split("_")[0]])))
+    groups = Summary.read(output / "summary.json").groups
+    for name, metric in METRICS.items():
+        measured = [group for group in groups if metric.general or name in group.metrics]
+        if any(group.mean(name) is not None for group in measured):
+            print(f"\n{metric.title}, mean ± half of the 95% interval:\n")
+            print(pivot(measured, lambda group, metric=metric: cell(group.metrics.get(metric.name), metric)))
     if STUDIES[known.study].steps:
         print("\nseconds per image, without compiling:\n")
-        print(pivot(groups, lambda group: "" if group["seconds"] is None else f"{group['seconds']:.3g}"))
+        print(pivot(groups, lambda group: "" if group.seconds is None else f"{group.seconds:.3g}"))
     print(f"\n{cost(groups)}")
     return code
 

@@ -8,18 +8,20 @@ picture with the photograph.
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import perceptual
 
 from ddiff_jax import cli, image_files
 from ddiff_jax.cli.evaluate import packaged_photograph
 from ddiff_jax.config import VALUES, presets, task_preset
-from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters
+from ddiff_jax.operators import OPERATORS, Operator, nearest_equivalent
+from ddiff_jax.restoration.parameters import REQUIRED, is_random, operator_parameters
 
 
 def runnable() -> list[str]:
@@ -33,11 +35,18 @@ def runnable() -> list[str]:
     return found
 
 
-def lpips_of(networks: dict[str, Any], restored: Path, *, resolved: bool) -> dict[str, float]:
-    """Compare a written picture with the photograph; where sign and half turn are open, the alike of its four forms."""
+def operator_of(name: str, shape: tuple[int, ...], key: Any) -> Operator:
+    """Build the operator of a task; the key is for what is random in it."""
+    task = task_preset("faces64", name)
+    random = [key] if is_random(task.operator, task.arguments) else []
+    return OPERATORS[task.operator](shape, *random, **task.arguments)
+
+
+def lpips_of(networks: dict[str, Any], restored: Path, task: str) -> dict[str, float]:
+    """Compare a written picture with the photograph; of what the task cannot tell apart, the nearest to it."""
     (x, _), (truth, _) = image_files.read_picture(restored), image_files.read_picture(Path(packaged_photograph()[0]))
-    forms = [sign * x[::step, ::step] for sign, step in itertools.product((1, -1), (1, -1))] if resolved else [x]
-    nearest = min(forms, key=lambda form: float(np.sum((form - truth) ** 2)))
+    operator = operator_of(task, x.shape, jax.random.key(0))
+    nearest = np.asarray(nearest_equivalent(operator, jnp.asarray(x), jnp.asarray(truth)))
     return {name: float(v[0]) for name, v in perceptual.distances(networks, nearest[None], truth[None]).items()}
 
 
@@ -65,7 +74,7 @@ def main() -> None:
             raise SystemExit(f"{task} failed")
         (row,) = json.loads((folder / "metrics.json").read_text())["images"]
         row["psnr"] = row.get("psnr_resolved") or row["psnr"]  # amplitudes leave the sign and the half turn open
-        lpips = lpips_of(networks, folder / row["files"]["restored"], resolved="psnr_resolved" in row)
+        lpips = lpips_of(networks, folder / row["files"]["restored"], task)
         rows.append({"task": task, **{k: row[k] for k in ("psnr", "ssim", "misfit", "misfit_excess")}, **lpips})
         power = row["misfit"] - row["misfit_excess"]
         cells = [task, f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", *(f"{value:.3f}" for value in lpips.values())]

@@ -15,6 +15,7 @@ from ddiff_jax.config import preset
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
+from ddiff_jax.operators import nearest_equivalent
 from ddiff_jax.priors import (
     DiffusionPrior,
     GaussianPrior,
@@ -27,7 +28,7 @@ from ddiff_jax.priors import (
 )
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.restarts import Restarts, nearest_equivalent, solve_restarts
+from ddiff_jax.restarts import Restarts, solve_restarts
 from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,

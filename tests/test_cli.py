@@ -616,7 +616,7 @@ def test_bad_commands(ddiff, arguments, message):
     assert message in one_error(err)
 
 
-def test_a_damaged_ledger_is_not_overwritten(ddiff, quick_prior):
+def test_a_damaged_metrics_json_is_not_overwritten(ddiff, quick_prior):
     Path("restored").mkdir()
     Path("restored/metrics.json").write_text("{")
     code, _, err = ddiff("restore", *QUICK)

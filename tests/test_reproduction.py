@@ -12,11 +12,12 @@ from test_evaluation import (
     save_photos,
 )
 
-from ddiff_jax import cli, reproduction
+from ddiff_jax import cli
 from ddiff_jax.config import config_folder
+from ddiff_jax.evaluation import Group, Mean, ledger, reproduction
+from ddiff_jax.evaluation.published import Published, parse, published
+from ddiff_jax.evaluation.reproduction import plan_study
 from ddiff_jax.operators import gaussian_blur, released_box_mask
-from ddiff_jax.published import Published, parse, published
-from ddiff_jax.reproduction import ledger, plan_study
 from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.solvers.base import count_steps
 
@@ -124,43 +125,43 @@ def test_the_masks_are_those_of_the_released_code(tmp_path):
     np.testing.assert_array_equal(np.load(made.plan.changes["box_inpainting"]["mask"]), released_box_mask())
 
 
-def summary(mean, interval, n=10):
-    group = {"task": "super_resolution", "solver": "ddiff", "sigma_y": 0.05, "steps": None, "pick": "single"}
-    group |= {"network_evaluations": 999.0, "seconds": 2.5}
-    metrics = {name: {"n": 0, "why": "no weights"} for name in ("ssim_paper", "lpips_alex", "misfit_excess")}
-    measured = {"n": n, "mean": mean, "interval": interval}
-    return {"groups": [{**group, "metrics": {**metrics, "psnr_paper": measured, "misfit": {**measured, "mean": 0.1}}}]}
+def summed_up(mean, interval):
+    metrics = {name: Mean(0, why="no weights") for name in ("ssim_paper", "lpips_alex", "misfit_excess")}
+    metrics |= {"psnr_paper": Mean(10, mean, None, interval), "misfit": Mean(10, 0.1, None, interval)}
+    start = ("super_resolution", 0.05, None, "ddiff", "single", 10, {"ok": 10})
+    return [Group(*start, metrics, network_evaluations=999.0, network_gradients=0.0, seconds=2.5)]
 
 
 @pytest.mark.parametrize(
     ("mean", "interval", "changes", "verdict"),
     [
-        (30.0, [29.0, 31.0], {}, "agrees"),
-        (32.0, [31.0, 33.0], {}, "agrees"),  # 1.5 above: less than the root of 1.2^2 + 1.0^2
-        (32.1, [31.1, 33.1], {}, "higher (better)"),
-        (28.9, [27.9, 29.9], {}, "lower (worse)"),
-        (31.6, [30.6, 32.6], {"half_width": None}, "higher (better), by our interval alone"),
-        (31.4, [30.4, 32.4], {"half_width": None}, "agrees, by our interval alone"),
+        (30.0, (29.0, 31.0), {}, "agrees"),
+        (32.0, (31.0, 33.0), {}, "agrees"),  # 1.5 above: less than the root of 1.2^2 + 1.0^2
+        (32.1, (31.1, 33.1), {}, "higher (better)"),
+        (28.9, (27.9, 29.9), {}, "lower (worse)"),
+        (31.6, (30.6, 32.6), {"half_width": None}, "higher (better), by our interval alone"),
+        (31.4, (30.4, 32.4), {"half_width": None}, "agrees, by our interval alone"),
         (30.0, None, {}, "one image: no verdict"),
         (None, None, {}, "not measured: not finite"),
-        (30.0, [29.0, 31.0], {"not_comparable": "formula unknown"}, "not comparable"),
-        (30.0, [29.0, 31.0], {"dataset": "imagenet"}, "the paper has no such number"),
+        (30.0, (29.0, 31.0), {"not_comparable": "formula unknown"}, "not comparable"),
+        (30.0, (29.0, 31.0), {"dataset": "imagenet"}, "the paper has no such number"),
     ],
 )
 def test_the_verdict_follows_from_both_intervals(monkeypatch, tmp_path, mean, interval, changes, verdict):
     entry = Published("table1", "ffhq", "super_resolution", "ddiff", "psnr_paper", 30.5, 1.2)
-    monkeypatch.setattr(reproduction, "published", lambda: ("somewhere", [dataclasses.replace(entry, **changes)]))
-    book = ledger(plan_study("table1", "ffhq", ["photo.png"], tmp_path), summary(mean, interval))
-    row = next(row for row in book["rows"] if row["metric"] == "psnr_paper")
-    assert row["verdict"] == verdict
-    if row["verdict"] == "not comparable":
-        assert (row["difference"], row["note"]) == (None, "formula unknown")
+    monkeypatch.setattr(ledger, "published", lambda: ("somewhere", [dataclasses.replace(entry, **changes)]))
+    groups = summed_up(mean, interval)
+    book = ledger.compare(plan_study("table1", "ffhq", ["photo.png"], tmp_path), groups)
+    ours = next(entry for entry in book.entries if entry.metric == "psnr_paper")
+    assert ours.verdict == verdict
+    if ours.verdict == "not comparable":
+        assert (ours.difference, ours.note) == (None, "formula unknown")
     if mean == 30.0 and verdict == "agrees":
-        assert (row["difference"], row["difference_half_width"]) == pytest.approx((-0.5, np.hypot(1.0, 1.2)))
-        line = next(line for line in reproduction.as_markdown(book).splitlines() if "| psnr_paper |" in line)
+        assert (ours.difference, ours.difference_half_width) == pytest.approx((-0.5, np.hypot(1.0, 1.2)))
+        line = next(line for line in ledger.as_markdown(book).splitlines() if "| psnr_paper |" in line)
         assert "| 30.5 ± 1.2 | 30 | 29 to 31 | 10 | 999 | 2.5 | -0.5 ± 1.6 | agrees |" in line
         fewer = plan_study("table1", "ffhq", ["photo.png"], tmp_path, steps=[3])
-        assert ledger(fewer, summary(mean, interval))["rows"][0]["verdict"] == "not comparable: another protocol"
+        assert ledger.compare(fewer, groups).entries[0].verdict == "not comparable: another protocol"
 
 
 def test_the_command_writes_the_ledger(tmp_path, monkeypatch, capsys):

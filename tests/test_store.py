@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddiff_jax import image_files
-from ddiff_jax.restoration import ledger, resolve
+from ddiff_jax.restoration import document, resolve
 from ddiff_jax.restoration.records import Records
 from ddiff_jax.restoration.store import Record, Store, decided_by
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_store import record
-from ddiff_jax.restoration import ledger
+from ddiff_jax.restoration import document
 from ddiff_jax.restoration.store import Store
 folder, who = Path(sys.argv[1]), sys.argv[2]
 store = Store(folder)
@@ -30,7 +30,7 @@ for i in range(40):
     store.save_run({"settings": {"seed": 0}, "failed": {}})
     store.save(f"{who}{i}", record(store, f"{who}{i}", psnr=20.0 + i))
     if i % 4 == 3:
-        ledger.merge(store)
+        document.merge(store)
 """
 
 
@@ -57,12 +57,12 @@ def run(seed=0):
     return {"settings": {"seed": seed}, "failed": {}}
 
 
-def document(folder):
+def written(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
 def names(folder):
-    return [row["name"] for row in document(folder)["images"]]
+    return [row["name"] for row in written(folder)["images"]]
 
 
 def test_two_processes_lose_nothing(tmp_path):
@@ -76,8 +76,8 @@ def test_two_processes_lose_nothing(tmp_path):
         _, err = worker.communicate()
         assert worker.returncode == 0, err
     assert set(names(tmp_path)) == {f"{who}{i}" for who in ("a", "b") for i in range(40)}
-    assert len(document(tmp_path)["runs"]) == 2
-    assert document(tmp_path)["mean"]["psnr"] == pytest.approx(39.5)
+    assert len(written(tmp_path)["runs"]) == 2
+    assert written(tmp_path)["mean"]["psnr"] == pytest.approx(39.5)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -92,11 +92,11 @@ def test_a_row_that_comes_while_the_file_is_written_is_not_lost(tmp_path, monkey
             calls.append(text)
             theirs.save_run(run())
             theirs.save("b", record(theirs, "b"))
-            ledger.merge(theirs)  # theirs is written before ours, which was read earlier
+            document.merge(theirs)  # theirs is written before ours, which was read earlier
         write(path, text)
 
     monkeypatch.setattr(image_files, "write_text", slowly)
-    ledger.merge(ours)
+    document.merge(ours)
     assert calls
     assert names(tmp_path) == ["a", "b"]
 
@@ -107,8 +107,8 @@ def test_rows_of_earlier_runs_stay_and_a_repeated_one_is_replaced(tmp_path):
         store.save_run(run(seed))
         for name in images:
             store.save(name, record(store, name, psnr=10.0 + seed))
-        found = ledger.merge(store)
-    assert found == document(tmp_path)
+        found = document.merge(store)
+    assert found == written(tmp_path)
     seeds = {row["name"]: found["runs"][row["run"]]["settings"]["seed"] for row in found["images"]}
     assert seeds == {"a": 0, "b": 1, "sub/c": 1}
     assert found["mean"] is None  # nothing is averaged over different settings
@@ -124,7 +124,7 @@ def test_damaged_records_are_no_rows(tmp_path):
     (records / "b.json").write_text("[]")
     (records / "c.json").write_text('{"name": "c"}')
     (records / "d.json").write_text((records / "d.json").read_text().replace("21.5", "22.5"))
-    ledger.merge(store)
+    document.merge(store)
     assert names(tmp_path) == ["e"]
     standing = [Store(tmp_path).standing(name, "as asked for") for name in "abcdef"]
     assert standing == ["damaged", "damaged", "damaged", "damaged", "done", "absent"]
@@ -187,5 +187,5 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
     for text in ("{", "[1]", '{"rows": []}'):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match=r"metrics.json is damaged.*move it away"):
-            ledger.check(tmp_path)
+            document.check(tmp_path)
         assert (tmp_path / "metrics.json").read_text() == text

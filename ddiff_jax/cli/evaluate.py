@@ -175,7 +175,7 @@ def work(
     how: Common,
     output: Path,
     title: str = "Evaluation",
-    finish: Callable[[dict[str, Any]], tuple[list[str], dict[str, Any] | None]] = lambda summary: ([], None),
+    finish: Callable[[Any], tuple[list[str], Any]] = lambda summary: ([], None),
 ) -> int:
     """Evaluate a plan, write its report, say how it went; returns the exit code.
 
@@ -187,6 +187,7 @@ def work(
         finish: given the summary before the report is written; returns what to say, and a ledger for the report.
     """
     from ddiff_jax.evaluation import evaluate
+    from ddiff_jax.evaluation.formats import lines
 
     if how.cache:
         use_compilation_cache()
@@ -203,25 +204,8 @@ def work(
     if how.json:
         print(json.dumps(json.loads((output / "summary.json").read_text(encoding="utf-8")), indent=1))
     if found.num_bad:
-        told = dict.fromkeys((r["image"], r["status"], r["message"]) for r in found.summary["bad"])
+        told = dict.fromkeys((r.image, r.status, r.message) for r in found.summary.bad)
         for image, status, message in told:
             console.fail(f"{image}: {status}: {message}")
         console.fail(f"{found.num_bad} of {len(found.rows)} rows are marked; see results.csv")
     return 1 if found.num_bad else 0
-
-
-def lines(summary: dict[str, Any]) -> list[str]:
-    """Tell the means in a few words each."""
-    told = []
-    for group in summary["groups"]:
-        name = " ".join(str(group[k]) for k in ("task", "solver"))
-        name += "".join(f" {k} {group[k]}" for k in ("sigma_y", "steps") if group[k] is not None)
-        name += "" if group["pick"] == "single" else f" best by {group['pick']}"
-        found = group["metrics"]["psnr_paper"]
-        if found.get("mean") is None:
-            told.append(f"  {name}: no PSNR")
-            continue
-        width = found["interval"]
-        spread = "" if width is None else f" (95%: {width[0]:.2f} to {width[1]:.2f})"
-        told.append(f"  {name}: PSNR {found['mean']:.2f} dB{spread}, {found['n']} images")
-    return told

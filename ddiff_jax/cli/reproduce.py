@@ -51,7 +51,8 @@ class Options:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    from ddiff_jax.reproduction import DATASETS, STUDIES, ledger, plan_study, write_ledger
+    from ddiff_jax.evaluation.ledger import compare
+    from ddiff_jax.evaluation.reproduction import DATASETS, STUDIES, plan_study
 
     command = dataclasses.make_dataclass(
         "Command",
@@ -79,10 +80,10 @@ def run(argv: Sequence[str]) -> int:
         **options,
     )
 
-    def finish(summary: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-        book = ledger(made, summary)
-        path = write_ledger(output, book)
-        known = f"the paper has {book['published_known']} of these {len(book['rows'])} numbers"
-        return [*(f"differs from the paper: {d}" for d in made.differences), f"{path}: {known}"], book
+    def finish(summary: Any) -> tuple[list[str], Any]:
+        ledger = compare(made, summary.groups)
+        known = f"the paper has {ledger.published_known} of these {len(ledger.entries)} numbers"
+        told = [f"differs from the paper: {difference}" for difference in made.differences]
+        return [*told, f"{ledger.write(output)}: {known}"], ledger
 
     return work(made.plan, how, output, f"{what.study} on {what.dataset}: {STUDIES[what.study].title}", finish)

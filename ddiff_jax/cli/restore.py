@@ -7,7 +7,7 @@ import math
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,15 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.restoration import ledger
-from ddiff_jax.restoration.batches import Batch
+from ddiff_jax.restoration import document
+from ddiff_jax.restoration.batches import Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, describe
 from ddiff_jax.restoration.run import Restoration
 from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
 
+TOLD = ("psnr", "psnr_resolved", "ssim", "misfit")  # keys of metrics.json, in the order of a line
 # Each ends a run as Ctrl-C does: what is restored is written, and the same command continues.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -90,7 +91,7 @@ class _Command:
             self.console.say(f"note: {note}")
         jobs = self._jobs()
         prepare(self.options.output)
-        ledger.check(self.options.output)
+        document.check(self.options.output)
         self.store = Store(self.options.output)
         self.work = Restoration(
             *(self.settings, self.store, self),
@@ -100,7 +101,7 @@ class _Command:
         ours = self.share.of(jobs)
         todo = self._todo(ours)
         interrupted = False
-        document: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         try:
             if todo:
                 # By all images, not by what is missing of them: programs of other shapes round differently.
@@ -114,12 +115,12 @@ class _Command:
             if self.work.record:
                 self.store.save_run(self.work.record)
             if self.work.record or len(todo) < len(ours):
-                document = ledger.merge(self.store)
+                merged = document.merge(self.store)
         if not self.work.record and ours and len(self.work.failed) == len(ours):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
         if self.options.json:
-            print(json.dumps(document, indent=1))
+            print(json.dumps(merged, indent=1))
         if interrupted:
             missing = [str(j.path) for j in todo if j.stem not in self.names and str(j.path) not in self.work.failed]
             self.console.fail(f"interrupted; not restored: {some(missing)}; the same command continues")
@@ -193,9 +194,9 @@ class _Command:
 
     def restored(self, record: Record) -> None:
         """Count an image, and keep the first ones for the summary."""
-        row = ledger.row(record)
+        row = document.row(record)
         self.names.add(record.name)
-        for name in METRICS:
+        for name in TOLD:
             if row.get(name) is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + row[name]
         if len(self.rows) < LISTED:
@@ -205,12 +206,12 @@ class _Command:
         """Say how it went and where the results are."""
         say, count = self.console.say, len(self.names)
         for row in self.rows if count > 1 else []:
-            say(f"  {row['name']:<24} {_metrics(row)}")
+            say(f"  {row['name']:<24} {tell(row, TOLD)}")
         if count > LISTED:
             say(f"  and {count - LISTED} more, see metrics.json")
         if count:
             mean = {name: total / count for name, total in self._sums.items()}
-            say(f"restored {count} in {self.work.seconds['run']:.1f} s: {'mean ' * (count > 1)}{_metrics(mean)}")
+            say(f"restored {count} in {self.work.seconds['run']:.1f} s: {'mean ' * (count > 1)}{tell(mean, TOLD)}")
         if self.work.failed:
             say(f"failed {len(self.work.failed)}: {some(list(self.work.failed))}")
         if self.console.cautioned:
@@ -218,15 +219,3 @@ class _Command:
         for line in self.left_out:
             say(f"left out of {line}")
         say(f"results in {self.options.output}/")
-
-
-METRICS = {
-    "psnr": "PSNR {:.2f} dB",
-    "psnr_resolved": "up to sign and turn {:.2f} dB",
-    "ssim": "SSIM {:.3f}",
-    "misfit": "misfit {:.5f}",
-}
-
-
-def _metrics(row: Mapping[str, Any]) -> str:
-    return ", ".join(text.format(row[name]) for name, text in METRICS.items() if row.get(name) is not None)

@@ -167,6 +167,12 @@ class Plan:
         """Spell out the plan in plain types."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
+        """Take back what `as_dict` gave."""
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**found)
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):

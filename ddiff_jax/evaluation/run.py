@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 from ddiff_jax import image_files
 from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.checkpoint import load_prior, read_card
-from ddiff_jax.evaluation import tables
+from ddiff_jax.evaluation import formats
 from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
+from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE, Row, rows_of
+from ddiff_jax.evaluation.summary import Setup, Summary, summarise
 from ddiff_jax.files import Caution, file_hash, warning
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.names import UnknownName
@@ -26,7 +27,7 @@ from ddiff_jax.restoration.batches import Batch, batches
 from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
-from ddiff_jax.restoration.records import fingerprint, finite
+from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.results import is_picture
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
@@ -44,13 +45,16 @@ class Evaluation:
         folder: where everything is: results.csv, summary.json, records, pictures.
         rows: the table.
         summary: groups, paired differences, and how it was made.
-        num_bad: rows whose status is neither "ok" nor "pending", which are other processes'.
     """
 
     folder: Path
-    rows: list[tables.Row]
-    summary: dict[str, Any]
-    num_bad: int
+    rows: list[Row]
+    summary: Summary
+
+    @property
+    def num_bad(self) -> int:
+        """Rows whose status is not "ok"."""
+        return len(self.summary.bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,25 +336,24 @@ class _Run:
         for cell in self.cells:
             settings = self.settings.get(cell)
             for job in self.jobs:
-                start = tables.describe(cell, self._sigma(cell), job.stem)
-                sha256 = self.hashes[job.stem]
+                start = Row(
+                    *(cell.task, cell.solver, self._sigma(cell), cell.steps, cell.seed, job.stem),
+                    input_sha256=self.hashes[job.stem],
+                )
                 records = [] if settings is None else self._records(cell, job.stem)
                 if len(records) == cell.runs:
                     why = {} if records[0].status != "ok" else _too_small(records[0], absent)
-                    rows += tables.rows_of(start, records, {**absent, **why}, sha256)
+                    rows += rows_of(start, records, {**absent, **why})
                     continue
                 pending = "pending", "in the share of another process"
                 other = pending if job.stem in elsewhere else ("not set up", self.unusable.get(cell, ""))
                 status, message = self.rejected.get((cell, job.stem), other)
-                for how in (tables.SINGLE,) if cell.runs == 1 else (tables.ORACLE, tables.RESIDUAL):
-                    rows.append({**start, "pick": how, "status": status, "message": message, "input_sha256": sha256})
-        summary = {**tables.summarise(rows), **self._origin(rows)}
-        image_files.write_text(self.folder / "results.csv", tables.to_csv(rows))
-        image_files.write_text(
-            self.folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n"
-        )
-        bad = [row for row in rows if row["status"] not in ("ok", "pending")]
-        return Evaluation(self.folder, rows, summary, len(bad))
+                for how in (SINGLE,) if cell.runs == 1 else (ORACLE, RESIDUAL):
+                    rows.append(dataclasses.replace(start, pick=how, status=status, message=message))
+        summary = self._summary(rows)
+        image_files.write_text(self.folder / "results.csv", formats.to_csv(rows))
+        summary.write(self.folder / "summary.json")
+        return Evaluation(self.folder, rows, summary)
 
     def _sigma(self, cell: Cell) -> float | None:
         """Find the noise level of a cell; of one that cannot be set up, that of its neighbours on the same task."""
@@ -358,30 +361,28 @@ class _Run:
         settings = self.settings.get(cell, alike[0] if alike else None)
         return cell.sigma_y if settings is None else settings.sigma_y
 
-    def _origin(self, rows: Sequence[tables.Row]) -> dict[str, Any]:
-        """Say how the numbers were made."""
+    def _summary(self, rows: Sequence[Row]) -> Summary:
+        """Sum up, and say how the numbers were made."""
         records = [r for cell in self.settings for job in self.jobs for r in self._records(cell, job.stem)]
         made = [self.store.made_by(name) or {} for name in sorted({record.made for record in records})]
         environments = [dict(e) for e in {tuple(sorted(run["environment"].items())) for run in made}]
-        bad = [
-            {k: row.get(k) for k in ("task", "solver", "sigma_y", "steps", "seed", "image", "status", "message")}
-            for row in rows
-            if row["status"] not in ("ok", "pending")
-        ]
-        return {
-            "bad": bad,
-            "plan": self.plan.as_dict(),
-            "cells": [
-                {"cell": cell.path, "command": self.plan.command(cell, settings), "settings": settings.as_dict()}
+        groups, paired = summarise(rows)
+        return Summary(
+            groups=groups,
+            paired=paired,
+            bad=tuple(row for row in rows if row.status not in ("ok", "pending")),
+            plan=self.plan,
+            cells=tuple(
+                Setup(cell.path, self.plan.command(cell, settings), settings.as_dict())
                 for cell, settings in self.settings.items()
-            ],
-            "prior": {"name": self.plan.prior, **dataclasses.asdict(self.card)},
-            "lpips": {k: {"path": v, "weights": self._lpips_weights[k]} for k, v in self._lpips_places.items()},
-            "images": self.hashes,
-            "batch_size": self.batch_size,
-            "environments": sorted(environments, key=str),
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+            ),
+            prior={"name": self.plan.prior, **dataclasses.asdict(self.card)},
+            lpips={k: {"path": v, "weights": self._lpips_weights[k]} for k, v in self._lpips_places.items()},
+            images=self.hashes,
+            batch_size=self.batch_size,
+            environments=tuple(sorted(environments, key=str)),
+            written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
 
 
 def _hash(path: Path) -> str:
@@ -389,7 +390,8 @@ def _hash(path: Path) -> str:
 
 
 def _too_small(record: Record, absent: dict[str, str]) -> dict[str, str]:
-    return {name: "image too small" for name in METRICS if name not in record.metrics and name not in absent}
+    missing = [name for name, metric in METRICS.items() if metric.general and name not in record.metrics]
+    return {name: "image too small" for name in missing if name not in absent}
 
 
 def _trace(info: Any, i: int) -> dict[str, list[float]]:

@@ -15,17 +15,10 @@ from jaxtyping import Array, Float, Shaped
 
 from ddiff_jax.metrics._fidelity import PROTOCOLS, WINDOW, psnr, ssim
 from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual
+from ddiff_jax.operators import equivalent_images, nearest_equivalent
 from ddiff_jax.problem import Problem
 
 Scores = dict[str, Float[Array, "..."]]
-
-# Name to whether larger is better; None where neither is.
-METRICS: dict[str, bool | None] = {
-    **{f"{name}_{protocol}": True for name in ("psnr", "ssim") for protocol in PROTOCOLS},
-    **{f"lpips_{backbone}": False for backbone in BACKBONES},
-    "misfit": None,  # below the noise power it fits the noise
-    "misfit_excess": None,
-}
 
 
 def _one(problem: Problem, x: Any, truth: Any, lpips: Mapping[str, Perceptual]) -> Scores:
@@ -39,6 +32,8 @@ def _one(problem: Problem, x: Any, truth: Any, lpips: Mapping[str, Perceptual]) 
         for backbone, distance in lpips.items():
             if is_picture and min(truth.shape[:2]) >= distance.module.min_side:
                 scores[f"lpips_{backbone}"] = distance(x, truth)
+        if len(equivalent_images(problem.operator, x)) > 1:
+            scores["psnr_resolved"] = psnr(nearest_equivalent(problem.operator, x, truth), truth, protocol="standard")
     scores["misfit"] = problem.misfit(x)
     scores["misfit_excess"] = scores["misfit"] - problem.sigma_y**2
     return scores
@@ -67,7 +62,8 @@ def measure(
     Returns:
         Name in `METRICS` to one number per image. What cannot be measured is left out: SSIM and LPIPS of signals,
         of volumes and of pictures smaller than their windows, LPIPS without weights, everything but the misfit
-        without a truth.
+        without a truth, `psnr_resolved` (the PSNR of the nearest of the images that measure the same) for operators
+        that tell all images apart.
 
     Raises:
         ValueError: the shapes do not fit, or an unknown backbone.

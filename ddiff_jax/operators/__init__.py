@@ -6,6 +6,7 @@ from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
+from ddiff_jax.operators._equivalents import nearest_equivalent
 from ddiff_jax.operators._fourier import Fourier, fourier, undersampled_fourier
 from ddiff_jax.operators._function import Function, LinearFunction, from_function
 from ddiff_jax.operators._high_dynamic_range import HighDynamicRange, high_dynamic_range
@@ -136,6 +137,7 @@ __all__ = [
     "measures_picture",
     "motion_blur",
     "motion_kernel",
+    "nearest_equivalent",
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",

@@ -7,20 +7,15 @@ from typing import Any
 import numpy as np
 
 from ddiff_jax.atomic import replacing
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.evaluation import Group
+from ddiff_jax.evaluation.rows import RESIDUAL
+from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report.gallery import Gallery, Scene
 
 # Colours that stay apart for colour-blind readers too; a solver keeps its own in all figures of a report.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d5d5d", "#8c510a", "#7b3294", "#1b1b1b")
 MARKERS = "osD^vP*Xph"
 DPI = 180
-NAMES = {
-    "psnr_paper": "PSNR (paper), dB",
-    "ssim_paper": "SSIM (paper)",
-    "lpips_alex": "LPIPS (AlexNet)",
-    "lpips_vgg": "LPIPS (VGG16)",
-    "misfit": "mean squared misfit",
-}
 AXES = {
     "sigma_y": "noise level",
     "network_evaluations": "network evaluations per image",
@@ -65,9 +60,19 @@ def _style(gallery: Gallery, solver: str) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "label": solver, "linewidth": 1.6, "markersize": 4.5}
 
 
-def _measured(gallery: Gallery, task: str) -> list[str]:
-    groups = [g for g in gallery.found.summary["groups"] if g["task"] == task]
-    return [name for name in NAMES if any(g["metrics"][name].get("mean") is not None for g in groups)]
+def _drawn(gallery: Gallery, task: str, x: str, metric: Metric) -> dict[str, list[Group]]:
+    """Find the points of a metric: solver to groups, from left to right."""
+    groups = [g for g in gallery.found.summary.groups if g.task == task and g.pick != RESIDUAL]
+    points = [g for g in groups if g.mean(metric.name) is not None and getattr(g, x) is not None]
+    points.sort(key=lambda group: getattr(group, x))
+    of_solvers = {solver: [p for p in points if p.solver == solver] for solver in gallery.solvers}
+    return {solver: mine for solver, mine in of_solvers.items() if mine}
+
+
+def _label(metric: Metric) -> str:
+    better = metric.higher_is_better
+    arrow = "" if better is None else " (higher is better)" if better else " (lower is better)"
+    return ", ".join(filter(None, (metric.title, metric.unit))) + arrow
 
 
 def against(gallery: Gallery, task: str, x: str) -> Any:
@@ -76,32 +81,27 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
     Raises:
         ImportError: there is no matplotlib.
     """
-    names = _measured(gallery, task)
+    groups = [g for g in gallery.found.summary.groups if g.task == task]
+    metrics = [m for m in METRICS.values() if m.principal and any(g.mean(m.name) is not None for g in groups)]
     label = AXES[x]
-    figure, axes = _figure(len(names), f"{task.replace('_', ' ')}: quality against the {label}")
-    groups = [g for g in gallery.found.summary["groups"] if g["task"] == task and g["pick"] != "residual"]
-    for axis, name in zip(axes, names, strict=True):
-        for i, solver in enumerate(gallery.solvers):
-            points = [g for g in groups if g["solver"] == solver and g["metrics"][name].get("mean") is not None]
-            points = sorted((p for p in points if p[x] is not None), key=lambda p: p[x])
-            if not points:
-                continue
-            where = [p[x] for p in points]
+    figure, axes = _figure(len(metrics), f"{task.replace('_', ' ')}: quality against the {label}")
+    for axis, metric in zip(axes, metrics, strict=True):
+        for solver, points in _drawn(gallery, task, x, metric).items():
+            where = [getattr(p, x) for p in points]
             style = _style(gallery, solver)
-            axis.plot(where, [p["metrics"][name]["mean"] for p in points], marker=MARKERS[i % len(MARKERS)], **style)
-            spans = [p["metrics"][name]["interval"] or [np.nan, np.nan] for p in points]
+            marker = MARKERS[gallery.solvers.index(solver) % len(MARKERS)]
+            axis.plot(where, [p.mean(metric.name) for p in points], marker=marker, **style)
+            spans = [p.metrics[metric.name].interval or (np.nan, np.nan) for p in points]
             low, high = zip(*spans, strict=True)
             if len(points) > 1:
                 axis.fill_between(where, low, high, color=style["color"], alpha=0.12, linewidth=0)
             else:
                 axis.vlines(where, low, high, color=style["color"], alpha=0.5)
-        better = METRICS[name]
-        arrow = "" if better is None else " (higher is better)" if better else " (lower is better)"
         axis.set_xlabel(label, fontsize=9)
-        axis.set_ylabel(f"{NAMES[name]}{arrow}", fontsize=9)
+        axis.set_ylabel(_label(metric), fontsize=9)
         if x != "sigma_y":
             _logarithmic(axis.xaxis)
-        if name == "misfit":
+        if metric.name == "misfit":
             _logarithmic(axis.yaxis)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
@@ -148,7 +148,7 @@ def save(figure: Any, path: Path) -> None:
 
 def swept(gallery: Gallery) -> Sequence[str]:
     """Tell against what something can be drawn: where at least two points exist."""
-    plan = gallery.found.summary["plan"]
-    found = ["sigma_y"] * (len(plan["sigmas"]) > 1) + ["network_evaluations", "seconds"] * (len(plan["steps"]) > 1)
+    plan = gallery.found.summary.plan
+    found = ["sigma_y"] * (len(plan.sigmas) > 1) + ["network_evaluations", "seconds"] * (len(plan.steps) > 1)
     # Without a sweep the solvers themselves are points of quality against cost.
     return found or ["network_evaluations"] * (len(gallery.solvers) > 1)

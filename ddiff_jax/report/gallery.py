@@ -9,8 +9,8 @@ from PIL import Image as Pillow
 
 from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell
+from ddiff_jax.evaluation.rows import ORACLE, SINGLE, Row
 from ddiff_jax.evaluation.run import Evaluation
-from ddiff_jax.evaluation.tables import ORACLE, SINGLE, Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +40,24 @@ class Gallery:
     """The pictures and traces of an evaluation."""
 
     def __init__(self, found: Evaluation):
-        plan = found.summary["plan"]
-        self.found, self._swept = found, plan["sigmas"] != [None]
+        plan = found.summary.plan
+        self.found, self._swept = found, plan.sigmas != (None,)
         self._places = Places(found.folder)
         self._store = self._places.store()
-        self._seed = plan["seeds"][0]
-        self.solvers: list[str] = list(plan["solvers"])
-        self.images = sorted({row["image"] for row in found.rows if row["status"] in ("ok", "no truth")})
+        self._seed = plan.seeds[0]
+        self.solvers: list[str] = list(plan.solvers)
+        self.images = sorted({row.image for row in found.rows if row.is_restored})
         self.scenes = self._scenes()
 
     def _scenes(self) -> list[Scene]:
         scenes: dict[Any, Scene] = {}
         for row in self.found.rows:
-            if row["seed"] != self._seed or row["status"] not in ("ok", "no truth"):
+            if row.seed != self._seed or not row.is_restored or row.sigma_y is None:  # what is restored has a level
                 continue
-            key = row["task"], row["sigma_y"], row["steps"]
-            rows = scenes.setdefault(key, Scene(*key, {})).rows.setdefault(row["solver"], {})
-            if row["pick"] in (SINGLE, ORACLE) or row["image"] not in rows:
-                rows[row["image"]] = row
+            key = row.task, row.sigma_y, row.steps
+            rows = scenes.setdefault(key, Scene(*key, {})).rows.setdefault(row.solver, {})
+            if row.pick in (SINGLE, ORACLE) or row.image not in rows:
+                rows[row.image] = row
         return list(scenes.values())
 
     def _cell(self, scene: Scene, solver: str) -> Cell:
@@ -66,7 +66,7 @@ class Gallery:
 
     def restored(self, scene: Scene, solver: str, image: str) -> Path:
         """Find what a solver made of an image."""
-        return self._places.picture(self._cell(scene, solver), image, scene.rows[solver][image]["run"])
+        return self._places.picture(self._cell(scene, solver), image, scene.rows[solver][image].run or 0)
 
     def measurement(self, scene: Scene, image: str) -> Path | None:
         """Find the picture of what was measured; None where a measurement is no picture."""
@@ -94,7 +94,7 @@ class Gallery:
             columns: dict[str, list[list[float]]] = {}
             evaluations = 0
             for image, row in rows.items():
-                record = self._store.load(self._places.record(self._cell(scene, solver), image, row["run"]))
+                record = self._store.load(self._places.record(self._cell(scene, solver), image, row.run or 0))
                 if record is None:  # somebody took it away meanwhile
                     continue
                 evaluations = record.network_evaluations

@@ -9,8 +9,10 @@ from string import Template
 from typing import Any
 
 from ddiff_jax import image_files
-from ddiff_jax.evaluation.run import Evaluation
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.evaluation import Evaluation, Group, Mean, Summary
+from ddiff_jax.evaluation.ledger import Ledger
+from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE
+from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report import curves
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 from ddiff_jax.report.pictures import MOSAIC_IMAGES, caption, mosaic, strips
@@ -21,25 +23,14 @@ VIEWER_IMAGES = 8
 CURVE_SCALE = 100 / curves.DPI  # curves have finer pixels than a page
 COARSE_SIDE = 200  # pixels; smaller pictures are shown with visible pixels
 
-COLUMNS = {
-    "psnr_paper": ("PSNR, paper", "{:.2f}"),
-    "ssim_paper": ("SSIM, paper", "{:.3f}"),
-    "psnr_standard": ("PSNR, standard", "{:.2f}"),
-    "ssim_standard": ("SSIM, standard", "{:.3f}"),
-    "lpips_alex": ("LPIPS, AlexNet", "{:.3f}"),
-    "lpips_vgg": ("LPIPS, VGG16", "{:.3f}"),
-    "misfit": ("misfit", "{:.5f}"),
-    "misfit_excess": ("misfit excess", "{:+.5f}"),
-}
 
-
-def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str, Any] | None = None) -> Path:
+def write_report(found: Evaluation, title: str = "Evaluation", ledger: Ledger | None = None) -> Path:
     """Write report.html, and its pictures and curves as files in `figures/`.
 
     Args:
         found: the evaluation.
         title: head of the page.
-        ledger: of `ddiff_jax.reproduction`, where the evaluation is a study of the paper.
+        ledger: where the evaluation is a study of the paper, ours beside the published numbers.
 
     Returns:
         The page. Curves are left out, and the page says so, where matplotlib is missing.
@@ -48,7 +39,7 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
     folder = found.folder / "figures"
     folder.mkdir(exist_ok=True)
     summary = found.summary
-    statuses = [row["status"] for row in found.rows]
+    statuses = [row.status for row in found.rows]
     bad = {status: statuses.count(status) for status in dict.fromkeys(statuses) if status != "ok"}
     text = Template(resources.files("ddiff_jax.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=html_text(title),
@@ -59,10 +50,10 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
         viewer=_viewer(gallery),
         tables="".join(_table(summary, *place) for place in _places(summary)),
         differences=_differences(summary),
-        differences_open=" open" if len(summary["paired"]) <= 40 else "",
+        differences_open=" open" if len(summary.paired) <= 40 else "",
         figures=_figures(gallery, folder),
         settings="\n".join(map(html_text, _settings(summary).split("\n"))),
-        commands="\n".join(html_text(cell["command"]) for cell in summary["cells"]),
+        commands="\n".join(html_text(cell.command) for cell in summary.cells),
         pictures=_pictures(gallery),
     )
     path = found.folder / "report.html"
@@ -70,15 +61,15 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: dict[str,
     return path
 
 
-def _subtitle(summary: dict[str, Any]) -> str:
-    plan = summary["plan"]
-    counts = {"image": summary["images"], "task": plan["tasks"], "solver": plan["solvers"], "seed": plan["seeds"]}
+def _subtitle(summary: Summary) -> str:
+    plan = summary.plan
+    counts = {"image": summary.images, "task": plan.tasks, "solver": plan.solvers, "seed": plan.seeds}
     parts = [f"{len(v)} {k}{'s' * (len(v) > 1)}" for k, v in counts.items()]
-    return f"prior {plan['prior']}; {', '.join(parts)}; written {summary['written']}"
+    return f"prior {plan.prior}; {', '.join(parts)}; written {summary.written}"
 
 
 def _facts(found: Evaluation) -> str:
-    environments = found.summary["environments"]
+    environments = found.summary.environments
     devices = sorted({e["device"] for e in environments})
     versions = environments[0] if environments else {}
     facts = {
@@ -99,7 +90,8 @@ def _warning(found: Evaluation, bad: dict[str, int]) -> str:
     counted = ", ".join(f"{count} {status}" for status, count in bad.items())
     names = ("task", "solver", "image", "status", "message")
     rows = "".join(
-        f"<tr>{''.join(f'<td class=long>{html_text(row[n])}</td>' for n in names)}</tr>" for row in found.summary["bad"]
+        f"<tr>{''.join(f'<td class=long>{html_text(getattr(row, n))}</td>' for n in names)}</tr>"
+        for row in found.summary.bad
     )
     head = "".join(f'<th class="text">{name}</th>' for name in names)
     return (
@@ -108,62 +100,60 @@ def _warning(found: Evaluation, bad: dict[str, int]) -> str:
     )
 
 
-def _ledger(book: dict[str, Any]) -> str:
+def _ledger(ledger: Ledger) -> str:
     """Set ours beside what is published; the whole ledger is in ledger.md."""
     rows = []
-    for row in (row for row in book["rows"] if row["published"] is not None):
-        form = COLUMNS[row["metric"]][1]
-        half_width = row["published_half_width"]
-        published = f"{row['published']:g}" + ("" if half_width is None else f" ± {half_width:g}")
-        span = (
-            "" if row["interval"] is None else f"{form.format(row['interval'][0])} to {form.format(row['interval'][1])}"
-        )
-        cells = [row["task"], row["solver"], COLUMNS[row["metric"]][0], published]
-        cells += ["" if row["ours"] is None else form.format(row["ours"]), span, str(row["images"])]
-        cells += ["; ".join(filter(None, (row["verdict"], row["note"])))]
+    for entry in (entry for entry in ledger.entries if entry.published is not None):
+        metric, half_width = METRICS[entry.metric], entry.published_half_width
+        published = f"{entry.published:g}" + ("" if half_width is None else f" ± {half_width:g}")
+        span = "" if entry.interval is None else metric.span(entry.interval)
+        cells = [entry.task, entry.solver, metric.title, published]
+        cells += ["" if entry.ours is None else metric.number(entry.ours), span, str(entry.images)]
+        cells += ["; ".join(filter(None, (entry.verdict, entry.note)))]
         rows.append(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in cells)}</tr>")
     head = ("task", "solver", "metric", "published", "ours", "95% interval", "images", "verdict")
     table = f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table>" if rows else ""
-    differences = "".join(f"<li>{html_text(difference)}</li>" for difference in book["differences"])
+    differences = "".join(f"<li>{html_text(difference)}</li>" for difference in ledger.differences)
     return (
         "<h2>Beside the published numbers</h2>"
-        f'<p class="faint">{html_text(book["source"])}. It has {book["published_known"]} of the {len(book["rows"])} '
+        f'<p class="faint">{html_text(ledger.source)}. It has {ledger.published_known} of the {len(ledger.entries)} '
         "numbers here; ledger.md lists them all.</p>"
         + (f"<p>What differs from the paper:</p><ul>{differences}</ul>" if differences else "")
         + f'<div class="scroll">{table}</div>'
     )
 
 
-def _places(summary: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _places(summary: Summary) -> Iterable[tuple[str, str]]:
     """List the tables: one per task, and one more for another way to choose among restarts."""
-    return dict.fromkeys((group["task"], group["pick"]) for group in summary["groups"])
+    return dict.fromkeys((group.task, group.pick) for group in summary.groups)
 
 
-def _table(summary: dict[str, Any], task: str, pick: str) -> str:
-    groups = [g for g in summary["groups"] if (g["task"], g["pick"]) == (task, pick)]
+def _table(summary: Summary, task: str, pick: str) -> str:
+    groups = [g for g in summary.groups if (g.task, g.pick) == (task, pick)]
     groups.sort(key=_variant)  # what is compared stands together
-    plan = summary["plan"]
-    sweeps = {"sigma_y": ("noise", plan["sigmas"]), "steps": ("steps", plan["steps"])}
+    plan = summary.plan
+    sweeps = {"sigma_y": ("noise", plan.sigmas), "steps": ("steps", plan.steps)}
     swept = {name: label for name, (label, values) in sweeps.items() if len(values) > 1}
-    shown = [name for name in COLUMNS if name in METRICS]
-    best = {name: _best(groups, name) for name in shown}
-    head = ["solver", *swept.values(), *(COLUMNS[name][0] for name in shown)]
+    shown = [metric for metric in METRICS.values() if any(metric.name in group.metrics for group in groups)]
+    best = {metric: _best(groups, metric) for metric in shown}
+    head = ["solver", *swept.values(), *(metric.title for metric in shown)]
     head += ["evaluations", "gradients", "seconds", "images"]
     rows = []
     for i, group in enumerate(groups):
-        cells = [f"<td>{html_text(group['solver'])}</td>"]
-        cells += [f"<td>{group[name] if group[name] is not None else 'preset'}</td>" for name in swept]
-        for name in shown:
-            cells.append(_number(group["metrics"][name], COLUMNS[name][1], bold=i in best[name]))
+        cells = [f"<td>{html_text(group.solver)}</td>"]
+        levels = [getattr(group, name) for name in swept]
+        cells += [f"<td>{level if level is not None else 'preset'}</td>" for level in levels]
+        for metric in shown:
+            cells.append(_number(group.metrics.get(metric.name), metric, bold=i in best[metric]))
         for name, form in {"network_evaluations": "{:.0f}", "network_gradients": "{:.0f}", "seconds": "{:.3g}"}.items():
-            value = group[name]
+            value = getattr(group, name)
             cells.append("<td></td>" if value is None else f"<td>{form.format(value)}</td>")
-        good = group["statuses"].get("ok", 0)
-        total = sum(group["statuses"].values())
-        cells.append(f"<td>{group['images'] if good == total else f'{good} of {total} rows'}</td>")
+        good = group.statuses.get("ok", 0)
+        total = sum(group.statuses.values())
+        cells.append(f"<td>{group.images if good == total else f'{good} of {total} rows'}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    chosen = {"oracle": ", best of the restarts by PSNR against the truth", "residual": ", best by the misfit alone"}
-    power = {g["sigma_y"] for g in groups}
+    chosen = {ORACLE: ", best of the restarts by PSNR against the truth", RESIDUAL: ", best by the misfit alone"}
+    power = {g.sigma_y for g in groups}
     noise = f"noise {next(iter(power)):g}" if len(power) == 1 and None not in power else "several noise levels"
     return (
         f"<h3>{html_text(task.replace('_', ' '))}{chosen.get(pick, '')} "
@@ -172,17 +162,17 @@ def _table(summary: dict[str, Any], task: str, pick: str) -> str:
     )
 
 
-def _variant(group: dict[str, Any]) -> tuple[float | int, float | int]:
-    return group["sigma_y"] or 0, group["steps"] or 0
+def _variant(group: Group) -> tuple[float | int, float | int]:
+    return group.sigma_y or 0, group.steps or 0
 
 
-def _best(groups: Sequence[dict[str, Any]], name: str) -> set[int]:
+def _best(groups: Sequence[Group], metric: Metric) -> set[int]:
     """Find the best solver of every variant."""
-    better, found = METRICS[name], set()
+    better, found = metric.higher_is_better, set()
     if better is None:
         return found
     for variant in {_variant(group) for group in groups}:
-        means = {i: g["metrics"][name].get("mean") for i, g in enumerate(groups) if _variant(g) == variant}
+        means = {i: g.mean(metric.name) for i, g in enumerate(groups) if _variant(g) == variant}
         known = {i: mean for i, mean in means.items() if mean is not None}
         if len(known) > 1:
             top = max(known.values()) if better else min(known.values())
@@ -190,30 +180,30 @@ def _best(groups: Sequence[dict[str, Any]], name: str) -> set[int]:
     return found
 
 
-def _number(found: dict[str, Any], form: str, *, bold: bool) -> str:
-    if found.get("mean") is None:
-        why = html_text(found.get("why", "not finite")).replace("-", "&#8209;")  # flags stay in one piece
+def _number(found: Mean | None, metric: Metric, *, bold: bool) -> str:
+    if found is None:
+        return "<td></td>"
+    if found.mean is None:
+        why = html_text(found.reason).replace("-", "&#8209;")  # flags stay in one piece
         return f'<td class="none">{why}</td>'
-    span = found["interval"]
-    small = "" if span is None else f"<small>{form.format(span[0])} to {form.format(span[1])}</small>"
-    return f"<td{' class=best' * bold}>{form.format(found['mean'])}{small}</td>"
+    small = "" if found.interval is None else f"<small>{metric.span(found.interval)}</small>"
+    return f"<td{' class=best' * bold}>{metric.number(found.mean)}{small}</td>"
 
 
-def _differences(summary: dict[str, Any]) -> str:
-    if not summary["paired"]:
+def _differences(summary: Summary) -> str:
+    if not summary.paired:
         return '<p class="faint">There is one solver only.</p>'
-    wanted = ("psnr_paper", "ssim_paper", "lpips_alex", "lpips_vgg", "misfit")
     head = ("task", "noise", "steps", "first", "minus", "metric", "mean difference", "95% interval", "images", "")
     rows = []
-    for d in summary["paired"]:
-        if d["metric"] not in wanted or d["mean"] is None:
+    for d in summary.paired:
+        metric, mean, span = METRICS[d.metric], d.mean.mean, d.mean.interval
+        if not metric.principal or mean is None:
             continue
-        span, form = d["interval"], COLUMNS[d["metric"]][1]
         told = "" if span is None else "not told apart" if span[0] <= 0 <= span[1] else "different"
         cells = [
-            *(d["task"] + (f" ({d['pick']})" if d["pick"] != "single" else ""), d["sigma_y"], d["steps"] or "preset"),
-            *(d["solver"], d["minus"], COLUMNS[d["metric"]][0], f"{d['mean']:+.4g}"),
-            *("one image" if span is None else f"{form.format(span[0])} to {form.format(span[1])}", d["n"], told),
+            *(d.task + (f" ({d.pick})" if d.pick != SINGLE else ""), d.sigma_y, d.steps or "preset"),
+            *(d.solver, d.minus, metric.title, f"{mean:+.4g}"),
+            *("one image" if span is None else metric.span(span), d.mean.n, told),
         ]
         rows.append(f"<tr>{''.join(f'<td>{html_text(c)}</td>' for c in cells)}</tr>")
     return f'<div class="scroll"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{"".join(rows)}</table></div>'
@@ -310,11 +300,12 @@ def _pictures(gallery: Gallery) -> str:
             if found:
                 entry["pictures"][image] = found
             spent += sum(len(value["source"]) for value in found.values())
-    side = gallery.found.summary["prior"]["image_shape"][0]
+    side = gallery.found.summary.prior["image_shape"][0]
     document = {"scenes": [s for s in scenes if s["pictures"]], "truths": truths, "coarse": side < COARSE_SIDE}
     return script_json(document)
 
 
-def _settings(summary: dict[str, Any]) -> str:
+def _settings(summary: Summary) -> str:
+    values = summary.as_dict()
     names = ("plan", "prior", "lpips", "batch_size", "environments", "images")
-    return json.dumps({name: summary[name] for name in names}, indent=1, default=str)
+    return json.dumps({name: values[name] for name in names}, indent=1, default=str)

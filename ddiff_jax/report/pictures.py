@@ -7,7 +7,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit
-from ddiff_jax.evaluation.tables import Row
+from ddiff_jax.evaluation.rows import Row
+from ddiff_jax.metrics import METRICS
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 from ddiff_jax.safe_text import printable
 
@@ -18,11 +19,11 @@ MOSAIC_IMAGES = 6
 def caption(row: Row) -> str:
     """Put a row's quality in a few characters."""
     parts = []
-    if isinstance(row.get("psnr_paper"), float):
-        parts.append(f"{row['psnr_paper']:.2f} dB")
-    lpips = next((row[k] for k in ("lpips_alex", "lpips_vgg") if isinstance(row.get(k), float)), None)
-    if lpips is not None:
-        parts.append(f"LPIPS {lpips:.3f}")
+    psnr = row.number("psnr_paper")
+    if psnr is not None:
+        parts.append(f"{METRICS['psnr_paper'].number(psnr)} dB")  # the page says once what it is
+    found = {name: row.number(name) for name in ("lpips_alex", "lpips_vgg")}
+    parts += [METRICS[name].say(value) for name, value in found.items() if value is not None][:1]
     return ", ".join(parts)
 
 

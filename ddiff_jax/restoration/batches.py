@@ -1,15 +1,15 @@
 """Items stacked into batches of one shape, so that one compiled program serves them all, and their scores."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax import metrics
 from ddiff_jax.likelihood import Gaussian, Likelihood
+from ddiff_jax.metrics import METRICS, measure
 from ddiff_jax.operators import Operator
 from ddiff_jax.problem import Problem
 from ddiff_jax.restoration.jobs import Job
@@ -85,6 +85,13 @@ def _residual(problem: Problem, x: Any) -> Any:
     return problem.map(lambda problem, x: jnp.abs(problem.residual(x)), x)
 
 
+KEYS = {
+    **{"psnr": "psnr_standard", "ssim": "ssim_standard", "misfit": "misfit", "misfit_excess": "misfit_excess"},
+    "psnr_resolved": "psnr_resolved",
+}
+"""What metrics.json calls the metrics, since it has one protocol only: to names in `METRICS`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """How good one restoration is.
@@ -92,21 +99,27 @@ class Score:
     Args:
         residual: |A(x) - y| where observed, in the shape of the measurement.
         metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
-            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit.
+            PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit. The names are those of
+            `KEYS`.
     """
 
     residual: np.ndarray
     metrics: dict[str, float | None]
 
 
+def tell(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Say metrics in one line: those of these `KEYS` that are there."""
+    return ", ".join(METRICS[KEYS[name]].say(metrics[name]) for name in names if metrics.get(name) is not None)
+
+
 def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
     """Score the restorations of a batch, without its repetitions."""
     truths, problem = batch.truths, batch.problem()
-    found = metrics.measure(problem, x, truths)
+    found = measure(problem, x, truths)
     residual = jax.device_get(_residual(problem, x))
-    names = {"misfit": "misfit", "misfit_excess": "misfit_excess"}
-    if truths is not None:
-        names = {"psnr": "psnr_standard", "ssim": "ssim_standard", **names}
+    names = {
+        ours: name for ours, name in KEYS.items() if name in found or (truths is not None and METRICS[name].general)
+    }
     return [
         Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
         for i in range(len(batch.items))

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from ddiff_jax import image_files
 from ddiff_jax.drawing import Panel, compare, error_map, picture
 from ddiff_jax.operators import observed_entries
-from ddiff_jax.restoration.batches import Score
+from ddiff_jax.restoration.batches import Score, tell
 from ddiff_jax.restoration.reading import Item
 from ddiff_jax.restoration.settings import Settings
 
@@ -63,9 +63,8 @@ def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings
         misfit = score.residual if is_picture(y) else np.zeros_like(x)
         panels.append(Panel(error_map(misfit), "misfit", "|A(x) - y|"))
     else:
-        ssim = "" if metrics["ssim"] is None else f", SSIM {metrics['ssim']:.3f}"
         error = np.abs(np.clip(x, -1, 1) - item.truth)
-        panels.append(Panel(picture(x), name, f"PSNR {metrics['psnr']:.2f} dB{ssim}"))
+        panels.append(Panel(picture(x), name, tell(metrics, ("psnr", "ssim"))))
         panels.append(Panel(picture(item.truth), "truth", _width_by_height(x)))
         panels.append(Panel(error_map(error), "absolute error", f"mean {error.mean():.3f}, images in [-1, 1]"))
     return compare(panels)

@@ -16,10 +16,9 @@ import numpy as np
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.files import file_hash
-from ddiff_jax.metrics import psnr
-from ddiff_jax.operators import Operator, equivalent_images
+from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.restarts import nearest_equivalent, solve_restarts
+from ddiff_jax.restarts import solve_restarts
 from ddiff_jax.restoration import results
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import Job
@@ -257,9 +256,6 @@ class Restoration:
 
     def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
         """Write one image's results, then its record."""
-        if item.truth is not None and len(equivalent_images(item.operator, jnp.asarray(x))) > 1:
-            nearest = nearest_equivalent(item.operator, jnp.asarray(x), jnp.asarray(item.truth))
-            found.metrics["psnr_resolved"] = float(psnr(nearest, jnp.asarray(item.truth), protocol="standard"))
         self.store.forget(item.job.stem)
         written = results.write(item, x, found, self.settings)
         record = Record(

@@ -1,8 +1,6 @@
-"""The paper's tables and figures as evaluations, and the ledger that sets our numbers beside the published ones."""
+"""The paper's tables and figures as evaluations; `ledger` sets what they find beside the published numbers."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,8 @@ import numpy as np
 
 from ddiff_jax import image_files
 from ddiff_jax.config import presets
-from ddiff_jax.evaluation import Plan
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.evaluation.plan import Plan
 from ddiff_jax.names import check_name
-from ddiff_jax.published import Published, published
-from ddiff_jax.safe_text import markdown_text
 from ddiff_jax.solvers import DAPS, SOLVERS
 
 DATASETS = ("ffhq", "imagenet", "faces64")
@@ -189,141 +184,3 @@ def _fixed_masks(dataset: str, tasks: Sequence[str], folder: Path) -> dict[str, 
             paths[task].parent.mkdir(parents=True, exist_ok=True)
             image_files.write_array(paths[task], np.asarray(make()))
     return paths
-
-
-def ledger(made: Reproduction, summary: dict[str, Any]) -> dict[str, Any]:
-    """Set our numbers beside the published ones.
-
-    Args:
-        made: what was run.
-        summary: of the evaluation.
-
-    Returns:
-        "rows", one per number, and what to know about them.
-    """
-    name, dataset = made.study, made.dataset
-    source, entries = published()
-    theirs = {(e.table, e.dataset, e.task, e.solver, e.metric): e for e in entries}
-    study = STUDIES[name]
-    rows = []
-    for group in summary["groups"]:
-        for metric in study.metrics:
-            found = group["metrics"][metric]
-            # The paper picks the best of several runs by the truth.
-            entry = (
-                None
-                if group["pick"] == "residual"
-                else theirs.get((name, dataset, group["task"], group["solver"], metric))
-            )
-            difference, half_width = _difference(found, entry)
-            rows.append(
-                {
-                    **{k: group[k] for k in ("task", "solver", "sigma_y", "steps", "pick")},
-                    "metric": metric,
-                    "published": None if entry is None else entry.value,
-                    "published_half_width": None if entry is None else entry.half_width,
-                    "ours": found.get("mean"),
-                    "interval": found.get("interval"),
-                    "images": found["n"],
-                    **{k: group[k] for k in ("network_evaluations", "seconds")},
-                    "difference": difference,
-                    "difference_half_width": half_width,
-                    "verdict": _verdict(found, entry, made.same_protocol),
-                    "note": "" if entry is None else entry.not_comparable,
-                }
-            )
-    known = sum(row["published"] is not None for row in rows)
-    return {
-        "study": name,
-        "title": study.title,
-        "dataset": dataset,
-        "source": source,
-        "differences": list(made.differences),
-        "published_known": known,
-        "rows": rows,
-    }
-
-
-def _difference(found: dict[str, Any], entry: Published | None) -> tuple[float | None, float | None]:
-    """Subtract the published mean from ours, and find half of the 95% interval of that from both intervals.
-
-    The half-widths add up as those of independent means do, which is too wide if the images are the paper's; where the
-    paper has none, ours stands alone, which is too narrow. A number that means something else is not subtracted.
-    """
-    if entry is None or entry.not_comparable or found.get("mean") is None:
-        return None, None
-    difference = found["mean"] - entry.value
-    if found["interval"] is None:
-        return difference, None
-    low, high = found["interval"]
-    return difference, math.hypot((high - low) / 2, entry.half_width or 0.0)
-
-
-def _verdict(found: dict[str, Any], entry: Published | None, same_protocol: bool) -> str:
-    """Judge in words: whether both means can be one, by both 95% intervals, and which is higher if not."""
-    if found.get("mean") is None:
-        return f"not measured: {found.get('why', 'not finite')}"
-    if entry is None:
-        return "the paper has no such number"
-    if entry.not_comparable:
-        return "not comparable"
-    if not same_protocol:
-        return "not comparable: another protocol"
-    difference, half_width = _difference(found, entry)
-    if difference is None or half_width is None:
-        return "one image: no verdict"
-    alone = "" if entry.half_width is not None else ", by our interval alone"
-    if abs(difference) <= half_width:
-        return f"agrees{alone}"
-    side, better = "higher" if difference > 0 else "lower", METRICS[entry.metric]
-    judged = "" if better is None else " (better)" if (side == "higher") == better else " (worse)"
-    return f"{side}{judged}{alone}"
-
-
-def write_ledger(folder: Path, book: dict[str, Any]) -> Path:
-    """Write ledger.json and ledger.md; returns the latter."""
-    image_files.write_text(folder / "ledger.json", json.dumps(book, indent=1) + "\n")
-    image_files.write_text(folder / "ledger.md", as_markdown(book))
-    return folder / "ledger.md"
-
-
-HEADINGS = (
-    *("task", "solver", "noise", "steps", "pick", "metric", "published", "ours", "95% interval", "images"),
-    *("evaluations", "seconds", "difference", "verdict"),
-)
-
-
-def as_markdown(book: dict[str, Any]) -> str:
-    """Write the ledger as a table for people."""
-    head = [
-        f"# {book['study']} on {book['dataset']}: {book['title']}",
-        "",
-        f"Published: {book['source']}. The paper has {book['published_known']} of these {len(book['rows'])} numbers.",
-        "Intervals: 95%, ours by Student's t over images, the paper's (published and difference: ±) where it has one.",
-        "Verdict: agrees where the difference is below the root of the sum of both half-widths squared.",
-        *(f"Differs from the paper: {difference}." for difference in book["differences"]),
-        "",
-        f"| {' | '.join(HEADINGS)} |",
-        "|---" * len(HEADINGS) + "|",
-    ]
-    lines = []
-    for row in book["rows"]:
-        span = "" if row["interval"] is None else f"{row['interval'][0]:.4g} to {row['interval'][1]:.4g}"
-        theirs = _with_half_width(row["published"], row["published_half_width"])
-        cells = [
-            *(row["task"], row["solver"], _short(row["sigma_y"]), _short(row["steps"]), row["pick"], row["metric"]),
-            *(theirs or "none", _short(row["ours"]), span, str(row["images"])),
-            *(_short(row["network_evaluations"]), _short(row["seconds"])),
-            _with_half_width(row["difference"], row["difference_half_width"]),
-            "; ".join(filter(None, (row["verdict"], row["note"]))),
-        ]
-        lines.append(f"| {' | '.join(map(markdown_text, cells))} |")
-    return "\n".join([*head, *lines]) + "\n"
-
-
-def _with_half_width(value: float | None, half_width: float | None) -> str:
-    return _short(value) + ("" if half_width is None else f" ± {half_width:.2g}")
-
-
-def _short(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.4g}"

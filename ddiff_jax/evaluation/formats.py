@@ -1,0 +1,53 @@
+"""How an evaluation is written: lines for a terminal, CSV, tables in Markdown; for HTML see `ddiff_jax.report`."""
+
+import csv
+import io as textio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ddiff_jax.evaluation.rows import COLUMNS, SINGLE, Row
+from ddiff_jax.evaluation.summary import Summary
+from ddiff_jax.metrics import METRICS
+from ddiff_jax.safe_text import csv_cell, markdown_text
+
+
+def lines(summary: Summary) -> list[str]:
+    """Tell the means in a few words each."""
+    told, metric = [], METRICS["psnr_paper"]
+    for group in summary.groups:
+        name = f"{group.task} {group.solver}"
+        variant = {"sigma_y": group.sigma_y, "steps": group.steps}
+        name += "".join(f" {k} {v}" for k, v in variant.items() if v is not None)
+        name += "" if group.pick == SINGLE else f" best by {group.pick}"
+        found = group.metrics[metric.name]
+        if found.mean is None:
+            told.append(f"  {name}: no PSNR")
+            continue
+        spread = "" if found.interval is None else f" (95%: {metric.span(found.interval)})"
+        told.append(f"  {name}: {metric.say(found.mean)}{spread}, {found.n} images")
+    return told
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """Write the table of images."""
+    text = textio.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.as_dict().items()})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.7g}"  # float32 has no more
+    return "" if value is None else csv_cell(value)
+
+
+def to_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table, without an end of line after its last row."""
+    return "\n".join([_line(head), "|---" * len(head) + "|", *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(markdown_text, cells))} |"
