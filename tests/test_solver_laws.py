@@ -44,6 +44,13 @@ def accepts(solver, operator):
     return all(hasattr(operator, need) for need in solver.needs.methods)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_number_of_an_operator_is_weakly_typed(name):
+    # It would compile every program once more, beside the one of the same operator with other numbers.
+    for leaf in jax.tree.leaves(build(name)[0]):
+        assert isinstance(leaf, (jax.Array, np.ndarray)) and not getattr(leaf, "weak_type", False)
+
+
 @jax.jit
 def restore(solver, prior, operator, y, tape, x_init):
     """One program for all laws: the noise is a tape, since drawing it would take half of the compilation."""

@@ -96,7 +96,7 @@ def box_inpainting(shape: ImageShape, key: PRNGKey, *, size: int, margin: int) -
     left = jax.random.randint(col_key, (), margin, margin + max(room[1], 1))
     rows, cols = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     hidden = (rows >= top) & (rows < top + size) & (cols >= left) & (cols < left + size)
-    return Inpainting(jnp.where(hidden, 0.0, 1.0)[..., None], shape)
+    return Inpainting((~hidden)[..., None].astype(jnp.float32), shape)
 
 
 def random_inpainting(shape: ImageShape, key: PRNGKey, *, fraction: float) -> Inpainting:
