@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import datetime
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,7 @@ from ddiff_jax.solvers.base import count_steps, require_operator
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 AHEAD = 2  # batches that are read before they are needed
 BEHIND = 2  # batches whose results may still have to be written when the next one starts
+WRITERS = min(8, os.cpu_count() or 1)  # images that are written at a time: drawing and PNG take some 20 ms each
 
 T = TypeVar("T")
 Existing = Literal["skip", "overwrite", "error"]
@@ -40,7 +43,7 @@ Existing = Literal["skip", "overwrite", "error"]
 
 @runtime_checkable
 class Watch(Protocol):
-    """Who is told how a restoration goes; methods may be called from other threads."""
+    """Who is told how a restoration goes; methods may be called from other threads, one at a time."""
 
     def note(self, about: str, text: str) -> None:
         """Hear what was done to an input, or doubted about it."""
@@ -107,6 +110,7 @@ class Restoration:
     ):
         self.settings, self.store, self._watch, self._only_compile = settings, store, watch, only_compile
         self._decided, self._save_every = decided_by(settings), save_every
+        self._telling = threading.Lock()
         self.failed: dict[str, str] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
         self.record: dict[str, Any] = {}  # of this run; empty until all is known
@@ -166,7 +170,7 @@ class Restoration:
             self._watch.note(str(path), note)
         prior: DiffusionPrior | None = None
         writing: collections.deque[Future[None]] = collections.deque()
-        with ThreadPoolExecutor(1, "write") as writer:
+        with ThreadPoolExecutor(1, "save") as saver, ThreadPoolExecutor(WRITERS, "write") as writers:
             for batch in _ahead(batches(reader, jobs, batch_size, self._fail), AHEAD):
                 for item in batch.items:
                     for note in item.notes:
@@ -177,15 +181,16 @@ class Restoration:
                     self._watch.begins(prior, len(jobs))
                 snapshots = self._snapshots(batch)
                 solution = self._solve(prior, batch, snapshots)
-                writing.append(writer.submit(self._save, batch, solution, snapshots))
+                writing.append(saver.submit(self._save, batch, solution, snapshots, writers))
                 while len(writing) > BEHIND or (writing and writing[0].done()):
                     writing.popleft().result()
             for last in writing:
                 last.result()
 
     def _fail(self, job: Job, message: str) -> None:
-        self.failed[str(job.path)] = message
-        self._watch.failed(job, message)
+        with self._telling:
+            self.failed[str(job.path)] = message
+            self._watch.failed(job, message)
 
     def _begin(self, prior: DiffusionPrior, operator: Operator, batch_size: int) -> None:
         settings, device = self.settings, jax.devices()[0]
@@ -240,22 +245,29 @@ class Restoration:
             self._watch.note(str(self.store.folder), note)
         return solution
 
-    def _save(self, batch: Batch, solution: Solution, snapshots: Snapshots) -> None:
+    def _save(self, batch: Batch, solution: Solution, snapshots: Snapshots, writers: ThreadPoolExecutor) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
         self.store.save_run(self.record)
-        for i, item in enumerate(batch.items):
-            if not solution.finite[i]:
-                self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
-                continue
-            try:
-                self._keep(item, np.asarray(solution.x[i]), scores[i])
-            except OSError as error:  # a full disk, a name that is too long: the other images go on
-                self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+        x, finite = np.asarray(solution.x), np.asarray(solution.finite)
+        list(writers.map(self._keep, batch.items, x, finite, scores))
         snapshots.drop()
 
-    def _keep(self, item: Item, x: np.ndarray, found: Score) -> None:
-        """Write one image's results, then its record."""
+    def _keep(self, item: Item, x: np.ndarray, finite: np.bool_, found: Score) -> None:
+        """Write one image's results and its record; what goes wrong with it does not stop the others."""
+        if not finite:
+            self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
+            return
+        try:
+            record = self._write(item, x, found)
+        except OSError as error:  # a full disk, a name that is too long
+            self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+            return
+        with self._telling:
+            self._watch.restored(record)
+
+    def _write(self, item: Item, x: np.ndarray, found: Score) -> Record:
+        """Write the results, then the record."""
         self.store.forget(item.job.stem)
         written = results.write(item, x, found, self.settings)
         record = Record(
@@ -275,7 +287,7 @@ class Restoration:
             network_gradients=self.record["cost_per_image"]["network_gradients"],
         )
         self.store.save(item.job.stem, record)
-        self._watch.restored(record)
+        return record
 
 
 def evaluation_flops(prior: DiffusionPrior) -> float:
