@@ -11,13 +11,13 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from ddiff_jax import image_files
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.denoising import Errors, measure_denoising
 from ddiff_jax.restoration.jobs import find_jobs
+from ddiff_jax.restoration.reading import read_clean
 
 DESCRIPTION = """Measure how well a prior denoises clean images at every noise level, beside two ways that need no
 network: the mean image, and the best linear filter. A prior that loses to either at some level misleads every solver
@@ -87,25 +87,18 @@ def lines(errors: Errors, prior: str, count: int) -> list[str]:
 
 def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tuple[Float[np.ndarray, "N H W C"], int]:
     """Read pictures, cut and resized to the prior's size; those that cannot be read are told and counted."""
-    height, width, channels = shape
-    if height != width:
-        raise ValueError(f"pictures are cut to squares; the prior is for {height}x{width}: use measure_denoising")
-    images, failed, resized = [], 0, 0
+    images, failed = [], 0
     nowhere = Path(os.devnull)  # nothing is written, so no input can lie in the folder of the results
     for job in find_jobs(inputs, nowhere).jobs:
         try:
-            x, _ = image_files.read(job.path, channels)
-            if x.ndim != 3 or x.shape[2] != channels:
-                raise ValueError(f"{job.path} is no image with {channels} channels: its shape is {x.shape}")
+            x, notes = read_clean(job.path, shape, resize=True)
         except ValueError as error:
             console.fail(str(error))
             failed += 1
             continue
-        if x.shape != shape:
-            x, resized = image_files.crop_and_resize(x, height), resized + 1
-        images.append(np.asarray(x, np.float32))
-    if resized:
-        console.say(f"note: {resized} images cut to a centred square and resized to {width}x{height}")
+        for note in notes:
+            console.note(str(job.path), note)
+        images.append(x)
     if not images:
         raise ValueError("none of the images could be read")
     return np.stack(images), failed

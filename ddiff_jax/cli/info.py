@@ -15,7 +15,7 @@ from ddiff_jax.cli.convert import card_in_words
 from ddiff_jax.cli.environment import cache_folder
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.config import VALUES, presets
-from ddiff_jax.restoration.machine import describe, versions
+from ddiff_jax.restoration.machine import device_in_words, versions
 from ddiff_jax.solvers import SOLVERS
 
 
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
 def _facts() -> dict[str, Any]:
     return {
         "versions": versions(),
-        "devices": {f"{d.platform}:{d.id}": f"{describe(d)}, {_memory(d):.1f} GiB" for d in jax.devices()},
+        "devices": {f"{d.platform}:{d.id}": f"{device_in_words(d)}, {_memory(d):.1f} GiB" for d in jax.devices()},
         "cache": {"folder": str(cache_folder()), "size": f"{_folder_size() / 2**20:.1f} MiB"},
         "priors": {name: card_in_words(read_card(name)) for name in available_priors()},
         "presets": {dataset: list(tasks) for dataset, tasks in presets().items()},

@@ -25,7 +25,7 @@ from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration import document
 from ddiff_jax.restoration.batches import Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
-from ddiff_jax.restoration.machine import choose_batch_size, describe
+from ddiff_jax.restoration.machine import choose_batch_size, device_in_words
 from ddiff_jax.restoration.run import Restoration
 from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
@@ -171,7 +171,7 @@ class _Command:
         spent = [f"{n} {what.replace('_', ' ')}" for what, n in cost.items() if n]
         million = settings.card.num_parameters / 1e6
         rows = {
-            "device": describe(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
+            "device": device_in_words(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
             "prior": f"{settings.prior}, {million:.2f} million parameters, {shape}, {settings.dtype}",
             "task": f"{settings.task} ({details}), sigma_y {level}, preset {settings.dataset}, "
             f"{settings.values} values",

@@ -25,7 +25,7 @@ from ddiff_jax.drawing import tile
 from ddiff_jax.noise import image_keys
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.jobs import prepare
-from ddiff_jax.restoration.machine import choose_batch_size, describe, image_mesh, out_of_memory, versions
+from ddiff_jax.restoration.machine import choose_batch_size, device_in_words, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.run import CHUNKS
 from ddiff_jax.restoration.settings import check_label
 from ddiff_jax.solvers.base import count_steps
@@ -173,7 +173,7 @@ class _Sampling:
             "batch_size": self.size,
             "cost_per_image": dataclasses.asdict(cost),
             "prior": {"name": options.prior, **dataclasses.asdict(self.card)},
-            "device": {"platform": device.platform, "kind": describe(device), "count": jax.device_count()},
+            "device": {"platform": device.platform, "kind": device_in_words(device), "count": jax.device_count()},
             "versions": versions(),
             "started": self.started,
             "seconds": self.seconds,

@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
     return {"ddiff_jax": __version__, **installed, "python": platform.python_version()}
 
 
-def describe(device: Any) -> str:
+def device_in_words(device: Any) -> str:
     """Name a device for people."""
     return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
 

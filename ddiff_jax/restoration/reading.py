@@ -98,8 +98,12 @@ class Reader:
             ValueError: it cannot be used; the message names the file.
         """
         settings = self._settings
-        finite = not settings.measured  # else which entries count is known further down
-        array, notes = image_files.read(job.path, settings.shape[2], settings.full_scale, finite=finite)
+        if settings.measured:  # which entries must be finite is known further down
+            array, notes = image_files.read(job.path, settings.shape[2], settings.full_scale, finite=False)
+            truth = self._clean(self._truths[job.stem], notes) if job.stem in self._truths else None
+        else:
+            notes = []
+            array = truth = self._clean(job.path, notes)
         key = image_keys(self._root, jnp.asarray([job.image_id], jnp.int32))[0]
         operator, sigma_y = self._operator, settings.sigma_y
         if operator is None:
@@ -110,7 +114,6 @@ class Reader:
                     notes += found
             operator = self._build(arrays, *([stream_key(key, Stream.OPERATOR)] if self.random else []))
         if settings.measured:
-            truth = self._truth(job.stem, notes)
             self._check_measurement(job.path, operator, array)
             y = Problem(operator, jnp.asarray(array), 0.0).y  # whatever the file shows of hidden entries is gone
             bad = int(np.sum(~np.isfinite(y)))
@@ -128,20 +131,15 @@ class Reader:
             if sigma_y > 0 and not image_files.is_array(job.path):
                 notes += _cut_off(values, seen)
         else:
-            truth = self.clean(job.path, array, notes)
             noise_key = stream_key(key, Stream.MEASUREMENT)
-            y = _simulate(operator, truth, np.float32(sigma_y), noise_key, settings.likelihood)
+            y = _simulate(operator, array, np.float32(sigma_y), noise_key, settings.likelihood)
         return Item(job, key, operator, y, sigma_y, truth, notes, file_hash(job.path))
 
-    def _truth(self, stem: str, notes: list[str]) -> np.ndarray | None:
-        """Read the clean image of a measurement, where it is known."""
-        path = self._truths.get(stem)
-        if path is None:
-            return None
-        truth, found = image_files.read(path, self._settings.shape[2], self._settings.full_scale)
-        truth = self.clean(path, truth, found)
+    def _clean(self, path: Path, notes: list[str]) -> np.ndarray:
+        settings = self._settings
+        x, found = read_clean(path, settings.shape, settings.full_scale, resize=settings.resize)
         notes += found
-        return truth
+        return x
 
     def _read_file(self, name: str, path: Path) -> tuple[np.ndarray, list[str]]:
         """Read an array of the operator."""
@@ -160,30 +158,6 @@ class Reader:
             doubts += check_noise_level(observed, sigma_y)
         return doubts
 
-    def clean(self, path: Path, x: np.ndarray, notes: list[str]) -> np.ndarray:
-        """Check a clean image, and cut and resize it where that is asked for; what is done is added to the notes.
-
-        Raises:
-            ValueError: it is no image of the prior's size, or not in its range.
-        """
-        shape = self._settings.shape
-        if x.ndim != 3 or x.shape[2] != shape[2] or x.dtype != np.float32 or not x.size:
-            raise ValueError(
-                f"{path} must be a real image [{shape[0]}, {shape[1]}, {shape[2]}]; got {x.dtype}{list(x.shape)}"
-                + _channels_first(x.shape, (*x.shape[1:], shape[2]))
-            )
-        if image_files.is_array(path):
-            notes += check_image(path, x)
-        if x.shape == shape:
-            return x
-        if not self._settings.resize:
-            raise ValueError(
-                f"{path} is {_size(x.shape)}, the prior is for {_size(shape)}; add --resize to cut it to a centred "
-                "square and resize it, or --measured if it is the measurement itself"
-            )
-        notes.append(f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}")
-        return image_files.crop_and_resize(x, shape[0])
-
     def _check_measurement(self, path: Path, operator: Operator, y: np.ndarray) -> None:
         expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(self._settings.shape, jnp.float32))
         if y.shape != expected.shape or y.dtype != expected.dtype:
@@ -193,6 +167,47 @@ class Reader:
                 "check --task and its flags, or leave --measured out if it is a clean image"
                 + _channels_first(y.shape, expected.shape)
             )
+
+
+def read_clean(
+    path: Path, shape: Sequence[int], full_scale: int | None = None, *, resize: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Read a clean image of the prior's size.
+
+    Args:
+        path: a picture or an array.
+        shape: (H, W, C) that it must have.
+        full_scale: as in `image_files.read`.
+        resize: cut an image of another size to a centred square and resize it.
+
+    Returns:
+        The image in [-1, 1], and what was done to it.
+
+    Raises:
+        ValueError: it cannot be read, is no image of this size, or not in its range.
+    """
+    height, width, channels = shape
+    x, notes = image_files.read(path, channels, full_scale)
+    if x.ndim != 3 or x.shape[2] != channels or x.dtype != np.float32 or not x.size:
+        raise ValueError(
+            f"{path} must be a real image [{height}, {width}, {channels}]; got {x.dtype}{list(x.shape)}"
+            + _channels_first(x.shape, (*x.shape[1:], channels))
+        )
+    if image_files.is_array(path):
+        notes += check_image(path, x)
+    if x.shape == tuple(shape):
+        return x, notes
+    if not resize:
+        raise ValueError(
+            f"{path} is {_size(x.shape)}, the prior is for {_size(shape)}; add --resize to cut it to a centred "
+            "square and resize it, or --measured if it is the measurement itself"
+        )
+    if height != width:
+        raise ValueError(f"{path} is {_size(x.shape)}; only for priors of squares images are cut and resized")
+    return image_files.crop_and_resize(x, height), [
+        *notes,
+        f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}",
+    ]
 
 
 def _fixing(operator: str) -> list[str]:
