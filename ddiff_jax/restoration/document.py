@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ddiff_jax import image_files
+from ddiff_jax.files import read_text
 from ddiff_jax.restoration.store import Record, Store
 
+MOST = 2**30  # bytes; a million rows
 AVERAGED = ("psnr", "ssim", "misfit")
 
 
@@ -25,7 +27,7 @@ def check(folder: Path) -> None:
     path = path_of(folder)
     if path.exists():
         try:
-            json.loads(path.read_text(encoding="utf-8"))["images"]
+            json.loads(read_text(path, MOST))["images"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}); move it away or choose another --output") from error
 
@@ -50,7 +52,7 @@ def merge(store: Store) -> dict[str, Any]:
         before = store.images.state()
         document = _document(store)
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or read_text(path, MOST) != text:
             image_files.write_text(path, text)
         # Who recorded an image meanwhile may have written the file before us. If not, it writes after us.
         if store.images.state() == before:

@@ -34,7 +34,7 @@ class Job:
     @property
     def image_id(self) -> int:
         """Identity of the image: the same in every folder and company, unlike its place in a list."""
-        return zlib.crc32(self.stem.encode()) & 0x7FFFFFFF  # int32, JAX's default
+        return zlib.crc32(self.stem.encode("utf-8", "surrogateescape")) & 0x7FFFFFFF  # int32, JAX's default
 
     def result(self, kind: str, suffix: str = ".png") -> Path:
         """Name one result, for example "restored"."""

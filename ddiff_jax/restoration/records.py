@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddiff_jax import image_files
+from ddiff_jax.files import read_text
 
 CHECKSUM = "checksum"
 
@@ -39,7 +40,7 @@ class Records:
     def load(self, name: str) -> dict[str, Any] | None:
         """Read a record; None if it is absent or damaged, so that it is made again."""
         try:
-            record = json.loads(self.path(name).read_text(encoding="utf-8"))
+            record = json.loads(read_text(self.path(name)))
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(record, dict) or record.pop(CHECKSUM, None) != fingerprint(record):
