@@ -107,7 +107,7 @@ BROKEN = {
     "derivative": (wrong_derivative, "a custom derivative is wrong"),
     "adjoint": (WrongAdjoint(SHAPE), "adjoint: <A x, y> and <x, A^H y> differ"),
     "adjoint of nothing": (AdjointOfNothing(SHAPE), "has a method adjoint, but is not linear"),
-    "empty": (lambda x: x[:0], "measurement"),
+    "empty": (lambda x: x[:0], "[16, 12, 3] -> float32[0, 12, 3]"),
     "zero": (lambda x: 0 * x, "gradient: zero everywhere"),
 }
 
@@ -175,7 +175,7 @@ def test_the_cures_cure():
         lambda x: x * jnp.take(jnp.asarray([1.0, 2.0]), (x.sum() > 0).astype(int)),
         lambda x: x * x.sum(),
     ):
-        jax.eval_shape(mended, jax.ShapeDtypeStruct(SHAPE, jnp.float32))
+        assert jnp.isfinite(jax.jit(mended)(jnp.full(SHAPE, 0.1))).all()
 
 
 def test_what_is_no_operator_or_shape_is_refused(unchecked):

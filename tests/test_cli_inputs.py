@@ -138,8 +138,10 @@ def used_settings(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())["runs"][0]["settings"]
 
 
-def test_warming_up_asks_nothing_of_its_own_picture(ddiff, quick_prior):
+def test_warming_up_asks_nothing_of_its_own_picture(ddiff, quick_prior, capsys):
     restore.warm_up(settings.read(["--full-scale", "4095", *QUICK]))
+    assert capsys.readouterr() == ("", "")
+    assert not list(Path().iterdir())  # it leaves nothing behind
 
 
 # Masks

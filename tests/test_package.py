@@ -65,8 +65,9 @@ def test_examples_in_docstrings_run():
                 # `import a.b` may give a function that has the name of its module.
                 done = doctest.testmod(sys.modules[module.__name__], verbose=False)
                 assert done.failed == 0, path
+                assert done.attempted > 0, f"{path}: nothing runs its examples"
                 attempted += done.attempted
-    assert attempted
+    assert attempted > 0
 
 
 def test_sources_are_public():

@@ -133,6 +133,40 @@ def test_every_solver_obeys_the_laws_on_every_operator(operator_name, name):
     np.testing.assert_allclose(known.info.misfit[:, 0], want, rtol=1e-3)
 
 
+class Counting:
+    """Noise that remembers what was drawn."""
+
+    def __init__(self):
+        self.indices = []
+
+    def draw(self, i, shape):
+        self.indices.append(i)
+        return jnp.zeros(shape)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_draw_of_a_step_is_used_twice_and_all_are_counted(name):
+    # `jax.debug_key_reuse` does not see it: every draw folds its index into the key, and makes another one each time.
+    solver, operator, truth, _, y = example("super_resolution", name)
+    noise, prior = Counting(), dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), SHAPE)
+
+    def step(y, x_init):
+        problem = dd.Problem(operator, y, SIGMA)
+        point = jax.tree.map(lambda column: jnp.asarray(column[0], FLOAT), solver.grid(prior.schedule))
+        state = solver.init(prior, problem, point, Counting(), x_init)
+        return solver.step(prior, problem, state, point, noise)
+
+    jax.eval_shape(step, y[0], truth[0])
+    fixed = [i for i in noise.indices if isinstance(i, int)]
+    looped = [i for i in noise.indices if not isinstance(i, int)]
+    assert len(set(fixed)) == len(fixed)
+    num_draws = len(fixed)
+    if looped:  # in the steps of Langevin dynamics, 0 to 2, by one line of code
+        assert name == "daps" and len(looped) == 1 and min(fixed) >= 3
+        num_draws += 3
+    assert num_draws == solver.cost(operator).normal_draws
+
+
 @functools.cache
 def pairs():
     """Pair every operator with the solver that had the fewest so far: every solver has one at least."""
