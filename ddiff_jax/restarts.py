@@ -71,8 +71,8 @@ def solve_restarts(
         keys: one key per image.
         restarts: K, at least 1. The batch that is solved holds N K images.
         on_chunk: as in `solve`; hears the least misfit of every image, and previews restart 0.
-        driving: `num_chunks`, `mesh` and `resume` of `solve`; N K must be a multiple of the mesh's size. Where N is one,
-            the devices exchange nothing.
+        driving: `num_chunks`, `mesh` and `resume` of `solve`; N K must be a multiple of the mesh's size. Where N is a
+            multiple as well, nothing is exchanged between devices.
 
     Raises:
         ValueError: restarts is below 1, or y lies on explicit mesh axes; and as in `solve`.
