@@ -17,6 +17,7 @@ from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solvers.base import Solver
+from ddiff_jax.types import Tree
 
 
 class Driving(TypedDict, total=False):
@@ -70,7 +71,8 @@ def solve_restarts(
         keys: one key per image.
         restarts: K, at least 1. The batch that is solved holds N K images.
         on_chunk: as in `solve`; hears the least misfit of every image, and previews restart 0.
-        driving: `num_chunks`, `mesh` and `resume` of `solve`; N K must be a multiple of the mesh's size.
+        driving: `num_chunks`, `mesh` and `resume` of `solve`; N K must be a multiple of the mesh's size. Where N is a
+            multiple as well, nothing is exchanged between devices.
 
     Raises:
         ValueError: restarts is below 1, or y lies on explicit mesh axes; and as in `solve`.
@@ -105,11 +107,21 @@ def solve_restarts(
     misfit = _misfits(every_problem, solution.x)
     misfit = jnp.where(solution.finite, misfit, jnp.inf).reshape(num_images, restarts)
     chosen = jnp.argmin(misfit, axis=1)
-    best = jax.tree.map(lambda leaf: leaf[jnp.arange(num_images) * restarts + chosen], solution)
-    best = dataclasses.replace(best, cost=solution.cost * restarts)
+    best = dataclasses.replace(_picked(solution, chosen), cost=solution.cost * restarts)
     return Restarts(best, chosen, misfit, solution.x.reshape(num_images, restarts, *solution.x.shape[1:]))
 
 
 @jax.jit
 def _misfits(problem: Problem, x: Any) -> Array:
     return problem.map(Problem.misfit, x)
+
+
+@jax.jit
+def _picked(every: Tree, chosen: Int[Array, " N"]) -> Tree:
+    """Take the chosen run of every image. They are picked image by image, so that none leaves the device it is on."""
+
+    def pick(leaf: Array) -> Array:
+        runs = leaf.reshape(len(chosen), leaf.shape[0] // len(chosen), *leaf.shape[1:])
+        return jax.vmap(lambda runs, run: runs[run])(runs, chosen)
+
+    return jax.tree.map(pick, every)

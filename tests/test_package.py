@@ -73,7 +73,7 @@ def test_examples_in_docstrings_run():
 def test_sources_are_public():
     # Papers and released codes, not the sections of a document that the reader does not have.
     cited = re.compile(r"\b[A-Z]{5,}(?:\.md)?,? sections? \d|\bOPERATORS [\d\"]")
-    for folder in (*OURS, "tests", "configs", "benchmarks"):
+    for folder in (*OURS, "tests", "configs", "benchmarks", "docs"):
         for path in (p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml", ".md")):
             assert not cited.findall(path.read_text(encoding="utf-8")), path
 
@@ -109,6 +109,6 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     assert imported(*OURS) - extra == needed
     assert extra <= imported(*OURS)
     assert imported("tests") <= needed | development
-    assert development - imported("tests", "benchmarks") - extra == TOOLS.keys()
+    assert development - imported("tests", "benchmarks", "docs") - extra == TOOLS.keys()
     for tool, path in TOOLS.items():
         assert USES[tool] in (ROOT / path).read_text(encoding="utf-8"), tool

@@ -63,15 +63,15 @@ class Block:
     text: str
 
 
-def blocks() -> list[Block]:
-    text = PAGE.read_text(encoding="utf-8")
+def blocks(page: Path = PAGE) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
     found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [Block(m[1], text[: m.start(2)].count("\n") + 1, m[2]) for m in found]
 
 
-def shell_commands() -> Iterator[list[str]]:
+def shell_commands(page: Path = PAGE) -> Iterator[list[str]]:
     """Give the words of every command in the page's shell blocks, comments taken off."""
-    for block in blocks():
+    for block in blocks(page):
         if block.language == "bash":
             for line in block.text.replace("\\\n", " ").splitlines():
                 words: list[str] = []

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from weights import save_tiny_prior
+from PIL import Image
+
+import ddiff_jax as dd
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -96,10 +99,37 @@ for solver in (*(SOLVER_EXAMPLES[name](2) for name in solvers.SOLVERS), daps):
     there = [jax.device_put(v, jax.sharding.NamedSharding(mesh, spec)) for v, spec in zip((operator, y, keys), specs)]
     compiled = mapped.lower(*there).compile()
     np.testing.assert_allclose(np.asarray(compiled(*there)), np.asarray(one), atol=2e-5, err_msg=repr(solver))
-    collectives = ("all-reduce", "all-gather", "collective-permute", "all-to-all")
+    collectives = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
     assert not any(word in compiled.as_text() for word in collectives), solver
 print("same numbers")
 """
+
+COMMANDS = """
+import sys
+import jax
+sys.path.insert(0, sys.argv[1])
+from weights import smoothing_prior
+from ddiff_jax import cli
+from ddiff_jax.cli import sample
+from ddiff_jax.evaluation import run as evaluation
+from ddiff_jax.restoration import run as restoration
+
+for module in (restoration, evaluation, sample):
+    module.load_prior = lambda name, dtype: smoothing_prior()  # a network that costs nothing
+devices = jax.local_devices()
+assert len(devices) == 4
+for count in (1, 2, 4):
+    jax.local_devices, jax.local_device_count = lambda: devices[:count], lambda: count
+    how = ["--no-cache", "--steps", "3", "--batch-size", "3", "--output"]
+    assert cli.main(["restore", "photos", "--restarts", "2", *how, f"{count}/restored"]) == 0
+    assert cli.main(["evaluate", "photos", "--no-report", *how, f"{count}/evaluated"]) == 0
+    assert cli.main(["sample", "--count", "3", *how, f"{count}/sampled"]) == 0
+"""
+
+# As a program holds them: their results are named like them, and some are started and ended apart.
+COLLECTIVES = re.compile(
+    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(-start)?\("
+)
 
 
 @pytest.mark.parametrize("program", [PROGRAM, MAPPED], ids=["solve", "shard_map"])
@@ -111,32 +141,38 @@ def test_several_devices_give_the_numbers_of_one(program):
     assert "same numbers" in done.stdout
 
 
-def test_the_command_line_uses_all_devices(tmp_path):
-    # Three images on two devices: the fourth place is filled, and the results are those of one device.
-    from PIL import Image
-
-    import ddiff_jax as dd
-
-    save_tiny_prior(tmp_path / "prior")
-    sample = Image.open(os.path.join(dd.__path__[0], "assets", "sample.png")).resize((16, 16))
+def test_the_command_line_shares_images_out_and_nothing_is_exchanged(tmp_path):
+    # Three images on two and on four devices: the other places are filled, and the pictures are those of one device.
+    sample = Image.open(os.path.join(dd.__path__[0], "assets", "sample.png")).resize((64, 64))
     (tmp_path / "photos").mkdir()
     for i in range(3):
         sample.rotate(90 * i).save(tmp_path / "photos" / f"{i}.png")
-    psnr = {}
-    for count in (1, 2):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
-        command = [sys.executable, "-m", "ddiff_jax", "restore", "photos", "--output", f"out{count}", "--no-cache"]
-        done = subprocess.run(
-            [*command, "--prior", "prior", "--preset", "faces64", "--steps", "2", "--factor", "2"],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        document = json.loads((tmp_path / f"out{count}" / "metrics.json").read_text())
-        psnr[count] = [row["psnr"] for row in document["images"]]
-    assert "2 of them" in done.stderr
+    flags = f"--xla_force_host_platform_device_count=4 --xla_dump_to={tmp_path / 'hlo'} --xla_dump_hlo_as_text"
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, os.path.dirname(__file__)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of them" in done.stderr
+    document = json.loads((tmp_path / "4" / "restored" / "metrics.json").read_text())
     assert document["runs"][0]["batch_size"] == 4
-    np.testing.assert_allclose(psnr[1], psnr[2], atol=1e-3)
+    assert document["runs"][0]["settings"]["restarts"] == 2
+
+    pictures = [path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.png")]
+    for what, least in (("restored/", 3 * 3), ("evaluated/", 3), ("sampled/", 3)):
+        assert sum(str(name).startswith(what) for name in pictures) >= least
+    for count in ("2", "4"):
+        for name in pictures:
+            one, several = (np.asarray(Image.open(tmp_path / n / name), int) for n in ("1", count))
+            assert np.max(np.abs(one - several)) <= 1, (count, name)  # a level, where programs round differently
+
+    programs = {path.name: path.read_text() for path in (tmp_path / "hlo").glob("*after_optimizations.txt")}
+    spread = {name: text for name, text in programs.items() if "num_partitions=4" in text}
+    for ours in ("_start", "_run_chunk", "_finish_batch", "_misfits", "_picked"):
+        assert any(f"jit_{ours}." in name for name in spread), f"{ours} ran on one device"
+    exchanging = [name for name, text in programs.items() if COLLECTIVES.search(text)]
+    assert not exchanging
