@@ -193,12 +193,12 @@ def _about(prior: Prior, problem: Problem) -> Problem:
 
 @jax.jit
 def _start(run: _Run, x_init: Float[Array, "N ..."] | None) -> tuple[Any, Any]:
-    """Make the grid and the carry: the first states, and tables (of NaN) for what the steps will report."""
+    """Make the grid and the carry: the first states, and tables for what the steps will report."""
     grid = to_type(run.solver.grid(run.prior.schedule), float_type(run.problem.y))
     num_steps = jax.tree.leaves(grid)[0].shape[0]
     state = run.init(_execution.rows(grid, 0), x_init)
     _, row = jax.eval_shape(run.step, state, 0, _execution.rows(grid, 0))
-    tables = jax.tree.map(lambda r: jnp.full((r.shape[0], num_steps, *r.shape[1:]), jnp.nan, r.dtype), row)
+    tables = jax.tree.map(lambda r: jnp.zeros((r.shape[0], num_steps, *r.shape[1:]), r.dtype), row)
     return grid, (state, tables)
 
 
@@ -281,7 +281,7 @@ def solve(
     def report(step: int) -> bool:
         if on_chunk is None:
             return False
-        misfit = np.asarray(carry[1].misfit[:, max(step - 1, 0)])
+        misfit = np.asarray(carry[1].misfit[:, step - 1]) if step else np.full(len(keys), np.nan, np.float32)
         snapshot = functools.partial(_snapshot, step, carry)
         return bool(on_chunk(Progress(step, num_steps, misfit, preview, snapshot)))
 
@@ -298,7 +298,12 @@ def solve(
             break
         carry = run_chunk(carry, start, stop, grid, run)
         stopped, done = report(stop), stop
-    solution = dataclasses.replace(finish(carry), cost=solver.cost(seen) * done)
+    solution = finish(carry)
+    if done < num_steps:
+        with jax.debug_nans(False):  # whoever looks for NaN does not look for these
+            info = jax.tree.map(lambda table: table.at[:, done:].set(jnp.nan), solution.info)
+        solution = dataclasses.replace(solution, info=info)
+    solution = dataclasses.replace(solution, cost=solver.cost(seen) * done)
     return solution if mesh is None else _execution.place(solution, mesh, problem.y)
 
 

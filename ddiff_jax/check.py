@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddiff_jax.noise import root_key
 from ddiff_jax.operators._function import Function, LinearFunction
 from ddiff_jax.operators.base import Operator, check_any_shape, dot_test, observed_entries, spectral_norm
 from ddiff_jax.operators.tracing import diagnosis
@@ -121,7 +122,7 @@ class _Check:
         self.operator, self.shape = operator, shape
         self.findings: list[Finding] = []
         self.facts: dict[str, Any] = {}
-        self._keys = iter(jax.random.split(jax.random.key(seed), 32))
+        self._keys = iter(jax.random.split(root_key(seed), 32))
 
     def find(self, name: str, ok: bool | None, text: str) -> bool | None:
         self.findings.append(Finding(name, ok, text))

@@ -25,6 +25,7 @@ from ddiff_jax.containers import read_safetensors
 from ddiff_jax.files import Unusable, catching, file_hash, quote, read_text
 from ddiff_jax.limits import MOST_BLOCKS, MOST_COPIES, SPARE
 from ddiff_jax.names import check_keys, check_name, nearest
+from ddiff_jax.noise import root_key
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
 
@@ -66,7 +67,7 @@ def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
 
 def abstract_params(module: Any) -> Params:
     """Shapes and types of a network's parameters, without making them."""
-    return jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())["params"]
+    return jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
 
 
 def save_weights(folder: str | Path, params: Params, card: Card) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ddiff_jax.levels import Level
-from ddiff_jax.noise import image_keys
+from ddiff_jax.noise import image_keys, root_key
 from ddiff_jax.priors import Prior, predict
 from ddiff_jax.schedule import published_time
 
@@ -126,7 +126,7 @@ def measure_denoising(
     else:
         filters = [LinearFilter.fit(reference[:MOST_REFERENCES])] * 2
     levels = prior.schedule.levels(num_levels)[:-1]
-    keys = image_keys(jax.random.key(seed), jnp.arange(len(images)))
+    keys = image_keys(root_key(seed), jnp.arange(len(images)))
     rows = [_errors(prior, images, levels[k], k, keys, filters, halves) for k in range(num_levels)]
     ratio = np.asarray(levels.ratio)
     return Errors(ratio, published_time(levels), *np.sqrt(np.array(rows, np.float64).T))

@@ -21,6 +21,26 @@ class Stream(enum.IntEnum):
     LOOP = 3
 
 
+def check_seed(seed: int, name: str = "a seed") -> None:
+    """Refuse what JAX would take for another seed.
+
+    Raises:
+        ValueError: it is not from 0 to 2**32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{name} must be from 0 to {2**32 - 1}; got {seed}")
+
+
+def root_key(seed: int) -> PRNGKey:
+    """Make the root of all random numbers, of the kind that this library is written for, whatever JAX's default is.
+
+    Raises:
+        ValueError: JAX would take it for another seed.
+    """
+    check_seed(seed)
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def stream_key(image_key: PRNGKey, stream: Stream) -> PRNGKey:
     """Derive the key of one stream from the key of one image."""
     return jax.random.fold_in(image_key, stream)

@@ -21,15 +21,18 @@ from weights import smoothing_prior, write_lpips_ckpt
 
 import ddiff_jax as dd
 from ddiff_jax import cli, evaluation, image_files, metrics
+from ddiff_jax.cli.changes import read_changes
 from ddiff_jax.config import VALUES
 from ddiff_jax.evaluation import Mean, Plan, Row, Summary, formats, interval, paired
 from ddiff_jax.evaluation import rows as table_rows
 from ddiff_jax.evaluation import run as runner
+from ddiff_jax.evaluation.plan import Cell
 from ddiff_jax.evaluation.summary import summarise
 from ddiff_jax.files import Caution
 from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.report import write_report
 from ddiff_jax.restoration import run as restoration_run
+from ddiff_jax.restoration.spelling import GENERAL
 
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
@@ -354,15 +357,15 @@ def test_images_in_another_range_are_refused_or_warned_about(tmp_path):
 def test_a_picture_that_is_damaged_or_missing_is_made_again(photos, tmp_path):
     out = tmp_path / "out"
     evaluation.evaluate(plan(photos), out, say=quiet)
-    before, pictures = table(out), sorted((out / "restored").rglob("*.png"))
-    assert len(pictures) == 3
-    for change in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-50])):
-        whole = pictures[1].read_bytes()
-        change(pictures[1])
+    before, pictures = table(out), {path: path.read_bytes() for path in sorted(out.rglob("*.png"))}
+    assert len(pictures) == 3 + 3 + 3 + 1  # as they were, measured and restored; one trajectory
+    changes = [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-50])]
+    for number, path in enumerate(p for p in pictures if p.name.startswith("photo0.")):
+        changes[number % 2](path)
         said = []
         evaluation.evaluate(plan(photos), out, say=said.append)
-        assert any("1 of 3 images" in line for line in said)
-        assert pictures[1].read_bytes() == whole
+        assert any("1 of 3 images" in line for line in said), path
+        assert {path: path.read_bytes() for path in sorted(out.rglob("*.png"))} == pictures
         assert table(out) == before
 
 
@@ -408,6 +411,17 @@ def test_a_cell_that_cannot_be_set_up_does_not_stop_the_others(photos, tmp_path)
         (("--set", "ddiff:gama=2"), "unknown flag --gama; did you mean '--gamma'"),
         (("--subset", "0"), "subset must be at least 1"),
         (("--seeds", "1", "1"), "nothing twice"),
+        (("--seeds", "0", "-1"), "every seed must be from 0 to 4294967295; got -1"),
+        (("--seeds", "4294967296"), "every seed must be from 0 to 4294967295; got 4294967296"),
+        (("--steps", "5", "0"), "every one of steps must be at least 1; got 0"),
+        (("--sigmas", "0.1", "nan"), "must be finite and at least 0; got nan"),
+        (("--sigmas", "-0.1"), "must be finite and at least 0; got -0.1"),
+        (("--batch-size", "0"), "batch_size must be at least 1"),
+        (("--runs", "0"), "runs of super_resolution must be at least 1"),
+        (("--full-scale", "0"), "--full-scale"),
+        (("--steps", "5", "--set", "ddiff:steps=9"), "ddiff is given num_steps 9, but steps 5 are asked for in all"),
+        (("--steps", "5", "--set", "super_resolution:steps=9"), "super_resolution is given num_steps 9, but steps 5"),
+        (("--sigmas", "0.1", "--set", "super_resolution:sigma=0.2"), "is given sigma 0.2, but sigmas 0.1 are asked"),
         (("nowhere/*.png",), "no file matches"),
     ],
 )
@@ -418,6 +432,39 @@ def test_wrong_commands_say_what_is_wrong(arguments, message, tmp_path, monkeypa
     assert message in err
     assert len(err.splitlines()) == 1
     assert not Path("evaluation").exists()
+
+
+@pytest.mark.parametrize("name", ["ddiff", "super_resolution"])
+def test_what_a_plan_decides_cannot_be_set_for_one_cell(name):
+    owned = [*GENERAL, *(f.name for f in dataclasses.fields(Plan)), *(f.name for f in dataclasses.fields(Cell))]
+    for flag in {*owned} - {"steps"}:  # which a solver may have of its own where the plan says nothing
+        for text in (flag, f"--{flag}", flag.replace("_", "-")):
+            with pytest.raises(ValueError, match=r"(is a flag of all cells|unknown flag) ?.*"):
+                read_changes([f"{name}:{text}=1"], "faces64")
+    assert read_changes([f"{name}:steps=3"], "faces64") == {name: {"num_steps": 3}}
+
+
+def test_noise_levels_that_look_alike_have_folders_and_lines_of_their_own(photos, tmp_path):
+    levels = (0.1, 0.1000001, 0.10000001, 1e-7)
+    found = evaluation.evaluate(plan(photos, sigmas=levels, subset=1, steps=(2,)), tmp_path / "out", say=quiet)
+    assert [row.sigma_y for row in found.rows] == list(levels)
+    assert [float(row["sigma_y"]) for row in table(tmp_path / "out")] == list(levels)
+    assert len({cell.path for cell in plan(photos, sigmas=levels).cells()}) == 4
+    assert len(list((tmp_path / "out" / "restored").rglob("*.png"))) == 4
+    assert len(set(formats.lines(found.summary))) == 4
+
+
+def test_a_file_that_changes_while_it_is_evaluated_gives_no_row(photos, tmp_path):
+    def change(line):
+        if line.startswith("[1/1]"):  # it is hashed already, and not yet read
+            Image.open(SAMPLE).rotate(180).save(photos / "photo1.png")
+
+    found = evaluation.evaluate(plan(photos), tmp_path / "out", say=change)
+    assert [row.status for row in found.rows] == ["ok", "failed", "ok"]
+    assert "changed after the evaluation began" in found.rows[1].message
+    again = evaluation.evaluate(plan(photos), tmp_path / "out", say=quiet)
+    assert [row.status for row in again.rows] == ["ok", "ok", "ok"]
+    assert again.rows[1].input_sha256 != found.rows[1].input_sha256
 
 
 # Killing

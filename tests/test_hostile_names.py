@@ -198,37 +198,100 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, fails):
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
-def ended():
-    """Number a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def test_an_error_names_the_file_that_people_know(tmp_path):
+    name = "x" * 252 + ".png"  # the temporary name is short enough
+    for path in (tmp_path / name, tmp_path / "missing" / "x.png"):
+        with pytest.raises(OSError) as error:
+            image_files.write_text(path, "new")
+        assert str(error.value).endswith(f"{str(path)!r}")
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLDER = """
+import runpy, sys
+from pathlib import Path
+from types import SimpleNamespace
+atomic = SimpleNamespace(**runpy.run_path(sys.argv[2]))  # alone, without JAX
+with atomic.replacing(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_goes_as_soon_as_its_writer_is_killed_and_not_before(tmp_path):
+    command = [sys.executable, "-c", HOLDER]
+    writers = [
+        subprocess.Popen([*command, tmp_path / name, atomic.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in "xy"
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+    atomic.sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    writers[0].kill()
+    writers[0].communicate()
+    atomic.sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    writers[1].communicate()
+    assert writers[1].returncode == 0
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("y", b"half")]
+
+
+def test_what_is_swept_before_it_is_locked_is_created_once_more(tmp_path, monkeypatch):
+    lock, calls = atomic._lock, []
+
+    def late(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            for entry in tmp_path.iterdir():
+                entry.unlink()
+        return lock(descriptor) if len(calls) != 2 else False  # the second is just being looked at
+
+    monkeypatch.setattr(atomic, "_lock", late)
+    image_files.write_text(tmp_path / "x", "whole")
+    assert len(calls) == 3
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+def test_where_nothing_can_be_locked_files_are_written_and_age_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "fcntl", None)
+    fresh = tmp_path / f".ddiff-{atomic._machine()}-{'0' * 16}.tmp"
+    fresh.write_bytes(b"x")
+    image_files.write_text(tmp_path / "x", "whole")
+    assert (tmp_path / "x").read_text() == "whole"
+    assert fresh.exists()
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
-    host, dead, token = atomic._host(), ended(), "0123456789abcdef"
-    other = f"{int(host, 16) ^ 1:08x}"
+    here, token = atomic._machine(), "0123456789abcdef"
+    elsewhere = f"{int(here, 16) ^ 1:08x}"
     now = time.time()
     files = {  # name: age, whether it goes
-        f".ddiff-{host}-{dead}-{token}.tmp": (700, True),
-        f".ddiff-{host}-{dead}-{token[::-1]}.tmp": (10, False),  # another machine of this name may be writing it
-        f".ddiff-{host}-{os.getpid()}-{token}.tmp": (700, False),
-        f".ddiff-{host}-1-{token}.tmp": (700, False),  # somebody else's process
-        f".ddiff-{other}-{dead}-{token}.tmp": (700, False),
-        f".ddiff-{other}-{dead}-{token[::-1]}.tmp": (90_000, True),
-        f".ddiff-{host}-9999999999-{token}.tmp": (700, True),
-        f".ddiff-{host}-{dead}-{token}.tmp.png": (90_000, False),
-        f"ddiff-{host}-{dead}-{token}.tmp": (90_000, False),
+        f".ddiff-{here}-{token}.tmp": (0, True),  # nobody holds it
+        f".ddiff-{elsewhere}-{token}.tmp": (700, False),
+        f".ddiff-{elsewhere}-{token[::-1]}.tmp": (90_000, True),
+        f".ddiff-{here}-{token}.tmp.png": (90_000, False),
+        f"ddiff-{here}-{token}.tmp": (90_000, False),
         ".x.png.0123456789abcdef.tmp": (90_000, False),
         "x.png": (90_000, False),
     }
     for name, (age, _) in files.items():
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (now - age, now - age))
-    folder = tmp_path / f".ddiff-{other}-{dead}-{token[4:]}0000.tmp"
+    folder = tmp_path / f".ddiff-{elsewhere}-{token[4:]}0000.tmp"
     folder.mkdir()
     os.utime(folder, (now - 90_000, now - 90_000))
-    atomic.sweep(tmp_path)
+    pipe = tmp_path / f".ddiff-{here}-{token[4:]}0000.tmp"
+    os.mkfifo(pipe)  # opened, it would wait for a reader
+    held = tmp_path / f".ddiff-{here}-{token[::-1]}.tmp"
+    with held.open("w") as file:
+        assert atomic._lock(file.fileno())
+        atomic.sweep(tmp_path)
+        assert held.exists()
+    pipe.unlink(missing_ok=True)
+    held.unlink()
     assert {entry.name for entry in tmp_path.iterdir() if entry != folder} == {
         n for n, (_, goes) in files.items() if not goes
     }
@@ -237,7 +300,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_writing_sweeps_a_folder_once(tmp_path):
-    stale = tmp_path / f".ddiff-00000000-1-{'0' * 16}.tmp"
+    stale = tmp_path / f".ddiff-00000000-{'0' * 16}.tmp"
     for expected in (False, True):
         stale.write_bytes(b"x")
         os.utime(stale, (0, 0))
@@ -247,7 +310,7 @@ def test_writing_sweeps_a_folder_once(tmp_path):
 
 def test_a_link_that_looks_stale_is_removed_and_not_its_target(tmp_path):
     (tmp_path / "target").write_bytes(b"precious")
-    link = tmp_path / f".ddiff-00000000-1-{'0' * 16}.tmp"
+    link = tmp_path / f".ddiff-00000000-{'0' * 16}.tmp"
     link.symlink_to(tmp_path / "target")
     os.utime(link, (0, 0), follow_symlinks=False)
     atomic.sweep(tmp_path)

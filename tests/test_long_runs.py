@@ -57,7 +57,7 @@ def test_a_run_taken_up_again_is_the_undisturbed_run(name, tmp_path):
 
     run(solver, num_chunks=8, on_chunk=stop)
     assert kept[0].step == 3
-    snapshots = Snapshots(tmp_path, "batch", every=0.0)
+    snapshots = Snapshots(tmp_path, "batch", {}, every=0.0)
     snapshots.save(dataclasses.replace(progress_at(3), snapshot=lambda: kept[0]))
     found = run(solver, resume=snapshots.load, on_chunk=lambda progress: seen.append(progress.step))
     assert min(step for step in seen if step) > 3
@@ -84,7 +84,7 @@ def test_a_snapshot_of_another_run_is_refused():
 
 
 def test_a_damaged_snapshot_begins_anew(tmp_path):
-    solver, snapshots = DDiff(num_steps=6), Snapshots(tmp_path, "batch", every=0.0)
+    solver, snapshots = DDiff(num_steps=6), Snapshots(tmp_path, "batch", {}, every=0.0)
     run(solver, num_chunks=6, on_chunk=snapshots.save)
     (folder,) = (tmp_path / "batch").glob("step_*")
     assert folder.name == "step_5"  # the last is kept, and none after the last step

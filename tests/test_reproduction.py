@@ -94,6 +94,24 @@ def test_every_study_has_a_plan(study, dataset, tmp_path):
         assert ("nonlinear_blur" in made.plan.tasks) == (dataset != "faces64")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"changes": {"ddiff": {"gamma": 3.0}}}, "ddiff with gamma 3.0, as asked for"),
+        ({"changes": {"gaussian_blur": {"sigma": 0.1}}}, "gaussian_blur with sigma 0.1, as asked for"),
+        ({"dtype": "bfloat16"}, "dtype bfloat16"),
+        ({"label": 3}, "label 3"),
+    ],
+)
+def test_what_is_asked_for_otherwise_is_said_and_not_compared_with_the_paper(options, said, tmp_path):
+    made = plan_study("table1", "ffhq", ["photo.png"], tmp_path, prior="faces64", **options)
+    assert said in made.differences
+    assert not made.same_protocol
+    plain = plan_study("table1", "ffhq", ["photo.png"], tmp_path, prior="faces64", dtype="float32", label=None)
+    assert plain.same_protocol
+    assert plain.differences == ()
+
+
 @pytest.mark.parametrize("study", reproduction.STUDIES)
 def test_every_cell_of_the_miniature_can_be_set_up(study, tmp_path):
     made, schedule = plan_study(study, "faces64", ["photo.png"], tmp_path, prior="faces64"), linear_schedule()

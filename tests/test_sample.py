@@ -88,7 +88,11 @@ def test_command_draws_samples_that_do_not_depend_on_their_company(tmp_path, cap
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--count", "0"], "--count must be at least 1"),
+        (["--count", "0"], "--count must be from 1 to"),
+        (["--count", "99999999999"], "--count must be from 1 to"),
+        (["--seed", "-1"], "--seed must be from 0 to 4294967295; got -1"),
+        (["--seed", "4294967296"], "--seed must be from 0 to"),
+        (["--steps", "0"], "number of steps"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--steps", "1001"], "number of steps"),
         (["--eta", "2"], "eta must be fraction"),

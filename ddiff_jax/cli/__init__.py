@@ -1,12 +1,14 @@
 """The command line `ddiff`: every subcommand is a module here with `run(argv) -> exit code`."""
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from ddiff_jax.cli.complaints import complain
+from ddiff_jax.cli.signals import terminable
 from ddiff_jax.names import check_name
-from ddiff_jax.safe_text import one_line
 
 COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
@@ -43,23 +45,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _main(list(sys.argv[1:] if argv is None else argv))
+    return _flush() or code
+
+
+def _flush() -> int:
+    """Write out what was printed, now, where it can still be said if that fails; what cannot be is given up."""
+    code = 0
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the descriptor was closed from the start
+        try:
+            stream.flush()
+        except OSError as error:
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):  # whose reader has had enough
+                code = 2
+                complain(f"standard output cannot be written: {error.strerror}")
+            # Keep Python from complaining about it once more when it exits.
+            with contextlib.suppress(OSError):  # of a stream without a descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("DDIFF_DEBUG", "0") not in ("", "0")
     try:
-        return _dispatch([a for a in arguments if a != "--debug"])
+        with terminable():
+            return _dispatch([a for a in arguments if a != "--debug"])
     except SystemExit as stop:  # tyro leaves this way after --help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        print("ddiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; keep Python from complaining about it once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader of our output has gone
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise
-        print(f"ddiff: error: {one_line(str(error))}", file=sys.stderr)
+        complain(str(error))
+        return 2
+    except Exception:
+        from ddiff_jax.cli.environment import why_no_device
+
+        why = None if debug else why_no_device()
+        if why is None:
+            raise
+        complain(why)
         return 2
 
 
@@ -74,4 +103,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"ddiff_jax {__version__}")
         return 0
     check_name("command", command, COMMANDS)
-    return importlib.import_module(f"ddiff_jax.cli.{command.replace('-', '_')}").run(rest)
+    module = importlib.import_module(f"ddiff_jax.cli.{command.replace('-', '_')}")
+    from ddiff_jax.cli.environment import own_settings
+
+    with own_settings():
+        return module.run(rest)

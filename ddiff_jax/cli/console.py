@@ -8,26 +8,34 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddiff_jax.cli.complaints import complain, unless_lost
 from ddiff_jax.files import Caution, warning
 from ddiff_jax.safe_text import one_line, printable
 
 PLAIN_SECONDS = 20.0  # between progress lines outside of a terminal
 
 
+class _Heedless(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Go on when nobody listens any more; Rich would end the process."""
+        self.quiet = True
+
+
 class Console:
     """Says things on standard error, or nothing when quiet. Rich honours NO_COLOR and non-terminals."""
 
     def __init__(self, *, quiet: bool):
-        self.rich = RichConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.rich = _Heedless(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.animated = self.rich.is_terminal and not quiet
         self.cautioned: list[str] = []  # what warnings were about
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; a caution also when quiet."""
         shown = "\n".join(map(printable, text.split("\n")))
-        if isinstance(text, Caution) and self.rich.quiet:
-            print(shown, file=sys.stderr)
-        self.rich.print(shown, style=style or "bold yellow" * isinstance(text, Caution), markup=False)
+        with unless_lost():
+            if isinstance(text, Caution) and self.rich.quiet and sys.stderr is not None:
+                print(shown, file=sys.stderr)
+            self.rich.print(shown, style=style or "bold yellow" * isinstance(text, Caution), markup=False)
 
     def note(self, about: str, text: str) -> None:
         """Print what was done to an input; a caution as a warning."""
@@ -39,7 +47,7 @@ class Console:
 
     def fail(self, text: str) -> None:
         """Print one error, also when quiet."""
-        print(f"ddiff: error: {one_line(text)}", file=sys.stderr)
+        complain(text)
 
 
 class Bar:

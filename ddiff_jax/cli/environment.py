@@ -1,9 +1,43 @@
-"""The cache of compiled programs."""
+"""What the command line decides of JAX for as long as it runs: the cache of compiled programs, and no debugging."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+
+OWN = {"jax_debug_nans": False, "jax_debug_infs": False, "jax_transfer_guard": None}
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Switch off what people set to debug programs of their own, in all threads.
+
+    An image that diverges is told and left out, and its neighbours go on; and pictures come from the host.
+    """
+    earlier = {name: jax.config.read(name) for name in OWN}
+    for name, value in OWN.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            jax.config.update(name, value)
+
+
+def why_no_device() -> str | None:
+    """Say why JAX cannot compute at all; None if it can."""
+    try:
+        if jax.local_devices():
+            return None
+        said = "it finds none"
+    except Exception as error:  # it differs between versions of JAX
+        said = " ".join(str(error).split())
+    asked = jax.config.read("jax_platforms")
+    return f"JAX has no device to compute on{f' ({said})' * bool(said)}" + (
+        f"; JAX_PLATFORMS={asked} asks for one that is not there: leave it out, or install JAX for it" * bool(asked)
+    )
 
 
 def cache_folder() -> Path:

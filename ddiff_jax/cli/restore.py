@@ -4,10 +4,8 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,6 @@ from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
 
 TOLD = ("psnr", "psnr_resolved", "ssim", "misfit")  # keys of metrics.json, in the order of a line
-# Each ends a run as Ctrl-C does: what is restored is written, and the same command continues.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,22 +39,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if request.options.cache:
         use_compilation_cache()
-    with terminable():
-        return _Command(request).run()
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Make other signals that end a process do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+    return _Command(request).run()
 
 
 def warm_up(request: Request) -> None:
@@ -69,8 +50,7 @@ def warm_up(request: Request) -> None:
         image_files.write_png(grey, np.zeros((height, width, channels), np.float32))
         options = dataclasses.replace(request.options, inputs=(str(grey),), output=Path(folder) / "out", quiet=True)
         settings = dataclasses.replace(request.settings, measured=False, full_scale=None, estimated=False)
-        with terminable():
-            _Command(Request(options, settings), only_compile=True).run()
+        _Command(Request(options, settings), only_compile=True).run()
 
 
 class _Command:
@@ -82,6 +62,7 @@ class _Command:
         self.left_out: list[str] = []
         self.rows: list[dict[str, Any]] = []  # the first ones
         self.names: set[str] = set()
+        self._is_told = True  # that metrics.json says what there is
         self._sums: dict[str, float] = {}
         self.share = share_of(self.options.shard, self.options.distributed)
 
@@ -112,10 +93,8 @@ class _Command:
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            if self.work.record:
-                self.store.save_run(self.work.record)
             if self.work.record or len(todo) < len(ours):
-                merged = document.merge(self.store)
+                merged = self._merge()
         if not self.work.record and ours and len(self.work.failed) == len(ours):
             return 2  # nothing but bad input: nothing was computed
         self._summary()
@@ -125,7 +104,19 @@ class _Command:
             missing = [str(j.path) for j in todo if j.stem not in self.names and str(j.path) not in self.work.failed]
             self.console.fail(f"interrupted; not restored: {some(missing)}; the same command continues")
             return 130
-        return 1 if self.work.failed else 0
+        return 1 if self.work.failed or not self._is_told else 0
+
+    def _merge(self) -> dict[str, Any]:
+        """Write metrics.json; a full disk costs the file, not what is restored."""
+        with contextlib.suppress(OSError):  # then it says what was known a while ago
+            self.work.save_record()
+        try:
+            return document.merge(self.store)
+        except OSError as error:
+            self._is_told = False
+            path = document.path_of(self.options.output)
+            self.console.fail(f"{path} cannot be written: {error.strerror or error}; the same command writes it")
+            return {}
 
     def _jobs(self) -> list[Job]:
         if self.options.inputs:

@@ -22,7 +22,7 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.drawing import tile
-from ddiff_jax.noise import image_keys
+from ddiff_jax.noise import check_seed, image_keys, root_key
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.jobs import prepare
 from ddiff_jax.restoration.machine import choose_batch_size, device_in_words, image_mesh, out_of_memory, versions
@@ -31,7 +31,9 @@ from ddiff_jax.restoration.settings import check_label
 from ddiff_jax.solvers.base import count_steps
 from ddiff_jax.solvers.sampling import Sampler, Unmeasured, without_data
 
+MOST = 1_000_000  # samples of one call; more take another --seed
 MOST_SHOWN = 100  # that many samples at most are shown together
+SAVE_SECONDS = 60.0  # between two writings of samples.json, which grows with the samples
 
 DESCRIPTION = """Draw images from a prior alone, without a measurement.
 
@@ -79,8 +81,9 @@ def run(argv: Sequence[str]) -> int:
     options = parse(Options, argv, prog="ddiff sample", description=DESCRIPTION)
     card, sampler = read_card(options.prior), Sampler(eta=options.eta, num_steps=options.steps)
     check_label(options.label, card.architecture.get("num_classes"))
-    if options.count < 1:
-        raise ValueError(f"--count must be at least 1; got {options.count}")
+    if not 1 <= options.count <= MOST:
+        raise ValueError(f"--count must be from 1 to {MOST}; got {options.count}")
+    check_seed(options.seed, "--seed")
     size = choose_batch_size(options.batch_size, options.count)
     prepare(options.output)
     earlier = sorted(options.output.glob("sample_*.png"))
@@ -110,15 +113,20 @@ class _Sampling:
         num_batches = math.ceil(options.count / self.size)
         kind = "DDIM" if options.eta == 0 else f"eta {options.eta:g}"
         say(f"{options.count} images of {options.prior} in batches of {self.size}, {options.steps} steps, {kind}")
-        document: dict[str, Any] = {}
+        saved = time.monotonic()
         bar = Bar(self.console, num_batches, options.count, "sampling")
-        with bar.live:
-            for batch in range(num_batches):
-                solution = self._draw(batch, bar)
-                for x, finite, index in zip(solution.x, solution.finite, self._indices(batch), strict=True):
-                    if index < options.count:  # the last batch is filled up, so that one program serves all
-                        self._write(int(index), np.asarray(x), bool(finite))
-                document = self._save()
+        try:
+            with bar.live:
+                for batch in range(num_batches):
+                    solution = self._draw(batch, bar)
+                    for x, finite, index in zip(solution.x, solution.finite, self._indices(batch), strict=True):
+                        if index < options.count:  # the last batch is filled up, so that one program serves all
+                            self._write(int(index), np.asarray(x), bool(finite))
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
+        finally:
+            document = self._save() if self.rows else {}
         if options.json:
             print(json.dumps(document, indent=1))
         good = sum(row["finite"] for row in self.rows)
@@ -141,7 +149,7 @@ class _Sampling:
                 self.console.say(f"compiled in {self.seconds['compile']:.1f} s")
                 bar.start()
 
-        keys = image_keys(jax.random.key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
+        keys = image_keys(root_key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
         problem, mesh = without_data(self.prior, keys), image_mesh(self.size)
         with out_of_memory(self.size):
             solution = solve(self.sampler, self.prior, problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
@@ -153,7 +161,7 @@ class _Sampling:
         name = f"sample_{index:04d}"
         if finite:
             image_files.write_png(self.options.output / f"{name}.png", x)
-            self.shown.append(x)
+            self.shown += [x] * (len(self.shown) < MOST_SHOWN)
         else:
             self.console.fail(f"{name} diverged to NaN or infinity, not written")
         self.rows.append({"name": name, "index": index, "finite": finite})
@@ -162,7 +170,7 @@ class _Sampling:
         """Write the grid and samples.json as far as they go."""
         options, device = self.options, jax.devices()[0]
         if self.shown:
-            image_files.write_png(options.output / "grid.png", tile(self.shown[:MOST_SHOWN]))
+            image_files.write_png(options.output / "grid.png", tile(self.shown))
         cost = self.sampler.cost(Unmeasured(self.prior.image_shape)) * options.steps
         document = {
             "samples": self.rows,

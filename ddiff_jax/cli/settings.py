@@ -13,6 +13,7 @@ from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
 from ddiff_jax.config import Task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
 from ddiff_jax.operators import GIVEN_FORMS, OPERATORS
+from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type
 from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
@@ -130,6 +131,9 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     description = DESCRIPTION + "".join(f"\n  {what:<9}{', '.join(names)}" for what, names in known.items())
     parsed: Any = parse(command, argv, prog=prog, description=description, elsewhere=lambda: _elsewhere(dataset))
     options = parsed.run
+    check_batch_size(options.batch_size)
+    if not options.save_every >= 0:  # NaN is not
+        raise ValueError(f"--save-every must be at least 0 seconds; got {options.save_every}")
     operator, changes = flags.operator_values(parsed.operator), flags.solver_values(parsed.solver)
     settings = resolve(
         **{name: getattr(options, name) for name in DECIDING},

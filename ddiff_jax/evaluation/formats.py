@@ -5,6 +5,7 @@ import io as textio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ddiff_jax.evaluation.plan import digits
 from ddiff_jax.evaluation.rows import COLUMNS, SINGLE, Row
 from ddiff_jax.evaluation.summary import Summary
 from ddiff_jax.metrics import METRICS
@@ -34,13 +35,13 @@ def to_csv(rows: Iterable[Row]) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.as_dict().items()})
+        writer.writerow({name: _cell(name, value) for name, value in row.as_dict().items()})
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.7g}"  # float32 has no more
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, float):  # what was measured is float32, which has no more digits; what was asked for may
+        return digits(value) if name == "sigma_y" else f"{value:.7g}"
     return "" if value is None else csv_cell(value)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from ddiff_jax.config import VALUES, solver_parameters
 from ddiff_jax.metrics import BACKBONES
 from ddiff_jax.names import check_name
+from ddiff_jax.noise import check_seed
+from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import operator_parameters
 from ddiff_jax.restoration.settings import Settings, resolve
 from ddiff_jax.restoration.spelling import NOISE, command
@@ -97,11 +99,16 @@ class Plan:
             "subset": self.subset,
             "batch_size": self.batch_size,
             **{f"runs of {k}": v for k, v in self.runs.items()},
+            "every one of steps": min((v for v in self.steps if v is not None), default=None),
             **{f"evaluations_per_step of {k}": v for k, v in self.evaluations_per_step.items()},
         }
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}")
+        for seed in self.seeds:
+            check_seed(seed, "every seed")
+        for sigma in self.sigmas:
+            check_sigma(0.0 if sigma is None else sigma)
 
     def cells(self) -> list["Cell"]:
         """List the cells, in the order in which they run: what shares a compiled program is neighbours."""
@@ -148,9 +155,16 @@ class Plan:
         noise: dict[str, Any] = {name: said.pop(name, None) for name in NOISE}
         if cell.sigma_y is not None:
             noise["sigma"] = cell.sigma_y
-        known = {*solver_parameters(SOLVERS[cell.solver]), "step_length"}
+        known = self._of_solver(cell)
         changes = {name: value for name, value in said.items() if name in known}
         return {**noise, "changes": changes, "operator": {n: v for n, v in said.items() if n not in known}}
+
+    def _of_solver(self, cell: "Cell") -> set[str]:
+        return {*solver_parameters(SOLVERS[cell.solver]), "step_length"}
+
+    def measures_alike(self, cell: "Cell") -> bool:
+        """Tell whether a cell's measurements are those of all solvers, because its own changes none of them."""
+        return self._of_solver(cell).issuperset(self.changes.get(cell.solver, {}))
 
     def command(self, cell: "Cell", settings: Settings) -> str:
         """Spell the command that repeats a cell (its first run), for people."""
@@ -206,7 +220,7 @@ class Cell:
     def variant(self) -> str:
         """Name what is swept in this cell; empty where nothing is."""
         parts = {"sigma": self.sigma_y, "steps": self.steps}
-        return "-".join(f"{name}{_digits(value)}" for name, value in parts.items() if value is not None)
+        return "-".join(f"{name}{digits(value)}" for name, value in parts.items() if value is not None)
 
     @property
     def path(self) -> str:
@@ -215,7 +229,7 @@ class Cell:
         return f"{self.task}/{solver}/seed{self.seed}"
 
 
-def _digits(value: int | float) -> str:
+def digits(value: int | float) -> str:
     """Print a number as short as it can be told from all others: a folder belongs to one noise level."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)

@@ -22,6 +22,10 @@ TASKS = (
 # The network of the nonlinear blur wants 256x256 images; at 64x64 an analytic nonlinear blur takes its place.
 STAND_INS = {"faces64": {"nonlinear_blur": "camera_blur"}}
 RUNS = {"phase_retrieval": 5}  # restarts, of which the paper keeps the best by PSNR against the truth
+OURS = {
+    "label": None,
+    "dtype": "float32",
+}  # options that the paper has no choice of, and what they are without being said
 EVALUATIONS_PER_STEP = {"daps": DAPS.ode_steps}  # of the network, where it is not one
 
 
@@ -149,8 +153,15 @@ def plan_study(
         f"{solver} with {', '.join(f'{name} {value}' for name, value in values.items())}"
         for solver, values in changes.items()
     ]
-    for what, values_of in options.pop("changes", {}).items():
+    asked = options.pop("changes", {})
+    for what, values_of in asked.items():
         changes[what] = {**changes.get(what, {}), **values_of}
+    differences += [
+        f"{what} with {', '.join(f'{name} {value}' for name, value in values.items())}, as asked for"
+        for what, values in asked.items()
+    ]
+    other = {name: options[name] for name in OURS if options.get(name) not in (None, OURS[name])}
+    differences += [f"{name} {value}" for name, value in other.items()]
     for task, path in _fixed_masks(dataset, wanted, folder).items():
         changes[task] = {"mask": path, **changes.get(task, {})}
     plan = Plan(
@@ -166,7 +177,7 @@ def plan_study(
         changes=changes,
         **options,
     )
-    same_protocol = dataset != "faces64" and not steps and values == "published"
+    same_protocol = dataset != "faces64" and not steps and values == "published" and not asked and not other
     return Reproduction(name, dataset, plan, tuple(differences), same_protocol)
 
 

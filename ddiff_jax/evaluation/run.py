@@ -28,7 +28,7 @@ from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
-from ddiff_jax.restoration.results import is_picture
+from ddiff_jax.restoration.results import Written, is_picture
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.store import Record, Standing, decided_by
@@ -270,17 +270,20 @@ class _Run:
 
     def _keep(self, cell: Cell, batch: Batch, run: int, solved: _Solved) -> None:
         """Write and record every image of a batch."""
-        if not self._is_announced:
-            self.store.save_run({"plan": self.plan.as_dict(), "environment": self._environment})
-            self._is_announced = True
         for i, item in enumerate(batch.items):
             try:
+                if not self._is_announced:
+                    self.store.save_run({"plan": self.plan.as_dict(), "environment": self._environment})
+                    self._is_announced = True
                 self._keep_one(cell, item, run, solved, i)
             except OSError as error:  # a full disk, a name that is too long: the other images go on
-                self._reject(cell, item.job, "failed", f"its results cannot be written: {error.strerror}")
+                self._reject(cell, item.job, "failed", f"its results cannot be written: {error.strerror or error}")
 
     def _keep_one(self, cell: Cell, item: Item, run: int, solved: _Solved, i: int) -> None:
         stem, solution = item.job.stem, solved.solution
+        if item.sha256 != self.hashes[stem]:
+            self._reject(cell, item.job, "failed", "its file changed after the evaluation began; run it again")
+            return
         metrics: dict[str, float | None] = {name: float(values[i]) for name, values in solved.scores.items()}
         status, message = "ok", ""
         if item.truth is None:
@@ -289,9 +292,9 @@ class _Run:
         if not solution.finite[i]:
             status, message = "diverged", "the restored image holds NaN or infinity; lower the solver's step length"
             metrics = {}
-        name, picture = self.places.record(cell, stem, run), self.places.picture(cell, stem, run)
+        name = self.places.record(cell, stem, run)
         self.store.forget(name)
-        sha256 = self._pictures(cell, item, np.asarray(solution.x[i]), run, solved.frames if i == 0 else [])
+        written = self._pictures(cell, item, np.asarray(solution.x[i]), run, solved.frames if i == 0 else [])
         record = Record(
             name=stem,
             fingerprint=self._fingerprint(cell, stem, run),
@@ -301,8 +304,8 @@ class _Run:
             input_sha256=self.hashes[stem],
             metrics=metrics,
             sigma_y=item.sigma_y,
-            files={"restored": self.store.relative(picture)},
-            sha256={"restored": sha256},
+            files={kind: self.store.relative(path) for kind, (path, _) in written.items()},
+            sha256={kind: sha256 for kind, (_, sha256) in written.items()},
             notes=list(item.notes),
             made=self.store.run,
             network_evaluations=solution.cost.network_evaluations,
@@ -312,22 +315,24 @@ class _Run:
         )
         self.store.save(name, record)
 
-    def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> str:
-        """Write an image's pictures, and return the hash of the restored one."""
-        stem, y = item.job.stem, np.asarray(item.y)
+    def _pictures(self, cell: Cell, item: Item, x: np.ndarray, run: int, frames: Sequence[np.ndarray]) -> Written:
+        """Write an image's pictures."""
+        stem, y, places = item.job.stem, np.asarray(item.y), self.places
         drawn = {}
         if item.truth is not None:
-            drawn[self.places.truth(stem)] = item.truth
+            drawn["truth"] = places.truth(stem), item.truth
         if is_picture(y):
-            drawn[self.places.measurement(cell, stem)] = y
+            drawn["measurement"] = places.measurement(cell, stem), y
         if frames:
-            drawn[self.places.strip(cell, stem)] = np.nan_to_num(np.concatenate(frames, axis=1))
-        drawn[self.places.picture(cell, stem, run)] = np.nan_to_num(x)
-        sha256 = ""
-        for path, picture in drawn.items():
+            drawn["trajectory"] = places.strip(cell, stem), np.nan_to_num(np.concatenate(frames, axis=1))
+        drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(x)
+        written: Written = {}
+        for kind, (path, picture) in drawn.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            sha256 = image_files.write_png(path, picture)
-        return sha256
+            written[kind] = path, image_files.write_png(path, picture)
+        if not self.plan.measures_alike(cell):  # the next solver replaces it
+            written.pop("measurement", None)
+        return written
 
     def _tables(self) -> Evaluation:
         absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from ddiff_jax.evaluation.places import Places
-from ddiff_jax.evaluation.plan import Cell
+from ddiff_jax.evaluation.plan import Cell, digits
 from ddiff_jax.evaluation.rows import ORACLE, SINGLE, Row
 from ddiff_jax.evaluation.run import Evaluation
 
@@ -32,7 +32,7 @@ class Scene:
     @property
     def title(self) -> str:
         """Name it for people."""
-        parts = [self.task.replace("_", " "), f"noise {self.sigma_y:g}"]
+        parts = [self.task.replace("_", " "), f"noise {digits(self.sigma_y)}"]
         return ", ".join(parts + ([] if self.steps is None else [f"{self.steps} steps"]))
 
 

@@ -7,6 +7,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
 from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit
+from ddiff_jax.evaluation.plan import digits
 from ddiff_jax.evaluation.rows import Row
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
@@ -68,7 +69,7 @@ def mosaic(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> 
 
 def _label(scene: Scene, image: str, *, swept: bool) -> list[str]:
     steps = [] if scene.steps is None else [f"{scene.steps} steps"]
-    return [printable(image)[:16], *([f"noise {scene.sigma_y:g}", *steps] if swept else [])]
+    return [printable(image)[:16], *([f"noise {digits(scene.sigma_y)}", *steps] if swept else [])]
 
 
 def strips(gallery: Gallery, scene: Scene) -> Pillow.Image | None:

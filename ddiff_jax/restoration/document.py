@@ -21,11 +21,13 @@ def path_of(folder: Path) -> Path:
 def check(folder: Path) -> None:
     """Refuse a folder whose metrics.json is not ours, before anything is computed.
 
+    Where there are records, it is: it is made from them, and damaged it is made again.
+
     Raises:
         ValueError: it is not.
     """
     path = path_of(folder)
-    if path.exists():
+    if path.exists() and not (folder / "records").is_dir():
         try:
             json.loads(read_text(path, MOST))["images"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -52,14 +54,22 @@ def merge(store: Store) -> dict[str, Any]:
         before = store.images.state()
         document = _document(store)
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        if not path.exists() or read_text(path, MOST) != text:
+        if not _holds(path, text):
             image_files.write_text(path, text)
         # Who recorded an image meanwhile may have written the file before us. If not, it writes after us.
         if store.images.state() == before:
             return document
 
 
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode("utf-8")
+    except OSError:
+        return False
+
+
 def _document(store: Store) -> dict[str, Any]:
+    store.look_again()
     records = [record for name in store.images.names() if (record := store.load(name)) is not None]
     named = sorted({record.made for record in records} | {store.run})
     runs = {name: run for name in named if (run := store.made_by(name)) is not None}

@@ -27,6 +27,16 @@ def device_in_words(device: Any) -> str:
 CPU_BATCH, ACCELERATOR_BATCH = 8, 16  # images per device
 
 
+def check_batch_size(asked: int | None) -> None:
+    """Refuse a batch without images.
+
+    Raises:
+        ValueError: less than 1 is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"--batch-size must be at least 1; got {asked}")
+
+
 def choose_batch_size(asked: int | None, num_images: int) -> int:
     """Take the batch size that was asked for, or all images up to a limit; a multiple of the devices of this process.
 
@@ -37,8 +47,7 @@ def choose_batch_size(asked: int | None, num_images: int) -> int:
     if asked is None:
         limit = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
         return num_devices * min(math.ceil(num_images / num_devices), limit)
-    if asked < 1:
-        raise ValueError(f"--batch-size must be at least 1; got {asked}")
+    check_batch_size(asked)
     return num_devices * math.ceil(asked / num_devices)
 
 

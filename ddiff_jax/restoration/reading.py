@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ddiff_jax import image_files, stencils
 from ddiff_jax.files import file_hash
 from ddiff_jax.likelihood import Gaussian, Likelihood
-from ddiff_jax.noise import Stream, image_keys, stream_key
+from ddiff_jax.noise import Stream, image_keys, root_key, stream_key
 from ddiff_jax.operators import GIVEN_FORMS, OPERATORS, Operator, measures_picture, observed_entries
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
@@ -67,7 +67,7 @@ class Reader:
             ValueError: they do not fit, or --measured leaves open what a random operator hid.
         """
         self._settings, self._truths = settings, truths or {}
-        self._root = jax.random.key(settings.seed)
+        self._root = root_key(settings.seed)
         self.random = is_random(settings.operator, settings.arguments)
         if settings.measured and self.random:
             flags = " or ".join(_fixing(settings.operator))

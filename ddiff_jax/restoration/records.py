@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Records:
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a record, whole or not."""
-        return self.path(name).exists()
+        return os.path.exists(self.path(name))  # of a name that is too long, too
 
     def names(self) -> list[str]:
         """List the records that are there, in order."""

@@ -1,6 +1,7 @@
 """The work itself: read ahead, restore batch by batch, write behind; an image counts once its record is there."""
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -28,7 +30,7 @@ from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
 from ddiff_jax.restoration.settings import Settings
-from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots
+from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots, drop_orphans
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
 from ddiff_jax.solvers.base import count_steps, require_operator
 
@@ -36,6 +38,7 @@ CHUNKS = 40  # how often per batch the host regains control, for the bar and for
 AHEAD = 2  # batches that are read before they are needed
 BEHIND = 2  # batches whose results may still have to be written when the next one starts
 WRITERS = min(8, os.cpu_count() or 1)  # images that are written at a time: drawing and PNG take some 20 ms each
+RECORD_SECONDS = 60.0  # between two records of how far the run has come, which grow with what failed
 
 T = TypeVar("T")
 Existing = Literal["skip", "overwrite", "error"]
@@ -114,6 +117,7 @@ class Restoration:
         self.failed: dict[str, str] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
         self.record: dict[str, Any] = {}  # of this run; empty until all is known
+        self._recorded: float | None = None  # when it was last written
 
     def sort(self, jobs: Sequence[Job], existing: Existing) -> Sorted:
         """Find out what is done.
@@ -121,7 +125,7 @@ class Restoration:
         Raises:
             ValueError: there are results, and existing is "error".
         """
-        there = [job for job in jobs if job.result("restored").exists()]
+        there = [job for job in jobs if _has_result(job)]
         if there and existing == "error":
             raise ValueError(
                 f"{there[0].result('restored')} exists ({len(there)} of {len(jobs)} results do); "
@@ -135,7 +139,7 @@ class Restoration:
         return Sorted(
             todo=todo,
             done=[job for job in jobs if standing[job] in ("done", "other")],
-            again=[job for job in todo if standing[job] == "damaged" or job.result("restored").exists()],
+            again=[job for job in todo if standing[job] == "damaged" or _has_result(job)],
             differences=sorted({name for job in others for name in self._differences(job)}),
         )
 
@@ -144,7 +148,7 @@ class Restoration:
         if sha256 is None:  # an input that is gone is as it was
             earlier = self.store.load(job.stem)
             sha256 = None if earlier is None else earlier.input_sha256
-        return self.store.standing(job.stem, fingerprint(self._decided, sha256))
+        return self.store.standing(job.stem, self._fingerprint(sha256))
 
     def _differences(self, job: Job) -> list[str]:
         """Name what differs between an image's earlier run and this one."""
@@ -186,6 +190,7 @@ class Restoration:
                     writing.popleft().result()
             for last in writing:
                 last.result()
+        drop_orphans(self.store, self._running)
 
     def _fail(self, job: Job, message: str) -> None:
         with self._telling:
@@ -206,14 +211,29 @@ class Restoration:
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
             "versions": versions(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": self.seconds,
-            "failed": self.failed,
         }
+
+    def save_record(self) -> None:
+        """Record how this run works and how far it has come, once it has begun."""
+        if self.record:
+            with self._telling:  # other threads write into these
+                now = {"seconds": dict(self.seconds), "failed": dict(self.failed)}
+            self.store.save_run({**self.record, **now})
+            self._recorded = time.monotonic()
 
     def _snapshots(self, batch: Batch) -> Snapshots:
         """Name the state of a batch after all that decides it: who is in it, and in which place."""
         name = fingerprint(self._decided, len(batch.y), [(item.job.stem, item.sha256) for item in batch.items])
-        return Snapshots(self.store.folder / "records" / "running", name[:24], self._save_every)
+        wanted = {item.job.stem: self._fingerprint(item.sha256) for item in batch.items}
+        return Snapshots(self._running, name[:24], wanted, self._save_every)
+
+    @property
+    def _running(self) -> Path:
+        return self.store.folder / "records" / "running"
+
+    def _fingerprint(self, sha256: str | None) -> str:
+        """Stand for everything that decides an image's results."""
+        return fingerprint(self._decided, sha256)
 
     def _solve(self, prior: DiffusionPrior, batch: Batch, snapshots: Snapshots) -> Solution:
         started = time.monotonic()
@@ -248,10 +268,23 @@ class Restoration:
     def _save(self, batch: Batch, solution: Solution, snapshots: Snapshots, writers: ThreadPoolExecutor) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
-        self.store.save_run(self.record)
+        try:
+            self._announce()
+        except OSError as error:
+            for item in batch.items:
+                self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+            return
         x, finite = np.asarray(solution.x), np.asarray(solution.finite)
         list(writers.map(self._keep, batch.items, x, finite, scores))
         snapshots.drop()
+
+    def _announce(self) -> None:
+        """See to it that the run is on record before an image is; what comes later is no condition."""
+        if self._recorded is None:
+            self.save_record()
+        elif time.monotonic() - self._recorded > RECORD_SECONDS:
+            with contextlib.suppress(OSError):
+                self.save_record()
 
     def _keep(self, item: Item, x: np.ndarray, finite: np.bool_, found: Score) -> None:
         """Write one image's results and its record; what goes wrong with it does not stop the others."""
@@ -272,7 +305,7 @@ class Restoration:
         written = results.write(item, x, found, self.settings)
         record = Record(
             name=item.job.stem,
-            fingerprint=fingerprint(self._decided, item.sha256),
+            fingerprint=self._fingerprint(item.sha256),
             status="ok",
             message="",
             input=str(item.job.path),
@@ -288,6 +321,10 @@ class Restoration:
         )
         self.store.save(item.job.stem, record)
         return record
+
+
+def _has_result(job: Job) -> bool:
+    return os.path.exists(job.result("restored"))  # of a name that is too long, too
 
 
 def evaluation_flops(prior: DiffusionPrior) -> float:

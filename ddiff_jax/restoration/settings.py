@@ -12,6 +12,7 @@ from ddiff_jax.checkpoint import Card, available_priors, read_card
 from ddiff_jax.config import Task, build_solver, change, presets, task_preset, unsaid
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.names import check_keys, check_name
+from ddiff_jax.noise import check_seed
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, measures_picture
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters
@@ -169,9 +170,11 @@ def resolve(
     check_name("operator", found.operator, OPERATORS)
     check_name("solver", solver, SOLVERS)
     check_label(label, card.architecture.get("num_classes"))
-    _check_seed(seed)
+    check_seed(seed, "--seed")
     if restarts < 1:
         raise ValueError(f"--restarts must be at least 1; got {restarts}")
+    if full_scale is not None and full_scale < 1:
+        raise ValueError(f"--full-scale must be at least 1; got {full_scale}")
 
     name, arguments, files, mask = _operator(found, dict(operator or {}))
     changes = dict(changes or {})
@@ -221,12 +224,6 @@ def resolve(
         full_scale=full_scale,
         notes=notes,
     )
-
-
-def _check_seed(seed: int) -> None:
-    """Refuse what JAX would take for another seed."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {seed}")
 
 
 def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path], dict[str, Any]]:

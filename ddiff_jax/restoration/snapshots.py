@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ddiff_jax._solve import Progress, Snapshot
 from ddiff_jax.checkpoint import orbax
 from ddiff_jax.files import Notes
 from ddiff_jax.restoration.records import Records
+from ddiff_jax.restoration.store import Store
 
 EVERY_SECONDS = 300.0  # of computing are lost at most; a batch that takes less is never written
 
@@ -21,11 +23,12 @@ class Snapshots:
     Args:
         folder: for all batches of a folder of results.
         name: of the batch; it stands for everything that decides its results.
+        wanted: names of the batch's images to the fingerprints that their records will have.
         every: seconds between two.
     """
 
-    def __init__(self, folder: Path, name: str, every: float = EVERY_SECONDS):
-        self._folder, self._name, self._every = folder.absolute() / name, name, every
+    def __init__(self, folder: Path, name: str, wanted: Mapping[str, str], every: float = EVERY_SECONDS):
+        self._folder, self._wanted, self._every = folder.absolute() / name, dict(wanted), every
         self._last = time.monotonic()
         self._steps = Records(self._folder)
         self.notes: Notes = []
@@ -42,7 +45,7 @@ class Snapshots:
             shutil.rmtree(folder, ignore_errors=True)
             self._folder.mkdir(parents=True, exist_ok=True)
             orbax().save(folder, dict(enumerate_leaves(snapshot.carry)))
-            self._steps.save("last", {"step": snapshot.step})  # from here on it counts
+            self._steps.save("last", {"step": snapshot.step, "wanted": self._wanted})  # from here on it counts
             for earlier in self._folder.glob("step_*"):
                 if earlier != folder:
                     shutil.rmtree(earlier, ignore_errors=True)
@@ -73,6 +76,21 @@ class Snapshots:
     def drop(self) -> None:
         """Remove what is no longer needed."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def drop_orphans(store: Store, folder: Path) -> None:
+    """Remove the snapshots of batches that will not run again, because one of their images is done.
+
+    Whoever was killed while the results of a batch were written leaves one behind.
+    """
+    for path in folder.glob("*"):
+        wanted = (Records(path).load("last") or {}).get("wanted")
+        if isinstance(wanted, dict) and any(
+            record.fingerprint == fingerprint
+            for name, fingerprint in wanted.items()
+            if (record := store.load(name)) is not None
+        ):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def enumerate_leaves(tree: Any) -> list[tuple[str, Any]]:

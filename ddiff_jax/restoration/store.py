@@ -85,6 +85,10 @@ class Store:
         """Record how this run works and how far it has come; call it before its first record."""
         self.runs.save(self.run, run)
 
+    def look_again(self) -> None:
+        """Forget what other runs said of themselves: they may have said more since."""
+        self._known.clear()
+
     def made_by(self, run: str) -> dict[str, Any] | None:
         """Read what a run said of itself; None if that is lost."""
         if run not in self._known:
