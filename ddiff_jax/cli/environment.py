@@ -3,11 +3,13 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 
-OWN = {"jax_debug_nans": False, "jax_debug_infs": False, "jax_transfer_guard": None}
+OWN = {"jax_debug_nans": False, "jax_debug_infs": False, "jax_transfer_guard": "allow"}
+DIRECTIONS = tuple(f"jax_transfer_guard_{way}" for way in ("host_to_device", "device_to_device", "device_to_host"))
 
 
 @contextlib.contextmanager
@@ -16,11 +18,13 @@ def own_settings() -> Iterator[None]:
 
     An image that diverges is told and left out, and its neighbours go on; and pictures come from the host.
     """
-    earlier = {name: jax.config.read(name) for name in OWN}
+    with ThreadPoolExecutor(1) as fresh:  # a thread without contexts sees what holds for all
+        earlier = {name: fresh.submit(getattr, jax.config, name).result() for name in (*OWN, *DIRECTIONS)}
     for name, value in OWN.items():
         jax.config.update(name, value)
     try:
-        yield
+        with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
+            yield
     finally:
         for name, value in earlier.items():
             jax.config.update(name, value)
@@ -33,8 +37,8 @@ def why_no_device() -> str | None:
             return None
         said = "it finds none"
     except Exception as error:  # it differs between versions of JAX
-        said = " ".join(str(error).split())
-    asked = jax.config.read("jax_platforms")
+        said = " ".join(str(error).split()) if isinstance(error, RuntimeError) else ""
+    asked = getattr(jax.config, "jax_platforms", None)
     return f"JAX has no device to compute on{f' ({said})' * bool(said)}" + (
         f"; JAX_PLATFORMS={asked} asks for one that is not there: leave it out, or install JAX for it" * bool(asked)
     )
