@@ -281,7 +281,8 @@ def solve(
     def report(step: int) -> bool:
         if on_chunk is None:
             return False
-        misfit = np.asarray(carry[1].misfit[:, step - 1]) if step else np.full(len(keys), np.nan, np.float32)
+        # Looked up here: on the device it would be a program of its own.
+        misfit = np.asarray(carry[1].misfit)[:, step - 1] if step else np.full(len(keys), np.nan, np.float32)
         snapshot = functools.partial(_snapshot, step, carry)
         return bool(on_chunk(Progress(step, num_steps, misfit, preview, snapshot)))
 

@@ -13,6 +13,15 @@ def unless_lost() -> contextlib.AbstractContextManager[None]:
 
 def complain(text: str) -> None:
     """Print one error; nowhere if standard error is closed, since print takes None for standard output."""
+    _print(f"error: {text}")
+
+
+def mention(text: str) -> None:
+    """Print one remark likewise."""
+    _print(f"note: {text}")
+
+
+def _print(text: str) -> None:
     if sys.stderr is not None:
         with unless_lost():
-            print(f"ddiff: error: {one_line(text)}", file=sys.stderr)
+            print(f"ddiff: {one_line(text)}", file=sys.stderr)

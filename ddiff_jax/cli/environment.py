@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from ddiff_jax.cli.complaints import mention
+
 OWN = {"jax_debug_nans": False, "jax_debug_infs": False, "jax_transfer_guard": "allow"}
 DIRECTIONS = tuple(f"jax_transfer_guard_{way}" for way in ("host_to_device", "device_to_device", "device_to_host"))
 
@@ -45,13 +47,35 @@ def why_no_device() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Find where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(base) / "ddiff_jax" / "compiled")
+    """Find where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or below the user's cache folder.
+
+    Raises:
+        OSError: this user has none.
+    """
+    asked, base = os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    if asked:
+        return Path(asked)
+    try:
+        return Path(base or Path.home() / ".cache") / "ddiff_jax" / "compiled"
+    except RuntimeError as error:
+        raise OSError("this user has no home folder; set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR") from error
 
 
-def use_compilation_cache() -> None:
-    """Let the next run find every program compiled, the small ones too."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+def use_compilation_cache() -> bool:
+    """Let the next run find every program compiled, the small ones too.
+
+    Returns:
+        False where there is no folder that can be written; then all goes on without.
+    """
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"cannot write to {folder}")
+    except OSError as error:
+        mention(f"compiled programs are not kept for the next run: {error}")
+        return False
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return True

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
@@ -15,6 +17,7 @@ from ddiff_jax.names import UnknownName, guess
 from ddiff_jax.restoration.spelling import spelled
 
 T = TypeVar("T")
+LEAST_COLUMNS = 60
 
 
 def peek(argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def parse(
     """
     boxes = io.StringIO()
     try:
-        with contextlib.redirect_stderr(boxes):
+        with contextlib.redirect_stderr(boxes), _wide_enough():
             options, unknown = tyro.cli(
                 cls,
                 args=argv,
@@ -74,6 +77,21 @@ def parse(
         hint = f"it belongs to {where}; " if where else guess(flag, _flag_names(cls))
         raise UnknownName(f"unknown flag {flag}; {hint}{prog} --help lists all")
     return options
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Let help be laid out for a terminal that can hold it; in one of a few columns tyro never ends."""
+    earlier, columns = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
+    if columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if earlier is not None:
+            os.environ["COLUMNS"] = earlier
+        elif columns < LEAST_COLUMNS:
+            del os.environ["COLUMNS"]
 
 
 def _first_paragraph(box: str) -> str:

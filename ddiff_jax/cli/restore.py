@@ -37,9 +37,8 @@ def run(argv: Sequence[str]) -> int:
     if request.options.print_config:
         print(yaml.safe_dump(request.settings.as_dict(), sort_keys=False), end="")
         return 0
-    if request.options.cache:
-        use_compilation_cache()
-    return _Command(request).run()
+    options = dataclasses.replace(request.options, cache=request.options.cache and use_compilation_cache())
+    return _Command(dataclasses.replace(request, options=options)).run()
 
 
 def warm_up(request: Request) -> None:

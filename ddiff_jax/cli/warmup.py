@@ -14,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
     request = read(argv, prog="ddiff warmup")
     if not request.options.cache:
         raise ValueError("ddiff warmup fills the cache of compiled programs; leave --no-cache out")
-    use_compilation_cache()
+    if not use_compilation_cache():
+        return 2
     started = time.monotonic()
     warm_up(request)
     size = request.options.batch_size or 1
