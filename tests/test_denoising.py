@@ -63,7 +63,12 @@ def test_command_prints_a_table_and_names_what_it_cannot_read(ddiff, quick_prior
     image_files.write_png(tmp_path / "large.png", np.zeros((80, 70, 3), np.float32))
     code, out, err = ddiff("check-prior", tmp_path, "--levels", 3, "--no-cache")
     assert code == 0, err
-    assert len(out.splitlines()) == 5 and "on 9 images" in out and "1 images cut" in err
+    assert (
+        len(out.splitlines()) == 5
+        and "on 9 images" in out
+        and "1 images converted, such as" in err
+        and "70x80 pixels cut to a" in err
+    )
     (tmp_path / "bad.png").write_bytes(b"no picture")
     code, out, err = ddiff("check-prior", tmp_path, "--levels", 2, "--json", "--no-cache")
     assert code == 1 and "bad.png" in err

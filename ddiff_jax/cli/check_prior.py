@@ -16,6 +16,7 @@ from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.denoising import Errors, measure_denoising
+from ddiff_jax.files import Caution
 from ddiff_jax.restoration.jobs import find_jobs
 from ddiff_jax.restoration.reading import read_clean
 
@@ -87,7 +88,7 @@ def lines(errors: Errors, prior: str, count: int) -> list[str]:
 
 def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tuple[Float[np.ndarray, "N H W C"], int]:
     """Read pictures, cut and resized to the prior's size; those that cannot be read are told and counted."""
-    images, failed = [], 0
+    images, converted, failed = [], [], 0
     nowhere = Path(os.devnull)  # nothing is written, so no input can lie in the folder of the results
     for job in find_jobs(inputs, nowhere).jobs:
         try:
@@ -96,9 +97,12 @@ def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tu
             console.fail(str(error))
             failed += 1
             continue
-        for note in notes:
-            console.note(str(job.path), note)
+        for caution in (note for note in notes if isinstance(note, Caution)):
+            console.note(str(job.path), caution)
+        converted += [f"{job.path}: {'; '.join(notes)}"] * bool(notes)
         images.append(x)
+    if converted:  # a training set may be all of another size
+        console.say(f"note: {len(converted)} images converted, such as {converted[0]}")
     if not images:
         raise ValueError("none of the images could be read")
     return np.stack(images), failed
