@@ -174,7 +174,8 @@ class Restoration:
             self._watch.note(str(path), note)
         prior: DiffusionPrior | None = None
         writing: collections.deque[Future[None]] = collections.deque()
-        with ThreadPoolExecutor(1, "save") as saver, ThreadPoolExecutor(WRITERS, "write") as writers:
+        # The last one ends first: after Ctrl-C what is restored is still saved, and for that takes the writers.
+        with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(1, "save") as saver:
             for batch in _ahead(batches(reader, jobs, batch_size, self._fail), AHEAD):
                 for item in batch.items:
                     for note in item.notes:
