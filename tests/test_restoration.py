@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ddiff_jax as dd
+from ddiff_jax.cli.flags import peek
 from ddiff_jax.cli.settings import Options, flags_of, read
 from ddiff_jax.config import presets, task_preset
 from ddiff_jax.evaluation import Plan
@@ -23,6 +24,11 @@ def test_what_is_typed_and_what_is_asked_for_are_the_same(task):
     typed = read(["--task", task, "--seed", "3"]).settings
     assert typed.as_dict() == resolve(task=task, seed=3).as_dict()
     assert typed.solver == dd.preset("faces64", task)
+
+
+def test_nothing_typed_is_nothing_asked_for():
+    assert read([]).settings.as_dict() == resolve().as_dict()
+    assert peek([], {"task": "x"}) == peek(["--task"], {"task": "x"}) == {"task": "x"}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ def peek(argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         defaults: names of the flags, and their values where they are not given.
     """
     found, flags = dict(defaults), {f"--{name}": name for name in defaults}
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    for argument, following in itertools.zip_longest(argv, argv[1:]):
         flag, equals, value = argument.partition("=")
         if flag in flags and (equals or following is not None):
             found[flags[flag]] = value if equals else following
