@@ -134,7 +134,7 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     check_batch_size(options.batch_size)
     if not options.save_every >= 0:  # NaN is not
         raise ValueError(f"--save-every must be at least 0 seconds; got {options.save_every}")
-    operator, changes = flags.operator_values(parsed.operator), flags.solver_values(parsed.solver)
+    operator, changes = _given(parsed.operator, flags.operator), _given(parsed.solver, flags.solver)
     settings = resolve(
         **{name: getattr(options, name) for name in DECIDING},
         **{name: operator.pop(name, None) for name in NOISE},
@@ -157,14 +157,6 @@ class Flags:
 
     operator: dict[str, Flag]
     solver: dict[str, Flag]
-
-    def operator_values(self, parsed: Any) -> dict[str, Any]:
-        """Read off what was given."""
-        return _given(parsed, self.operator)
-
-    def solver_values(self, parsed: Any) -> dict[str, Any]:
-        """Read off what was given."""
-        return _given(parsed, self.solver)
 
 
 def flags_of(task: Task, solver: str, values: str = "default") -> Flags:

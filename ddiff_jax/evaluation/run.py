@@ -28,7 +28,7 @@ from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
-from ddiff_jax.restoration.results import Written, is_picture
+from ddiff_jax.restoration.results import Written, is_picture, put, why_not_written
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.store import Record, Standing, decided_by
@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def num_bad(self) -> int:
-        """Rows whose status is not "ok"."""
+        """Rows whose status is neither "ok" nor "pending", which are in the share of another process."""
         return len(self.summary.bad)
 
 
@@ -155,7 +155,11 @@ class _Run:
             if cell in self.unusable:
                 self.say(f"{head}: not run: {self.unusable[cell]}")
                 continue
-            todo = self._missing(cell)
+            standing = {
+                (job.stem, run): self._standing(cell, job.stem, run) for job in self.ours for run in range(cell.runs)
+            }
+            missing = {stem for (stem, _), how in standing.items() if how != "done"}
+            todo = [job for job in self.ours if job.stem in missing]
             if not todo:
                 self.say(f"{head}: recorded")
                 continue
@@ -163,9 +167,7 @@ class _Run:
             if last is not None and program != last:
                 jax.clear_caches()  # compiled programs of cells that are done would pile up
             last = program
-            stale = sum(
-                self._standing(cell, job.stem, run) in ("other", "damaged") for job in todo for run in range(cell.runs)
-            )
+            stale = sum(how in ("other", "damaged") for how in standing.values())
             note = f"; {stale} records of another evaluation are replaced" if stale else ""
             self.say(f"{head}: {len(todo)} of {len(self.jobs)} images{note}")
             self._restore(cell, todo)
@@ -187,12 +189,6 @@ class _Run:
         found = {run: self.store.load(name) for run, name in names.items()}
         wanted = {run: self._fingerprint(cell, stem, run) for run in names}
         return [record for run, record in found.items() if record is not None and record.fingerprint == wanted[run]]
-
-    def _missing(self, cell: Cell) -> list[Job]:
-        return [job for job in self.ours if any(not self._is_done(cell, job.stem, run) for run in range(cell.runs))]
-
-    def _is_done(self, cell: Cell, stem: str, run: int) -> bool:
-        return self._standing(cell, stem, run) == "done"
 
     def _reject(self, cell: Cell, job: Job, status: str, message: str) -> None:
         message = " ".join(message.split())
@@ -220,7 +216,8 @@ class _Run:
                 if settings.estimated:
                     self.say(f"  {item.job.stem}: noise level estimated as {item.sigma_y:.4f}")
             for run in range(cell.runs):
-                if all(self._is_done(cell, item.job.stem, run) for item in batch.items):
+                # Another process that shares the folder may have been here meanwhile.
+                if all(self._standing(cell, item.job.stem, run) == "done" for item in batch.items):
                     continue
                 try:
                     solved = self._solve(cell, batch, run)
@@ -241,7 +238,7 @@ class _Run:
     def _solve(self, cell: Cell, batch: Batch, run: int) -> _Solved:
         """Restore one batch."""
         settings = self.settings[cell]
-        keys = restart_keys(batch.keys, run)
+        problem, keys = batch.problem(settings.likelihood), restart_keys(batch.keys, run)
         # One trajectory per cell: that of the first image that could be read.
         strip = self.places.strip(cell, batch.items[0].job.stem)
         wants_strip = run == 0 and not set(self.places.strips(cell)) - {strip}
@@ -259,13 +256,13 @@ class _Run:
 
         with out_of_memory(len(batch.y)):
             solution = solve(
-                *(settings.solver, self.prior, batch.problem(settings.likelihood), keys),
+                *(settings.solver, self.prior, problem, keys),
                 num_chunks=FRAMES if wants_strip else 1,
                 on_chunk=on_chunk,
                 mesh=image_mesh(len(batch.y)),
             )
             solution = jax.device_get(solution)
-            scores = measure(batch.problem(settings.likelihood), solution.x, batch.truths, lpips=self.lpips)
+            scores = measure(problem, solution.x, batch.truths, lpips=self.lpips)
         return _Solved(solution, scores, seconds / len(batch.y), frames)
 
     def _keep(self, cell: Cell, batch: Batch, run: int, solved: _Solved) -> None:
@@ -277,7 +274,7 @@ class _Run:
                     self._is_announced = True
                 self._keep_one(cell, item, run, solved, i)
             except OSError as error:  # a full disk, a name that is too long: the other images go on
-                self._reject(cell, item.job, "failed", f"its results cannot be written: {error.strerror or error}")
+                self._reject(cell, item.job, "failed", why_not_written(error))
 
     def _keep_one(self, cell: Cell, item: Item, run: int, solved: _Solved, i: int) -> None:
         stem, solution = item.job.stem, solved.solution
@@ -328,8 +325,7 @@ class _Run:
         drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(x)
         written: Written = {}
         for kind, (path, picture) in drawn.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written[kind] = path, image_files.write_png(path, picture)
+            put(written, kind, image_files.write_png, picture, path)
         if not self.plan.measures_alike(cell):  # the next solver replaces it
             written.pop("measurement", None)
         return written
@@ -337,7 +333,8 @@ class _Run:
     def _tables(self) -> Evaluation:
         absent = {f"lpips_{name}": f"no weights: --lpips-{name}" for name in BACKBONES if name not in self.lpips}
         elsewhere = {job.stem for job in self.jobs} - {job.stem for job in self.ours}
-        rows = []
+        rows: list[Row] = []
+        made: set[str] = set()
         for cell in self.cells:
             settings = self.settings.get(cell)
             for job in self.jobs:
@@ -346,6 +343,7 @@ class _Run:
                     input_sha256=self.hashes[job.stem],
                 )
                 records = [] if settings is None else self._records(cell, job.stem)
+                made |= {record.made for record in records}
                 if len(records) == cell.runs:
                     why = {} if records[0].status != "ok" else _too_small(records[0], absent)
                     rows += rows_of(start, records, {**absent, **why})
@@ -355,7 +353,7 @@ class _Run:
                 status, message = self.rejected.get((cell, job.stem), other)
                 for how in (SINGLE,) if cell.runs == 1 else (ORACLE, RESIDUAL):
                     rows.append(dataclasses.replace(start, pick=how, status=status, message=message))
-        summary = self._summary(rows)
+        summary = self._summary(rows, made)
         image_files.write_text(self.folder / "results.csv", formats.to_csv(rows))
         summary.write(self.folder / "summary.json")
         return Evaluation(self.folder, rows, summary)
@@ -366,11 +364,10 @@ class _Run:
         settings = self.settings.get(cell, alike[0] if alike else None)
         return cell.sigma_y if settings is None else settings.sigma_y
 
-    def _summary(self, rows: Sequence[Row]) -> Summary:
-        """Sum up, and say how the numbers were made."""
-        records = [r for cell in self.settings for job in self.jobs for r in self._records(cell, job.stem)]
-        made = [self.store.made_by(name) or {} for name in sorted({record.made for record in records})]
-        environments = [dict(e) for e in {tuple(sorted(run["environment"].items())) for run in made}]
+    def _summary(self, rows: Sequence[Row], made: set[str]) -> Summary:
+        """Sum up, and say how the numbers were made: by which runs."""
+        runs = [self.store.made_by(name) or {} for name in sorted(made)]
+        environments = [dict(e) for e in {tuple(sorted(run["environment"].items())) for run in runs}]
         groups, paired = summarise(rows)
         return Summary(
             groups=groups,

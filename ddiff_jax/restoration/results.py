@@ -26,24 +26,30 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
     """
     job, y = item.job, np.asarray(item.y)
     written: Written = {}
-
-    def put(kind: str, write: Callable[[Path, Any], str], content: Any, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written[kind] = path, write(path, content)
-
     if item.truth is not None:
         if is_picture(y):
-            put("measurement", image_files.write_png, y, job.result("measurement"))
+            put(written, "measurement", image_files.write_png, y, job.result("measurement"))
         seen = observed_entries(item.operator, y.shape)
         # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
         if not is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
-            put("measured_array", image_files.write_array, y, job.result("measurement", ".npy"))
+            put(written, "measured_array", image_files.write_array, y, job.result("measurement", ".npy"))
         if seen is not None:  # all channels alike
             levels = 2 * np.asarray(seen[..., :1], np.float32) - 1
-            put("mask", image_files.write_png, levels, job.result("mask"))
-    put("comparison", image_files.save_png, comparison(item, x, score, settings), job.result("comparison"))
-    put("restored", image_files.write_png, x, job.result("restored"))
+            put(written, "mask", image_files.write_png, levels, job.result("mask"))
+    put(written, "comparison", image_files.save_png, comparison(item, x, score, settings), job.result("comparison"))
+    put(written, "restored", image_files.write_png, x, job.result("restored"))
     return written
+
+
+def put(written: Written, kind: str, write: Callable[[Path, Any], str], content: Any, path: Path) -> None:
+    """Write one result with a writer of `ddiff_jax.image_files`, and note where it is and its hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written[kind] = path, write(path, content)
+
+
+def why_not_written(error: OSError) -> str:
+    """Say why an image has no results: a full disk, a name that is too long."""
+    return f"its results cannot be written: {error.strerror or error}"
 
 
 def is_picture(y: Shaped[np.ndarray, "..."]) -> bool:

@@ -273,7 +273,7 @@ class Restoration:
             self._announce()
         except OSError as error:
             for item in batch.items:
-                self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+                self._fail(item.job, results.why_not_written(error))
             return
         x, finite = np.asarray(solution.x), np.asarray(solution.finite)
         list(writers.map(self._keep, batch.items, x, finite, scores))
@@ -295,7 +295,7 @@ class Restoration:
         try:
             record = self._write(item, x, found)
         except OSError as error:  # a full disk, a name that is too long
-            self._fail(item.job, f"its results cannot be written: {error.strerror or error}")
+            self._fail(item.job, results.why_not_written(error))
             return
         with self._telling:
             self._watch.restored(record)
