@@ -213,7 +213,7 @@ def _wide(path: Path, file: BinaryIO, picture: Pillow.Image) -> tuple[Numbers, s
 
     def decoded(rename: Callable[[Any], Any]) -> Shaped[np.ndarray, "H W C"]:
         again = _open(path, file)
-        again.tile = list(map(rename, _tiles(again)))  # pyright: ignore[reportAttributeAccessIssue]
+        again.tile = list(map(rename, _tiles(again)))  # pyright: ignore[reportAttributeAccessIssue] - pictures from files
         again.load()
         return np.asarray(_upright(again))
 

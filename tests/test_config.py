@@ -105,10 +105,10 @@ def test_every_shipped_preset_builds_every_solver():
                     with pytest.raises(ValueError, match=f"no preset for {dataset}/{task} and no .* for {missing};"):
                         dd.preset(dataset, task, solver, choice)
                     continue
-                found = dd.preset(dataset, task, solver, choice)
+                found: Any = dd.preset(dataset, task, solver, choice)
                 assert type(found) is SOLVERS[solver]
                 for name, value in values.hyper_parameters(solver, choice).items():
-                    said = getattr(found, name) if hasattr(found, name) else getattr(found.step_length, name)  # pyright: ignore[reportAttributeAccessIssue]
+                    said = getattr(found, name) if hasattr(found, name) else getattr(found.step_length, name)
                     assert said == pytest.approx(value), f"{dataset}/{task}, {choice}: {name} of {solver}"
                 built += 1
     # 34 tasks, 2 choices, 11 solvers; for 4 tasks nothing is published, and 4 solvers cannot do without.
@@ -122,8 +122,8 @@ CODE = {"ddiff": "DDiff", "diffpir": "DiffPIR", "dps": "DPS", "daps": "DAPS", "r
 
 def published_lines(path):
     """Find the lines that hold published values, by solver; without values, a solver's own defaults serve."""
-    root = yaml.compose(path.read_text())
-    sections = {key.value: value for key, value in root.value}  # pyright: ignore[reportOptionalMemberAccess]
+    root: Any = yaml.compose(path.read_text())
+    sections = {key.value: value for key, value in root.value}
     lines, section = path.read_text().splitlines(), sections.get("published")
     return {key.value: lines[key.start_mark.line] for key, _ in (section.value or [] if section else [])}
 
