@@ -1,0 +1,264 @@
+"""`ddiff train`: from a folder of images to a prior."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from ddiff_jax.checkpoint import load_weights
+from ddiff_jax.cli.console import Bar, Console
+from ddiff_jax.cli.environment import use_compilation_cache
+from ddiff_jax.cli.flags import parse
+from ddiff_jax.cli.signals import asked_to_stop
+from ddiff_jax.files import Caution, quote
+from ddiff_jax.names import check_name
+from ddiff_jax.restoration.jobs import prepare
+from ddiff_jax.training.data import ArrayImages, FolderImages, batches, grain_batches, read_folder, split
+from ddiff_jax.training.judgement import Judge
+from ddiff_jax.training.recipe import PRESETS, Recipe
+from ddiff_jax.training.run import Rhythm, Training
+
+DESCRIPTION = """Train a prior on your own images: pictures of any size are cut to their centred square and resized,
+arrays (.npy) keep their channels. The result is a folder that --prior takes, with a card that says what it is.
+
+The same command goes on where a run was stopped or killed, with the same numbers. A finished run is made longer by more
+--steps: it goes on from where its learning rate began to fall. training/report.html in the output folder shows how far
+it has come: how well it denoises at every noise level beside a linear filter, samples, and two restorations.
+
+examples:
+  ddiff phantoms scans --size 32 --count 2000
+  ddiff train scans --output myprior                      32x32, half an hour on two cores
+  ddiff train photos/ --preset faces64 --output portraits
+  ddiff restore photo.png --prior portraits --resize
+
+presets:
+"""
+
+NOTHING = "not stated; those of the images it was trained on apply"
+MOST_REFERENCES = 4000  # examples that the linear filter is fitted to
+JUDGED = 64  # images at most that are held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to train, on what.
+
+    Args:
+        images: Training images: files, folders or globs.
+        output: Folder for the prior; the run's own files lie in `training` inside.
+        preset: Network and values to begin with, see above.
+        steps: Updates of the weights in all.
+        decay_steps: Updates at the end over which the learning rate falls to zero.
+        batch_size: Images per update.
+        learning_rate: After the warm-up.
+        size: Side of the images in pixels, instead of the preset's.
+        channels: Of the images; by default 1 if the first image is grey, its own number for an array, else 3.
+        prediction: What the network predicts.
+        start: Prior whose weights to begin with, of the same architecture.
+        average: Relative width of the average of the weights over training that becomes the prior.
+        flip: Mirror images left to right at random.
+        dtype: Computation type of the network; by default float32 on CPUs and bfloat16 on others.
+        seed: Root of all random numbers.
+        recursive: Enter folders inside folders.
+        held_out: Images that are kept for judging; by default a twentieth, 8 to 64.
+        loader: Where images wait: in memory, or on disk, read by Grain as they are needed.
+        log_every: Updates between two lines of the log.
+        judge_every: Updates between two judgements; by default a twentieth of the steps.
+        save_seconds: Seconds between two saved states of the run.
+        block: Images computed together on one device; the others of a batch follow. By default what is quickest on
+            CPUs, and all on others.
+        licence: Terms for whoever uses the prior, for its card.
+        stored: Type of the prior's numbers on disk; int16 takes half the space.
+        tensorboard: Write files for TensorBoard as well.
+        distributed: Train with all processes of a job; jax.distributed finds them.
+        cache: Keep compiled programs in the user's cache folder for the next run.
+        quiet: Print errors and warnings only.
+        json: Print the last judgement to standard output.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    output: Path = Path("prior")
+    preset: str = "tiny32"
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    decay_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    channels: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    prediction: Literal["v", "eps", "edm", "x0", "flow"] = "v"
+    start: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    average: float = 0.10
+    flip: bool = True
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="{float32,bfloat16}")] = None
+    seed: int = 0
+    recursive: tyro.conf.FlagCreatePairsOff[bool] = False
+    held_out: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    loader: Literal["memory", "grain"] = "memory"
+    log_every: int = 50
+    judge_every: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    save_seconds: float = 300.0
+    block: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    licence: str = NOTHING
+    stored: Literal["float32", "int16"] = "float32"
+    tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    cache: bool = True
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    presets = "\n".join(f"  {name:<9} {preset.about}" for name, preset in PRESETS.items())
+    options = parse(Options, argv, prog="ddiff train", description=DESCRIPTION + presets)
+    if not options.images:
+        raise ValueError("give training images: files, folders or globs")
+    check_name("preset", options.preset, PRESETS)
+    if options.cache:
+        use_compilation_cache()
+    if options.distributed:
+        jax.distributed.initialize()
+    prepare(options.output)
+    return _Command(options).run()
+
+
+class _Command:
+    """One call of the command: what it was told, and who hears about it."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.leads = jax.process_index() == 0
+        self.console = Console(quiet=options.quiet or not self.leads)
+
+    def run(self) -> int:
+        """Read, train, and say how it ended."""
+        options, say = self.options, self.console.say
+        paths = find_clean(options.images, self.console, recursive=options.recursive)
+        recipe = self._recipe(paths)
+        images, failed = self._images(paths, recipe)
+        seen, unseen = split(images, options.held_out, options.seed)
+        say(f"{len(seen)} images to train on and {len(unseen)} to judge by, {_size(recipe.image_shape)}")
+        training = Training(
+            *(recipe, options.output, self._batches(Subset(images, seen), recipe), self._described(images, len(seen))),
+            self._judge(images, seen, unseen),
+            Rhythm(options.log_every, options.judge_every or max(1, recipe.steps // 20), options.save_seconds),
+            start=self._start(recipe),
+            mesh=_mesh(recipe.batch_size),
+            block=options.block,
+            licence=options.licence,
+            stored=options.stored,
+            tensorboard=options.tensorboard,
+            say=self._told,
+        )
+        bar = Bar(self.console, 1, recipe.steps * recipe.batch_size, "training")
+
+        def on_step(step: int, loss: float) -> None:
+            if step == training.first + 1:
+                bar.start()
+            bar.update(0, step, recipe.steps, step * recipe.batch_size, None if math.isnan(loss) else loss)
+
+        with bar.live, asked_to_stop() as stopping:
+            outcome = training.run(stopping, on_step)
+        if options.json and outcome.judgement is not None:
+            print(json.dumps(finite(outcome.judgement.as_dict()), indent=1))
+        if not outcome.finished:
+            self.console.fail(f"stopped after step {outcome.step} of {recipe.steps}; the same command goes on")
+            return 130
+        say(f"{options.output} is a prior now: ddiff restore --prior {options.output} ...; see {training.inside / 'report.html'}")
+        return 1 if failed or outcome.lost else 0
+
+    def _told(self, line: str) -> None:
+        self.console.note(str(self.options.output), line) if isinstance(line, Caution) else self.console.say(line)
+
+    def _recipe(self, paths: Sequence[Path]) -> Recipe:
+        """Fill in the preset what was asked for."""
+        options, preset = self.options, PRESETS[self.options.preset]
+        if options.size is not None:
+            preset = dataclasses.replace(preset, side=options.size)
+        changes: dict[str, Any] = {
+            name: value
+            for name in ("steps", "decay_steps", "batch_size", "learning_rate", "dtype")
+            if (value := getattr(options, name)) is not None
+        }
+        if options.dtype is None:
+            changes["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        if "steps" in changes:  # a short run warms up and slows down in proportion
+            values = {**preset.values, **changes}
+            shares = {name: preset.values[name] / preset.values["steps"] for name in ("decay_steps",)}
+            changes.setdefault("decay_steps", round(shares["decay_steps"] * values["steps"]))
+            changes["warmup_steps"] = min(preset.values.get("warmup_steps", 200), changes["steps"] // 10)
+        channels = options.channels or _channels(paths)
+        chosen = {"prediction": options.prediction, "flip": options.flip, "seed": options.seed}
+        return preset.recipe(channels, **changes, **chosen, average=options.average)
+
+    def _images(self, paths: Sequence[Path], recipe: Recipe) -> tuple[Any, int]:
+        if self.options.loader == "memory":
+            return read_folder(paths, recipe.image_shape, self.console)
+        found = FolderImages.of(paths, recipe.image_shape).readable(self.console)
+        return found, len(paths) - len(found)
+
+    def _described(self, images: Any, count: int) -> dict[str, Any]:
+        names = ", ".join(one_line(Path(text).name or text) for text in self.options.images)
+        return {"name": names[:200], "count": count, "fingerprint": images.fingerprint()}
+
+    def _batches(self, images: Any, recipe: Recipe) -> Any:
+        make = batches if self.options.loader == "memory" else grain_batches
+        share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+        def start(step: int) -> Iterator[np.ndarray]:
+            return make(images, batch_size=recipe.batch_size, seed=recipe.seed, start_step=step, **share)
+
+        return start
+
+    def _judge(self, images: Any, seen: np.ndarray, unseen: np.ndarray) -> Judge | None:
+        if not self.leads:
+            return None
+        reference = as_floats(images, seen[:MOST_REFERENCES])
+        return Judge(as_floats(images, unseen), reference, seed=self.options.seed)
+
+    def _start(self, recipe: Recipe) -> Any | None:
+        """Load the weights to begin with."""
+        if self.options.start is None:
+            return None
+        module, params, card = load_weights(self.options.start, "adm_unet")
+        if card.prediction != recipe.prediction:
+            self._told(
+                Caution(
+                    f"the weights of {self.options.start} predict {card.prediction}, and go on to predict "
+                    f"{recipe.prediction}"
+                )
+            )
+        return params
+
+
+def _channels(paths: Sequence[Path]) -> int:
+    """Find how many channels the first image has that can be read."""
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            return count_channels(path)
+    return 3
+
+
+def _mesh(batch_size: int) -> jax.sharding.Mesh | None:
+    """Line up all devices of all processes.
+
+    Raises:
+        ValueError: they cannot share a batch equally.
+    """
+    devices = jax.devices()
+    if len(devices) == 1:
+        return None
+    if batch_size % len(devices):
+        raise ValueError(f"--batch-size must be a multiple of the {len(devices)} devices; got {batch_size}")
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]} pixels, {shape[2]} channel{'s' * (shape[2] > 1)}"

@@ -1,0 +1,215 @@
+"""What training computes: objectives, averages of the weights, and one update."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import ddiff_jax as dd
+from ddiff_jax.card import build_schedule
+from ddiff_jax.noise import root_key
+from ddiff_jax.priors.network import PREDICTIONS
+from ddiff_jax.training import averages, objective
+from ddiff_jax.training.recipe import PRESETS, Recipe
+from ddiff_jax.training.state import as_prior, build_network, learning_rate, make_update, new_state
+
+NETWORK = {"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32}
+
+
+def recipe(channels=1, outputs=1, **changes):
+    architecture = {**NETWORK, "in_channels": channels, "out_channels": channels * outputs}
+    values = {"steps": 40, "batch_size": 4, "warmup_steps": 4, "decay_steps": 10, "learning_rate": 1e-3}
+    return Recipe(architecture, (8, 8, channels), **{**values, **changes})
+
+
+def batch(count=4, channels=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["linear", "edm", "flow"])
+def test_a_network_that_meets_its_target_knows_image_and_noise(prediction, schedule, x64):
+    x_0, n = (jax.random.normal(jax.random.key(i), (5, 4, 4, 1), jnp.float64) for i in range(2))
+    level = build_schedule({"name": schedule}).levels(20)[2:17:3]
+    level = jax.tree.map(lambda c: jnp.asarray(c)[:, None, None, None], level)
+    F = objective.TARGETS[prediction](x_0, n, level, 0.5)
+    x_t = level.signal * x_0 + level.sigma * n
+    found_x, found_n = PREDICTIONS[prediction](F, x_t, level, 0.5)
+    np.testing.assert_allclose(found_x, x_0, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found_n, n, rtol=1e-9, atol=1e-9)
+
+
+def test_every_part_of_the_levels_is_drawn_once():
+    for seed in range(5):
+        u = objective.stratified(jax.random.key(seed), 16)
+        assert sorted(np.floor(np.asarray(u) * 16).astype(int)) == list(range(16))
+    assert not np.array_equal(np.argsort(u), np.arange(16))
+
+
+def test_levels_of_timesteps_are_drawn_evenly_and_those_of_edm_about_its_mean():
+    level, steps = objective.draw_levels(dd.linear_schedule(), jax.random.key(0), 1000)
+    assert sorted(np.asarray(level.time).astype(int)) == list(range(1000))  # one of each
+    assert steps is not None and np.asarray(steps.is_first).sum() == 1
+    order = np.argsort(level.time)
+    np.testing.assert_allclose(np.exp(steps.log_beta)[order], np.linspace(1e-4, 0.02, 1000), rtol=1e-4)
+    level, steps = objective.draw_levels(dd.EDMSchedule(), jax.random.key(0), 1000)
+    logs = np.log(np.asarray(level.sigma))
+    assert steps is None and abs(logs.mean() + 1.2) < 0.01 and abs(logs.std() - 1.2) < 0.02
+
+
+def test_the_variance_loss_is_the_divergence_between_two_normal_steps():
+    schedule, count = dd.linear_schedule(), 6
+    x_0, estimate, v = (0.4 * np.random.default_rng(i).normal(size=(count, 3, 3, 1)) for i in range(3))
+    level, steps = objective.draw_levels(schedule, jax.random.key(3), count)
+    t = np.round(np.asarray(level.time)).astype(int)
+    wide = jax.tree.map(lambda c: jnp.asarray(c)[:, None, None, None], steps)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x_0, estimate, v)]
+    found = objective.variance_loss(*arrays, wide)
+    beta = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.cumprod(1 - beta)
+    for i, step in enumerate(t):
+        before = alpha_bar[step - 1]
+        posterior = beta[step] * (1 - before) / (1 - alpha_bar[step])
+        factor = np.sqrt(before) * beta[step] / (1 - alpha_bar[step])
+        variance = np.exp(0.5 * ((v[i] + 1) * np.log(beta[step]) + (1 - v[i]) * np.log(posterior)))
+        distance = (factor * (x_0[i] - np.clip(estimate[i], -1, 1))) ** 2
+        expected = 0.5 * (np.log(variance / posterior) + (posterior + distance) / variance - 1)
+        np.testing.assert_allclose(found[i], expected.mean() / np.log(2), rtol=2e-3)
+
+
+def test_the_first_step_is_the_likelihood_of_its_level():
+    x, mean = np.array([-1.0, -127 / 255, 1.0]), np.array([-0.9, -0.5, 0.8])
+    log_variance = np.array([-4.0, -5.0, -3.0])
+    found = objective._log_likelihood(*(jnp.asarray(a, jnp.float32) for a in (x, mean, log_variance)))
+    normal = stats.norm(mean, np.exp(0.5 * log_variance))
+    upper, lower = normal.cdf(x + 1 / 255), normal.cdf(x - 1 / 255)
+    np.testing.assert_allclose(found, np.log([upper[0], upper[1] - lower[1], 1 - lower[2]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_averages_have_the_width_that_they_are_named_by(width):
+    steps, weights = 4000, np.zeros(4000)
+    for t in range(1, steps + 1):
+        share = averages.retained(t, width)
+        weights[: t - 1] *= share
+        weights[t - 1] = 1 - share
+    times = (np.arange(steps) + 0.5) / steps
+    mean = (weights * times).sum()
+    assert weights.sum() == pytest.approx(1)
+    assert np.sqrt((weights * (times - mean) ** 2).sum()) == pytest.approx(width, rel=1e-2)
+
+
+def test_other_averages_are_made_of_the_kept_ones():
+    steps, every = 2000, 250
+    path = np.cumsum(np.random.default_rng(0).normal(size=(steps, 8)), axis=0)  # a wandering weight
+
+    def average(width, last):
+        found = path[0]
+        for t in range(1, last + 1):
+            found = averages.take_in(found, path[t - 1], averages.retained(t, width))
+        return found
+
+    kept = [(t, width) for t in range(every, steps + 1, every) for width in (0.05, 0.10)]
+    values = np.stack([average(width, t) for t, width in kept])
+    for width in (0.07, 0.15):
+        shares = averages.coefficients(kept, (steps, width))
+        assert shares.sum() == pytest.approx(1, abs=0.02)
+        error = np.linalg.norm(shares @ values - average(width, steps))
+        assert error < 0.05 * np.linalg.norm(average(0.05, steps) - average(width, steps)), (width, error)
+    exact = averages.coefficients(kept, (steps, 0.10))
+    np.testing.assert_allclose(exact, np.arange(len(kept)) == len(kept) - 1, atol=1e-6)
+
+
+def test_the_rate_rises_stays_and_falls():
+    r = recipe()
+    rates = [float(learning_rate(r, k)) for k in range(r.steps)]
+    np.testing.assert_allclose(rates[:4], 1e-3 * np.arange(1, 5) / 4, rtol=1e-5)
+    np.testing.assert_allclose(rates[4:31], 1e-3, rtol=1e-5)
+    assert np.all(np.diff(rates[30:]) < 0) and rates[-1] == pytest.approx(1e-4)
+
+
+@functools.cache
+def updated(outputs=1, block=None, devices=1, prediction="v", updates=2):
+    r = recipe(outputs=outputs, prediction=prediction)
+    mesh = None
+    if devices > 1:
+        mesh = jax.make_mesh((devices,), ("images",), axis_types=(jax.sharding.AxisType.Auto,))
+    state, update = new_state(r), make_update(r, mesh, block)
+    if mesh is not None:
+        state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    for k in range(updates):
+        state = update(state, jnp.asarray(batch(seed=k)))
+    return state
+
+
+def test_blocks_change_nothing_but_rounding():
+    for one, other in zip(*(jax.tree.leaves(updated(2, block)) for block in (None, 2)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
+    sums = updated(2, 2).sums
+    assert float(sums["count"].sum()) == 8 and float(sums["updates"]) == 2 and float(sums["variance"]) > 0
+
+
+def test_an_update_with_a_broken_image_is_left_out_and_counted():
+    r = recipe()
+    broken = np.zeros((4, 8, 8, 1), np.float32)
+    broken[1, 2, 2] = np.nan
+    before = new_state(r)
+    kept = jax.tree.map(np.array, before.params)
+    after = make_update(r)(before, jnp.asarray(broken))
+    assert int(after.step) == 1 and float(after.sums["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, after.params))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps", "edm"])
+def test_the_network_learns(prediction, optimised):
+    r = recipe(prediction=prediction, steps=60, decay_steps=0, flip=False, batch_size=8, learning_rate=3e-3)
+    smooth = np.broadcast_to(np.linspace(20, 235, 8, dtype=np.float32)[:, None, None], (8, 8, 8, 1)).astype(np.uint8)
+    state, update = new_state(r), make_update(r)
+    losses = []
+    for _ in range(r.steps):
+        before = float(state.sums["loss"].sum())
+        state = update(state, jnp.asarray(smooth))
+        losses.append((float(state.sums["loss"].sum()) - before) / 8)
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
+    prior = as_prior(r, state.averages[0])
+    assert prior.prediction == prediction and prior.denoise(jnp.zeros((8, 8, 1)), prior.schedule.at(1.0)).shape == (
+        8,
+        8,
+        1,
+    )
+
+
+def test_recipes_refuse_what_does_not_fit(unchecked):
+    for changes, message in {
+        "steps": ({"steps": 0}, "steps must be at least 1"),
+        "rate": ({"learning_rate": float("nan")}, "learning_rate must be"),
+        "decay": ({"decay_steps": 50}, "warmup_steps \\+ decay_steps must be from 0 to 40"),
+        "prediction": ({"prediction": "epsilon"}, "unknown prediction"),
+        "widths": ({"averages": (0.1, 0.1)}, "different widths"),
+        "schedule": ({"schedule": {"name": "liner"}}, "did you mean 'linear'"),
+    }.values():
+        with pytest.raises(ValueError, match=message):
+            recipe(**changes)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        make_update(recipe(), block=3)
+    with pytest.raises(ValueError, match="out_channels must be 1, or 2"):
+        build_network(dataclasses.replace(recipe(), architecture={**recipe().architecture, "out_channels": 3}))
+    with pytest.raises(ValueError, match="a learned variance needs"):
+        build_network(recipe(outputs=2, prediction="edm"))
+    with pytest.raises(ValueError, match="another architecture"):
+        new_state(recipe(), new_state(recipe(outputs=2)).params)
+
+
+def test_presets_are_networks_that_exist():
+    for name, preset in PRESETS.items():
+        made = preset.recipe(3)
+        module = build_network(made)
+        module.check((1, *made.image_shape), labelled=False)
+        shapes = jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+        assert f"{count:.1f} million" in preset.about or f"{count:.0f} million" in preset.about, (name, count)
