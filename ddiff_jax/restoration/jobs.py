@@ -141,8 +141,12 @@ def some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:LISTED])}{more}"
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, flag: str = "--output") -> None:
     """Make the output folder and prove that it can be written, before anything is computed.
+
+    Args:
+        folder: which.
+        flag: what names it on the command line.
 
     Raises:
         ValueError: it cannot.
@@ -152,4 +156,4 @@ def prepare(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from error
