@@ -83,6 +83,25 @@ def find_jobs(inputs: Sequence[str], folder: Path, *, recursive: bool = False) -
     return Found([Job(path, stem, f"{stem}_", folder) for stem, path in stems.items()], left_out)
 
 
+def find_files(inputs: Sequence[str], *, recursive: bool = False) -> tuple[list[Path], list[str]]:
+    """Expand files, folders and globs as `find_jobs` does, for whoever writes no results: names may repeat.
+
+    Args:
+        inputs: what the command line names.
+        recursive: enter the folders inside of folders.
+
+    Returns:
+        The files, each once, and lines about what else the folders hold.
+
+    Raises:
+        ValueError: a folder or glob without images.
+    """
+    left_out: list[str] = []
+    nowhere = Path(os.devnull)  # no input lies in the folder of the results
+    found = [path for text in inputs for path, _ in _expand(text, nowhere, recursive, left_out)]
+    return list(dict.fromkeys(found)), left_out
+
+
 def _expand(text: str, output: Path, recursive: bool, left_out: list[str]) -> list[tuple[Path, str]]:
     """List files with their stems."""
     path = Path(text).expanduser()
