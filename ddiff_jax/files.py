@@ -40,6 +40,12 @@ def warning(about: str, caution: Caution) -> Caution:
     return Caution(f"ddiff: warning: {one_line(about)}: {one_line(caution)}")
 
 
+class Fine(str):
+    """A note that a picture has finer levels than 8 bits can tell apart."""
+
+    __slots__ = ()
+
+
 class Unusable(ValueError):
     """A file that cannot be used; the message names it and says how to mend it."""
 

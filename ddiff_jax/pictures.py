@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
 from PIL import ImageFile, ImageOps
 
-from ddiff_jax.files import Caution, Notes, Unusable, decoding, opened
+from ddiff_jax.files import Caution, Fine, Notes, Unusable, decoding, opened
 from ddiff_jax.limits import check_unfolded, most_bytes
 
 # What Pillow can open and must not: EPS starts Ghostscript, IPTC hands its contents to any decoder, EPS too, and of
@@ -285,7 +285,7 @@ def _scaled(
         )
     scale = full_scale or white
     how = "by their own range, 0 to" if full_scale is None else "with full scale"
-    notes.append(f"{white.bit_length()} bits read {how} {scale}")
+    notes.append(Fine(f"{white.bit_length()} bits read {how} {scale}"))
     levels /= scale
     if bands == "CMYK":
         notes.append("CMYK converted to RGB without a colour profile")

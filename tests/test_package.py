@@ -37,7 +37,7 @@ USES = {
 def test_import_is_light():
     program = "import sys, ddiff_jax; print(sorted({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    for heavy in ("flax", "orbax", "torch", "optax", "matplotlib", "PIL", "tyro", "rich"):
+    for heavy in ("flax", "orbax", "torch", "optax", "matplotlib", "grain", "PIL", "tyro", "rich"):
         assert f"'{heavy}'" not in done.stdout
 
 
@@ -104,7 +104,8 @@ def declared(requirements: Iterable[str | dict[str, str]]) -> set[str]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = declared(project["project"]["dependencies"])
-    extra = declared(project["project"]["optional-dependencies"]["report"])
+    optional = project["project"]["optional-dependencies"]
+    extra = declared(r for name in ("report", "grain") for r in optional[name])
     development = declared(r for group in project["dependency-groups"].values() for r in group)
     assert imported(*OURS) - extra == needed
     assert extra <= imported(*OURS)

@@ -39,6 +39,7 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "restore": QUICK,
     "sample": {**QUICK, "--count": ["2"]},
     "check-prior": {"--levels": ["2"]},
+    "phantoms": {"--count": ["2"]},
     "evaluate": {**QUICK, "--no-report": [], "--seeds": ["0"]},
     "reproduce": {**QUICK, "--no-report": [], "--tasks": ["super_resolution"], "--solvers": ["ddiff"]},
 }

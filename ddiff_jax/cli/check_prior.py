@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,9 +14,7 @@ from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.denoising import Errors, measure_denoising
-from ddiff_jax.files import Caution
-from ddiff_jax.restoration.jobs import find_jobs
-from ddiff_jax.restoration.reading import read_clean
+from ddiff_jax.restoration.folders import find_clean, read_clean_files
 
 DESCRIPTION = """Measure how well a prior denoises clean images at every noise level, beside two ways that need no
 network: the mean image, and the best linear filter. A prior that loses to either at some level misleads every solver
@@ -87,22 +83,7 @@ def lines(errors: Errors, prior: str, count: int) -> list[str]:
 
 
 def _read(inputs: Sequence[str], shape: tuple[int, ...], console: Console) -> tuple[Float[np.ndarray, "N H W C"], int]:
-    """Read pictures, cut and resized to the prior's size; those that cannot be read are told and counted."""
-    images, converted, failed = [], [], 0
-    nowhere = Path(os.devnull)  # nothing is written, so no input can lie in the folder of the results
-    for job in find_jobs(inputs, nowhere).jobs:
-        try:
-            x, notes = read_clean(job.path, shape, resize=True)
-        except ValueError as error:
-            console.fail(str(error))
-            failed += 1
-            continue
-        for caution in (note for note in notes if isinstance(note, Caution)):
-            console.note(str(job.path), caution)
-        converted += [f"{job.path}: {'; '.join(notes)}"] * bool(notes)
-        images.append(x)
-    if converted:  # a training set may be all of another size
-        console.say(f"note: {len(converted)} images converted, such as {converted[0]}")
-    if not images:
-        raise ValueError("none of the images could be read")
-    return np.stack(images), failed
+    """Read pictures, cut and resized to the prior's size, and count those that cannot be read."""
+    paths = find_clean(inputs, console)
+    images = [picture.x for picture in read_clean_files(paths, shape, console)]
+    return np.stack(images), len(paths) - len(images)

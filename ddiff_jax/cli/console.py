@@ -85,7 +85,7 @@ class Bar:
     def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float | None = None) -> None:
         """Show where the run stands: steps of this batch, images done before it, and the current misfit if any."""
         done, total = batch * num_steps + step, self._num_batches * num_steps
-        text = f"step {step}/{num_steps}  images {num_done}/{self._num_images}"
+        text = f"step {step}/{num_steps}  " * (num_steps > 1) + f"images {num_done}/{self._num_images}"
         text += "" if misfit is None else f"  misfit {misfit:.4f}"
         self._progress.update(self._task, completed=done, total=total, text=text)
         now = time.monotonic()

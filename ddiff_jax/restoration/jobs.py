@@ -83,6 +83,25 @@ def find_jobs(inputs: Sequence[str], folder: Path, *, recursive: bool = False) -
     return Found([Job(path, stem, f"{stem}_", folder) for stem, path in stems.items()], left_out)
 
 
+def find_files(inputs: Sequence[str], *, recursive: bool = False) -> tuple[list[Path], list[str]]:
+    """Expand files, folders and globs as `find_jobs` does, for whoever writes no results: names may repeat.
+
+    Args:
+        inputs: what the command line names.
+        recursive: enter the folders inside of folders.
+
+    Returns:
+        The files, each once, and lines about what else the folders hold.
+
+    Raises:
+        ValueError: a folder or glob without images.
+    """
+    left_out: list[str] = []
+    nowhere = Path(os.devnull)  # no input lies in the folder of the results
+    found = [path for text in inputs for path, _ in _expand(text, nowhere, recursive, left_out)]
+    return list(dict.fromkeys(found)), left_out
+
+
 def _expand(text: str, output: Path, recursive: bool, left_out: list[str]) -> list[tuple[Path, str]]:
     """List files with their stems."""
     path = Path(text).expanduser()
@@ -141,8 +160,12 @@ def some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:LISTED])}{more}"
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, flag: str = "--output") -> None:
     """Make the output folder and prove that it can be written, before anything is computed.
+
+    Args:
+        folder: which.
+        flag: what names it on the command line.
 
     Raises:
         ValueError: it cannot.
@@ -152,4 +175,4 @@ def prepare(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from error
