@@ -195,7 +195,9 @@ def measure_baselines(
     levels = schedule.levels(num_levels)[:-1]
     ratio = np.asarray(levels.ratio)
     keys = image_keys(root_key(seed), jnp.arange(len(images)))
-    rows = [_without_network(images, float(ratio[k]), _draw(keys, k, images), filters, halves) for k in range(num_levels)]
+    rows = [
+        _without_network(images, float(ratio[k]), _draw(keys, k, images), filters, halves) for k in range(num_levels)
+    ]
     return Baselines(ratio, published_time(levels), *np.sqrt(np.array(rows, np.float64).T))
 
 
