@@ -67,15 +67,17 @@ def denoising(judgements: Sequence[Judgement]) -> Any | None:
         ratio_axis.plot(errors.ratio, errors.network / errors.linear, **style)
     lost = chosen[-1].loses
     ratio_axis.plot(last.ratio[lost], (last.network / last.linear)[lost], "o", color=BAD, markersize=4)
-    low, high = ratio_axis.get_ylim()
-    ratio_axis.axhspan(1, max(high, 1.05), color=BAD, alpha=0.06, linewidth=0)
-    ratio_axis.set_ylim(low, max(high, 1.05))
+    compared = np.concatenate([[1.0], *(j.errors.network / j.errors.linear for j in chosen)])
+    low, high = np.nanmin(compared), np.nanmax(compared)
+    if high > WIDE * low:
+        logarithmic(ratio_axis.yaxis)
+    room = (high / low) ** 0.05 * 1.02
+    ratio_axis.axhspan(1, high * room, color=BAD, alpha=0.06, linewidth=0)
+    ratio_axis.set_ylim(low / room, high * room)
     for axis in (errors_axis, ratio_axis):
         logarithmic(axis.xaxis, _ticks(last))
         axis.set_xlabel("noise level, sigma / signal", fontsize=9)
     logarithmic(errors_axis.yaxis)
-    if high / low > WIDE:
-        logarithmic(ratio_axis.yaxis)
     errors_axis.set_ylabel("root mean squared error", fontsize=9)
     ratio_axis.set_ylabel("error of the network / of the linear filter", fontsize=9)
     errors_axis.legend(fontsize=8, frameon=False)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddiff_jax.drawing import Levels
+import numpy as np
+from jaxtyping import UInt8
 
 FLUSH_SECONDS = 15.0  # between two times at which what was written reaches the disk
 
@@ -38,7 +39,9 @@ class Events:
         self._numbers, self._flushed = itertools.count(), 0.0
         self._writer: Any = None
 
-    def write(self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Levels] | None = None) -> None:
+    def write(
+        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, UInt8[np.ndarray, "..."]] | None = None
+    ) -> None:
         """Add the scalars and the pictures of a step.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image as Pillow
 
 from ddiff_jax import image_files
@@ -57,8 +57,8 @@ class Judgement:
     psnr: Mapping[str, Float[np.ndarray, " R"]]
     num_samples: int
     num_diverged: int
-    samples: Levels | None
-    restorations: Levels | None
+    samples: UInt8[np.ndarray, "H W 3"] | None
+    restorations: UInt8[np.ndarray, "h w 3"] | None
     step: int | None = None
     images_seen: int | None = None
 

@@ -1,5 +1,6 @@
 """One HTML page for a training: facts, curves, samples and restorations, with nothing outside the file."""
 
+import bisect
 import dataclasses
 import io
 import json
@@ -21,6 +22,7 @@ from ddiff_jax.training.trials import METRIC
 PAGE, JUDGEMENTS, SETTINGS = "report.html", "judgements", "run.json"
 MOST_GRIDS = 8  # earlier grids of samples that the page holds
 PICTURE_BUDGET = 20e6  # bytes of all of them
+ENLARGED = 1.35  # how much larger curves are than elsewhere: there are few of them
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -64,7 +66,7 @@ class Run:
         last = lines[-1]["step"] if lines else np.inf
         found = [(judgement, place) for judgement, place in found if (judgement.step or 0) <= last]
         found.sort(key=lambda pair: pair[0].step or 0)
-        judgements = [_with_images(judgement, lines) for judgement, _ in found]
+        judgements = _with_images([judgement for judgement, _ in found], lines)
         settings = None
         if (folder / SETTINGS).exists():
             try:
@@ -79,12 +81,17 @@ class Run:
         return next((line[name] for line in reversed(self.lines) if name in line), None)
 
 
-def _with_images(judgement: Judgement, lines: Sequence[log.Line]) -> Judgement:
+def _with_images(judgements: Sequence[Judgement], lines: Sequence[log.Line]) -> list[Judgement]:
     """Look up in the log how many images had been seen, where a judgement does not say it."""
-    if judgement.images_seen is not None or judgement.step is None:
-        return judgement
-    seen = [line["images_seen"] for line in lines if line["step"] <= judgement.step and "images_seen" in line]
-    return dataclasses.replace(judgement, images_seen=int(seen[-1])) if seen else judgement
+    seen = [(line["step"], line["images_seen"]) for line in lines if "images_seen" in line]
+    steps = [step for step, _ in seen]
+    made = []
+    for judgement in judgements:
+        place = 0 if judgement.step is None else bisect.bisect_right(steps, judgement.step)
+        if judgement.images_seen is None and place:
+            judgement = dataclasses.replace(judgement, images_seen=int(seen[place - 1][1]))
+        made.append(judgement)
+    return made
 
 
 def write_page(folder: Path, title: str) -> Path:
@@ -169,7 +176,10 @@ def _warning(run: Run, last: Judgement | None) -> str:
 
 def _curves(run: Run) -> str:
     drawn = {
-        "Over time": (lambda: curves.over_time(run.lines, run.judgements), ""),
+        "Over time": (
+            lambda: curves.over_time(run.lines, run.judgements),
+            "Pale lines: every logged step, and every single restoration.",
+        ),
         "Denoising at every noise level": (
             lambda: curves.denoising(run.judgements),
             "Root mean squared errors of clean images in [-1, 1] that the network is not trained on. Where the network "
@@ -185,9 +195,8 @@ def _curves(run: Run) -> str:
         if figure is None:
             continue
         png = curves.png(figure)
-        width = round(figure.get_figwidth() * figure.dpi * CURVE_SCALE)
-        told = f'<p class="faint">{text}</p>' if text else ""
-        parts.append(f"<h2>{heading}</h2>{told}{picture(png, heading, width)}")
+        width = round(ENLARGED * figure.get_figwidth() * figure.dpi * CURVE_SCALE)
+        parts.append(f'<h2>{heading}</h2><p class="faint">{text}</p>{picture(png, heading, width)}')
     return "".join(parts)
 
 
@@ -251,8 +260,7 @@ def _tables(last: Judgement | None) -> str:
             _error(mean),
             _error(network / linear, 3),
         ]
-        marked = " class=bad" * bool(lost)
-        rows.append(_row([*cells, "lost" if lost else ""], marked))
+        rows.append(_row([*cells, "lost"], bad=(2, 5, 6)) if lost else _row([*cells, ""]))
     psnr = []
     for task, values in last.psnr.items():
         each = "; ".join(METRIC.number(value) if np.isfinite(value) else "diverged" for value in values.tolist())
@@ -272,8 +280,10 @@ def _error(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "not finite"
 
 
-def _row(cells: Sequence[str], marked: str = "", tag: str = "td") -> str:
-    return f"<tr>{''.join(f'<{tag}{marked}>{html_text(cell)}</{tag}>' for cell in cells)}</tr>"
+def _row(cells: Sequence[str], tag: str = "td", bad: Sequence[int] = ()) -> str:
+    marks = [" class=bad" * (i in bad) for i in range(len(cells))]
+    made = [f"<{tag}{mark}>{html_text(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True)]
+    return f"<tr>{''.join(made)}</tr>"
 
 
 def _settings(run: Run) -> str:
