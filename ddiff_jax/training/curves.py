@@ -56,7 +56,7 @@ def denoising(judgements: Sequence[Judgement]) -> Any | None:
     shades = np.linspace(0, 1, len(chosen)) if len(chosen) > 1 else np.ones(1)
     figure, (errors_axis, ratio_axis) = figure_of(2, "")
     last = chosen[-1].errors
-    shown = np.isfinite(last.ratio)
+    shown = np.isfinite(last.ratio) & (last.ratio > 0)
     errors_axis.plot(last.ratio[shown], last.mean[shown], color=MEAN, linestyle=(0, (1, 1.5)), label="mean image")
     errors_axis.plot(last.ratio[shown], last.linear[shown], color=LINEAR, linestyle=(0, (4, 2)), label="linear filter")
     ratio_axis.axhline(1, color=LINEAR, linestyle=(0, (4, 2)), linewidth=1.5)
@@ -75,6 +75,7 @@ def denoising(judgements: Sequence[Judgement]) -> Any | None:
     ratio_axis.axhspan(1, high * room, color=BAD, alpha=0.06, linewidth=0)
     ratio_axis.set_ylim(low / room, high * room)
     for axis in (errors_axis, ratio_axis):
+        axis.set_xlim(last.ratio[shown].min() / 1.3, last.ratio[shown].max() * 1.3)  # where all others are NaN, too
         logarithmic(axis.xaxis, _ticks(last))
         axis.set_xlabel("noise level, sigma / signal", fontsize=9)
     logarithmic(errors_axis.yaxis)
@@ -109,7 +110,7 @@ def when(judgement: Judgement) -> str:
     return "step unknown" if judgement.step is None else f"step {judgement.step}"
 
 
-def short(number: float) -> str:
+def short(number: float | int) -> str:
     """Write a large number in a few characters."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= unit:
@@ -117,7 +118,7 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _when(judgement: Judgement) -> float | None:
+def _when(judgement: Judgement) -> int | None:
     return judgement.step if judgement.images_seen is None else judgement.images_seen
 
 

@@ -1,11 +1,12 @@
-"""Event files for TensorBoard, written by tensorboardX record by record.
+"""Event files for TensorBoard, written record by record.
 
-Its own `SummaryWriter` hands records to a thread: once that has died of a full disk, a training waits for ever.
+The `SummaryWriter` of tensorboardX hands records to a thread: once a full disk has ended that, whoever writes waits for
+ever.
 """
 
 import contextlib
-import itertools
-import os
+import secrets
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+VERSION = "brain.Event:2"  # of the format; the first record of a file says it
 FLUSH_SECONDS = 15.0  # between two times at which what was written reaches the disk
 
 
@@ -35,14 +37,16 @@ class Events:
             raise ImportError(
                 "TensorBoard files need tensorboardX; install it with: pip install 'ddiff-jax[tensorboard]'"
             ) from error
-        self._folder, self._purge_step = folder, purge_step
-        self._numbers, self._flushed = itertools.count(), 0.0
+        self._folder, self._purge_step, self._flushed = folder, purge_step, 0.0
         self._writer: Any = None
 
     def write(
-        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, UInt8[np.ndarray, "..."]] | None = None
+        self,
+        step: int,
+        scalars: Mapping[str, float | int],
+        pictures: Mapping[str, UInt8[np.ndarray, "..."]] | None = None,
     ) -> None:
-        """Add the scalars and the pictures of a step.
+        """Add the scalars and the pictures, [H, W, 3], of a step.
 
         Raises:
             OSError: they cannot be written; the next ones begin another file.
@@ -53,12 +57,11 @@ class Events:
         values += [summary.image(name, levels, dataformats="HWC") for name, levels in (pictures or {}).items()]
         try:
             if self._writer is None:
-                self._writer = self._open()
+                self._open()
             for value in values:
-                self._writer.write_event(_messages().Event(wall_time=time.time(), step=step, summary=value))
+                self._add(step=step, summary=value)
             if pictures or time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = time.monotonic()
+                self._flush()
         except OSError:
             self.close()  # what follows a torn record in the same file cannot be read
             raise
@@ -67,20 +70,31 @@ class Events:
         """Bring all to the disk, as far as there is room."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
+                self._flush()
+            with contextlib.suppress(OSError):
                 self._writer.close()
             self._writer = None
 
-    def _open(self) -> Any:
-        from tensorboardX.event_file_writer import EventsWriter
+    def _open(self) -> None:
+        """Begin a file."""
+        from tensorboardX.record_writer import RecordWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Its names tell seconds alone.
-        writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{next(self._numbers)}")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{secrets.token_hex(4)}"
+        self._writer = RecordWriter(str(self._folder / name))
+        self._add(file_version=VERSION)
         if self._purge_step is not None:
-            start = _messages().SessionLog(status=_messages().SessionLog.START)
-            writer.write_event(_messages().Event(wall_time=time.time(), step=self._purge_step, session_log=start))
-            self._purge_step = None  # of other processes, not of this one
-        return writer
+            session_log = _messages().SessionLog
+            self._add(step=self._purge_step, session_log=session_log(status=session_log.START))
+        self._flush()
+        self._purge_step = None  # said once, when it is on the disk
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.write(_messages().Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
 
 
 def _messages() -> Any:

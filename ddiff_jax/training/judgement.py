@@ -107,7 +107,7 @@ class Judgement:
         spans = [(ratio[first], ratio[end - 1]) for first, end in edges.reshape(-1, 2)]
         return ", ".join(f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in spans)
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float | int]:
         """Sum it up: the mean PSNR of every task, how many levels are lost, and how many samples diverged."""
         psnr = {f"psnr_{task}": value for task, value in self.mean_psnr.items()}
         return {**psnr, "levels_lost": len(self.lost), "samples_diverged": self.num_diverged}
@@ -168,7 +168,7 @@ class Judgement:
         return Judgement(errors, psnr, **counts, samples=shown[0], restorations=shown[1], step=step, images_seen=seen)
 
 
-def _numbers(values: list[float | None]) -> np.ndarray:
+def _numbers(values: list[float | int | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 

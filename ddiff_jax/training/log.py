@@ -20,7 +20,7 @@ FILE, EVENTS = "log.jsonl", "tensorboard"
 SYNC_SECONDS = 15.0  # between two times at which the lines are brought to the disk
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
-Line = dict[str, float]
+Line = dict[str, float | int]
 
 
 class Log:

@@ -76,7 +76,7 @@ class Run:
         settings = settings if isinstance(settings, dict) else None
         return Run(folder, lines, judgements, [place for _, place in found], settings, notes)
 
-    def latest(self, name: str) -> float | None:
+    def latest(self, name: str) -> float | int | None:
         """Find the last number of this name in the log."""
         return next((line[name] for line in reversed(self.lines) if name in line), None)
 
@@ -150,15 +150,15 @@ def _facts(run: Run) -> str:
     return "".join(f"<li><b>{html_text(k)}</b> {html_text(v)}</li>" for k, v in facts.items() if v is not None)
 
 
-def _whole(number: float | None) -> str | None:
+def _whole(number: float | int | None) -> str | None:
     return None if number is None or not np.isfinite(number) else f"{number:,.0f}"
 
 
-def _few(number: float | None) -> str | None:
+def _few(number: float | int | None) -> str | None:
     return None if number is None else f"{number:.4g}" if np.isfinite(number) else "not finite"
 
 
-def _duration(seconds: float | None) -> str | None:
+def _duration(seconds: float | int | None) -> str | None:
     if seconds is None or not np.isfinite(seconds):
         return None
     if seconds < MINUTE:
