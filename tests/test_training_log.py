@@ -21,11 +21,11 @@ def steps(path):
 
 
 def events(folder):
-    """Read all event files, oldest first."""
+    """Read all event files as TensorBoard does, by name."""
     from tensorboardX.proto import event_pb2
 
     found = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.iterdir()):
         raw = path.read_bytes()
         while raw:
             (size,) = struct.unpack("<Q", raw[:8])

@@ -80,7 +80,8 @@ class Events:
         from tensorboardX.record_writer import RecordWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{secrets.token_hex(4)}"
+        # TensorBoard reads files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{secrets.token_hex(4)}"
         self._writer = RecordWriter(str(self._folder / name))
         self._add(file_version=VERSION)
         if self._purge_step is not None:
