@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -25,6 +25,7 @@ INK, FAINT, PAPER, MISSING = (24, 26, 32), (104, 108, 118), (255, 255, 255), (23
 SEAM = 2  # pixels between tiles
 
 Levels = UInt8[np.ndarray, "H W 3"]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,29 @@ class Panel:
     text: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Pictures beside each other on a sheet.
+
+    Args:
+        label: what they are.
+        pictures: at least one.
+        captions: what stands in their corners; may be empty.
+    """
+
+    label: str
+    pictures: Sequence[Levels]
+    captions: Sequence[str] = ()
+
+
 def picture(x: Float[np.ndarray, "H W C"]) -> Levels:
-    """Turn an image in [-1, 1] into what a screen shows."""
-    return np.repeat(image_files.to_uint8(x), 3 // x.shape[-1], axis=-1)
+    """Turn an image in [-1, 1] into what a screen shows: of more than three channels the first three, of two the first.
+
+    What is not finite becomes light grey, black or white.
+    """
+    x = np.nan_to_num(x, nan=MISSING[0] / 127.5 - 1, posinf=1.0, neginf=-1.0)
+    shown = x[..., : 3 if x.shape[-1] >= 3 else 1]
+    return np.repeat(image_files.to_uint8(shown), 3 // shown.shape[-1], axis=-1)
 
 
 def error_map(error: Float[np.ndarray, "H W C"]) -> Levels:
@@ -75,6 +96,45 @@ def tile(images: Sequence[Float[np.ndarray, "H W C"]]) -> Float[np.ndarray, "...
     return canvas
 
 
+def stamp(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Font) -> None:
+    """Write white on a black box whose text starts at the left and the bottom of a place."""
+    box = draw.textbbox(place, text, font, anchor="lb")
+    draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), (0, 0, 0))
+    draw.text(place, text, (255, 255, 255), font, anchor="lb")
+
+
+def sheet(blocks: Mapping[str, Sequence[Row]], side: int) -> Pillow.Image:
+    """Draw rows of pictures in blocks, each with a title.
+
+    Args:
+        blocks: title to rows.
+        side: of a picture's square, in pixels.
+    """
+    title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
+    label = max(text_font.getlength(row.label) for rows in blocks.values() for row in rows) + GAP
+    left = MARGIN + math.ceil(label)
+    most = max(len(row.pictures) for rows in blocks.values() for row in rows)
+    head, step = TITLE_SIZE + GAP, side + GAP // 2
+    width = left + most * step - GAP // 2 + MARGIN
+    titles = max(title_font.getlength(title) for title in blocks)
+    height = MARGIN + sum(head + len(rows) * step + GAP for rows in blocks.values())
+    canvas = Pillow.new("RGB", (max(width, math.ceil(titles) + 2 * MARGIN), height), PAPER)
+    draw, top = ImageDraw.Draw(canvas), MARGIN
+    for title, rows in blocks.items():
+        draw.text((MARGIN, top), title, INK, title_font)
+        top += head
+        for row in rows:
+            draw.text((MARGIN, top + side // 2), row.label, FAINT, text_font, anchor="lm")
+            for column, levels in enumerate(row.pictures):
+                place = left + column * step
+                canvas.paste(fit(Pillow.fromarray(levels), side), (place, top))
+                if column < len(row.captions):
+                    stamp(draw, (place + 6, top + side - 6), row.captions[column], text_font)
+            top += step
+        top += GAP
+    return canvas
+
+
 def compare(panels: list[Panel]) -> Pillow.Image:
     """Draw panels side by side; the last one is an error map and gets the colour bar."""
     title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
@@ -96,7 +156,7 @@ def _colour_bar(
     canvas: Pillow.Image,
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
 ) -> None:
     left, top = place
     ramp = np.linspace(ERROR_MAX, 0, PANEL)[:, None, None].repeat(BAR_WIDTH, axis=1)

@@ -9,7 +9,8 @@ from conftest import gaussian_prior
 
 import ddiff_jax as dd
 from ddiff_jax import image_files
-from ddiff_jax.denoising import LinearFilter, measure_denoising
+from ddiff_jax.cli.check_prior import lines
+from ddiff_jax.denoising import LinearFilter, measure_baselines, measure_denoising
 
 SHAPE = (6, 6, 1)
 VAR = 0.25
@@ -47,6 +48,28 @@ def test_linear_filter_is_the_conditional_mean_of_its_model():
     centred = noisy.reshape(3, -1) - fitted.mean
     want = fitted.mean + centred @ np.linalg.solve(covariance + 0.3**2 * np.eye(36), covariance)
     np.testing.assert_allclose(fitted.denoise(noisy, 0.3).reshape(3, -1), want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_filter_or_baselines_found_before_serve_as_well_as_the_examples():
+    prior, images, examples = gaussian_prior(SHAPE, clip=False), white(20), white(50, 1)
+    want = measure_denoising(prior, images, examples, num_levels=3, seed=5)
+    fitted = LinearFilter.fit(examples)
+    baselines = measure_baselines(prior.schedule, images, fitted, num_levels=3, seed=5)
+    for reference in (fitted, baselines):
+        again = measure_denoising(prior, images, reference, num_levels=3, seed=5)
+        for name, values in vars(want).items():
+            np.testing.assert_array_equal(getattr(again, name), values)
+    with pytest.raises(ValueError, match="baselines must be of the prior's schedule"):
+        measure_denoising(prior, images, baselines, num_levels=4)
+    with pytest.raises(ValueError, match="the reference images must have the prior's shape"):
+        measure_denoising(prior, images, LinearFilter.fit(np.zeros((4, 5, 5, 1), np.float32)))
+
+
+def test_a_network_that_is_not_finite_loses_everywhere():
+    broken = dd.from_denoiser(lambda x, t: x / 0, kind="x0", image_shape=SHAPE)
+    errors = measure_denoising(broken, white(8), white(20, 1), num_levels=2)
+    assert errors.loses().all()
+    assert "worse at 2 of 2 levels" in "\n".join(lines(errors, "broken", 8))
 
 
 def test_too_few_examples_and_other_shapes_are_refused():

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "restore a data set by several solvers and tabulate the results",
     "reproduce": "run a table or figure of the paper, beside the published numbers",
     "phantoms": "write random phantoms of CT and MRI as pictures, to train a prior on",
+    "train": "train a prior on a folder of your own images",
     "sample": "draw images from the prior alone, without a measurement",
     "convert": "turn a PyTorch checkpoint into one that --prior reads",
     "warmup": "compile ahead of time what a restore with the same flags needs",

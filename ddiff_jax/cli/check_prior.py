@@ -74,8 +74,9 @@ def run(argv: Sequence[str]) -> int:
 def lines(errors: Errors, prior: str, count: int) -> list[str]:
     """Write the table, and what it says."""
     rows = [f"{'sigma/signal':>12} {'timestep':>9} {'network':>8} {'linear':>8} {'mean':>8}"]
-    for ratio, time, network, linear, mean in zip(*dataclasses.astuple(errors), strict=True):
-        mark = "  worse than without a network" if network > min(linear, mean) else ""
+    columns = (*dataclasses.astuple(errors), errors.loses())
+    for ratio, time, network, linear, mean, loses in zip(*columns, strict=True):
+        mark = "  worse than without a network" if loses else ""
         rows.append(f"{ratio:>12.4g} {time:>9.1f} {network:>8.4f} {linear:>8.4f} {mean:>8.4f}{mark}")
     lost = len(errors.lost)
     verdict = f"worse at {lost} of {len(errors.ratio)} levels" if lost else "better at every level"

@@ -3,33 +3,31 @@
 import dataclasses
 import datetime
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Float
 
 from ddiff_jax import image_files
-from ddiff_jax._solve import Progress, Solution, solve
+from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import Card, load_prior, read_card
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.drawing import tile
-from ddiff_jax.noise import check_seed, image_keys, root_key
+from ddiff_jax.noise import check_seed
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.restoration.jobs import prepare
-from ddiff_jax.restoration.machine import choose_batch_size, device_in_words, image_mesh, out_of_memory, versions
-from ddiff_jax.restoration.run import CHUNKS
+from ddiff_jax.restoration.machine import choose_batch_size, device_in_words, versions
 from ddiff_jax.restoration.settings import check_label
+from ddiff_jax.sampling import batches, draw
 from ddiff_jax.solvers.base import count_steps
-from ddiff_jax.solvers.sampling import Sampler, Unmeasured, without_data
+from ddiff_jax.solvers.sampling import Sampler, Unmeasured
 
 MOST = 1_000_000  # samples of one call; more take another --seed
 MOST_SHOWN = 100  # that many samples at most are shown together
@@ -110,17 +108,17 @@ class _Sampling:
     def run(self) -> int:
         """Draw batch by batch; what is drawn is written before the next batch starts."""
         options, say = self.options, self.console.say
-        num_batches = math.ceil(options.count / self.size)
+        numbers = batches(options.count, self.size)
         kind = "DDIM" if options.eta == 0 else f"eta {options.eta:g}"
         say(f"{options.count} images of {options.prior} in batches of {self.size}, {options.steps} steps, {kind}")
         saved = time.monotonic()
-        bar = Bar(self.console, num_batches, options.count, "sampling")
+        bar = Bar(self.console, len(numbers), options.count, "sampling")
         try:
             with bar.live:
-                for batch in range(num_batches):
-                    solution = self._draw(batch, bar)
-                    for x, finite, index in zip(solution.x, solution.finite, self._indices(batch), strict=True):
-                        if index < options.count:  # the last batch is filled up, so that one program serves all
+                for batch, indices in enumerate(numbers):
+                    solution = self._draw(batch, indices, bar)
+                    for x, finite, index in zip(solution.x, solution.finite, indices, strict=True):
+                        if index < options.count:  # the last batch is filled up
                             self._write(int(index), np.asarray(x), bool(finite))
                     if time.monotonic() - saved > SAVE_SECONDS:
                         self._save()
@@ -133,10 +131,7 @@ class _Sampling:
         say(f"drew {good} in {self.seconds['run']:.1f} s; see {options.output / 'grid.png'}")
         return 0 if good == options.count else 1
 
-    def _indices(self, batch: int) -> np.ndarray:
-        return np.arange(batch * self.size, (batch + 1) * self.size)
-
-    def _draw(self, batch: int, bar: Bar) -> Solution:
+    def _draw(self, batch: int, indices: np.ndarray, bar: Bar) -> Solution:
         started = time.monotonic()
 
         def on_chunk(progress: Progress) -> None:
@@ -149,11 +144,7 @@ class _Sampling:
                 self.console.say(f"compiled in {self.seconds['compile']:.1f} s")
                 bar.start()
 
-        keys = image_keys(root_key(self.options.seed), jnp.asarray(self._indices(batch), jnp.int32))
-        problem, mesh = without_data(self.prior, keys), image_mesh(self.size)
-        with out_of_memory(self.size):
-            solution = solve(self.sampler, self.prior, problem, keys, num_chunks=CHUNKS, on_chunk=on_chunk, mesh=mesh)
-            solution = jax.device_get(solution)
+        solution = draw(self.sampler, self.prior, self.options.seed, indices, on_chunk)
         self.seconds["run"] += time.monotonic() - started
         return solution
 

@@ -1,9 +1,9 @@
 """`ddiff train`: from a folder of images to a prior."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,13 +17,26 @@ from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.cli.signals import asked_to_stop
-from ddiff_jax.files import Caution, quote
+from ddiff_jax.files import Caution
 from ddiff_jax.names import check_name
+from ddiff_jax.restoration.folders import Lines, find_clean
 from ddiff_jax.restoration.jobs import prepare
-from ddiff_jax.training.data import ArrayImages, FolderImages, batches, grain_batches, read_folder, split
+from ddiff_jax.restoration.records import finite
+from ddiff_jax.safe_text import one_line
+from ddiff_jax.training.data import (
+    FolderImages,
+    Subset,
+    as_floats,
+    batches,
+    count_channels,
+    grain_batches,
+    read_folder,
+    split,
+)
 from ddiff_jax.training.judgement import Judge
 from ddiff_jax.training.recipe import PRESETS, Recipe
 from ddiff_jax.training.run import Rhythm, Training
+from ddiff_jax.training.state import AXIS
 
 DESCRIPTION = """Train a prior on your own images: pictures of any size are cut to their centred square and resized,
 arrays (.npy) keep their channels. The result is a folder that --prior takes, with a card that says what it is.
@@ -43,7 +56,6 @@ presets:
 
 NOTHING = "not stated; those of the images it was trained on apply"
 MOST_REFERENCES = 4000  # examples that the linear filter is fitted to
-JUDGED = 64  # images at most that are held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +152,8 @@ class _Command:
     def run(self) -> int:
         """Read, train, and say how it ended."""
         options, say = self.options, self.console.say
-        paths = find_clean(options.images, self.console, recursive=options.recursive)
-        recipe = self._recipe(paths)
-        images, failed = self._images(paths, recipe)
+        recipe = self._recipe()
+        images, failed = self._images(recipe)
         seen, unseen = split(images, options.held_out, options.seed)
         say(f"{len(seen)} images to train on and {len(unseen)} to judge by, {_size(recipe.image_shape)}")
         training = Training(
@@ -177,7 +188,7 @@ class _Command:
     def _told(self, line: str) -> None:
         self.console.note(str(self.options.output), line) if isinstance(line, Caution) else self.console.say(line)
 
-    def _recipe(self, paths: Sequence[Path]) -> Recipe:
+    def _recipe(self) -> Recipe:
         """Fill in the preset what was asked for."""
         options, preset = self.options, PRESETS[self.options.preset]
         if options.size is not None:
@@ -194,15 +205,24 @@ class _Command:
             shares = {name: preset.values[name] / preset.values["steps"] for name in ("decay_steps",)}
             changes.setdefault("decay_steps", round(shares["decay_steps"] * values["steps"]))
             changes["warmup_steps"] = min(preset.values.get("warmup_steps", 200), changes["steps"] // 10)
-        channels = options.channels or _channels(paths)
+        channels = options.channels or self._channels()
         chosen = {"prediction": options.prediction, "flip": options.flip, "seed": options.seed}
         return preset.recipe(channels, **changes, **chosen, average=options.average)
 
-    def _images(self, paths: Sequence[Path], recipe: Recipe) -> tuple[Any, int]:
+    def _channels(self) -> int:
+        """Find how many channels the first image has that can be read."""
+        for path in find_clean(self.options.images, Lines(), recursive=self.options.recursive):
+            with contextlib.suppress(ValueError):
+                return count_channels(path)
+        return 3
+
+    def _images(self, recipe: Recipe) -> tuple[Any, int]:
+        inputs, shape, recursive = self.options.images, recipe.image_shape, self.options.recursive
         if self.options.loader == "memory":
-            return read_folder(paths, recipe.image_shape, self.console)
-        found = FolderImages.of(paths, recipe.image_shape).readable(self.console)
-        return found, len(paths) - len(found)
+            return read_folder(inputs, shape, self.console, recursive=recursive)
+        found = FolderImages.find(inputs, shape, self.console, recursive=recursive)
+        readable = found.readable(self.console)
+        return readable, len(found) - len(readable)
 
     def _described(self, images: Any, count: int) -> dict[str, Any]:
         names = ", ".join(one_line(Path(text).name or text) for text in self.options.images)
@@ -236,14 +256,6 @@ class _Command:
                 )
             )
         return params
-
-
-def _channels(paths: Sequence[Path]) -> int:
-    """Find how many channels the first image has that can be read."""
-    for path in paths:
-        with contextlib.suppress(ValueError):
-            return count_channels(path)
-    return 3
 
 
 def _mesh(batch_size: int) -> jax.sharding.Mesh | None:

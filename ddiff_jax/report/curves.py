@@ -24,7 +24,12 @@ AXES = {
 REPORTED = {"misfit": "mean squared misfit", "gap": "||x - z||", "dual": "||u||"}  # by the steps
 
 
-def _figure(num_axes: int, title: str) -> tuple[Any, list[Any]]:
+def figure_of(num_axes: int, title: str) -> tuple[Any, list[Any]]:
+    """Make a figure with so many axes, all in one style.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -45,12 +50,12 @@ def _figure(num_axes: int, title: str) -> tuple[Any, list[Any]]:
     return figure, list(axes)
 
 
-def _logarithmic(axis: Any) -> None:
-    """Make one axis logarithmic, with plain numbers at 1, 2 and 5."""
+def logarithmic(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
+    """Make one axis logarithmic, with plain numbers at `subs` times the powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     {"x": axis.axes.set_xscale, "y": axis.axes.set_yscale}[axis.axis_name]("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -84,7 +89,7 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
     groups = [g for g in gallery.found.summary.groups if g.task == task]
     metrics = [m for m in METRICS.values() if m.principal and any(g.mean(m.name) is not None for g in groups)]
     label = AXES[x]
-    figure, axes = _figure(len(metrics), f"{task.replace('_', ' ')}: quality against the {label}")
+    figure, axes = figure_of(len(metrics), f"{task.replace('_', ' ')}: quality against the {label}")
     for axis, metric in zip(axes, metrics, strict=True):
         for solver, points in _drawn(gallery, task, x, metric).items():
             where = [getattr(p, x) for p in points]
@@ -100,9 +105,9 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
         axis.set_xlabel(label, fontsize=9)
         axis.set_ylabel(_label(metric), fontsize=9)
         if x != "sigma_y":
-            _logarithmic(axis.xaxis)
+            logarithmic(axis.xaxis)
         if metric.name == "misfit":
-            _logarithmic(axis.yaxis)
+            logarithmic(axis.yaxis)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
 
@@ -117,7 +122,7 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
     names = [name for name in dict.fromkeys(k for t in found.values() for k in t) if name not in ("step", "cost")]
     if not names:
         return None
-    figure, axes = _figure(len(names), f"{scene.title}: convergence")
+    figure, axes = figure_of(len(names), f"{scene.title}: convergence")
     for axis, name in zip(axes, names, strict=True):
         for solver in (s for s in gallery.solvers if name in found.get(s, {})):
             axis.plot(found[solver]["cost"], found[solver][name], **_style(gallery, solver))
@@ -132,7 +137,7 @@ def traces(gallery: Gallery, scene: Scene) -> Any | None:
                 fontsize=8,
                 color="#5d5d5d",
             )
-        _logarithmic(axis.yaxis)
+        logarithmic(axis.yaxis)
         axis.set_xlabel("network evaluations", fontsize=9)
         axis.set_ylabel(REPORTED.get(name, name.replace("_", " ")), fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)

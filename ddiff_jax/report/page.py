@@ -1,11 +1,8 @@
 """One HTML page for an evaluation: tables, pictures, curves and settings, with nothing outside the file."""
 
-import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ddiff_jax import image_files
@@ -15,12 +12,12 @@ from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE
 from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report import curves
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
+from ddiff_jax.report.parts import CURVE_SCALE, data_uri, picture, style, template
 from ddiff_jax.report.pictures import MOSAIC_IMAGES, caption, mosaic, strips
 from ddiff_jax.safe_text import html_text, script_json
 
 PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the mosaics show more
 VIEWER_IMAGES = 8
-CURVE_SCALE = 100 / curves.DPI  # curves have finer pixels than a page
 COARSE_SIDE = 200  # pixels; smaller pictures are shown with visible pixels
 
 
@@ -41,7 +38,8 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: Ledger | 
     summary = found.summary
     statuses = [row.status for row in found.rows]
     bad = {status: statuses.count(status) for status in dict.fromkeys(statuses) if status != "ok"}
-    text = Template(resources.files("ddiff_jax.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    text = template("ddiff_jax.report").substitute(
+        style=style(),
         title=html_text(title),
         subtitle=html_text(_subtitle(summary)),
         facts=_facts(found),
@@ -210,7 +208,7 @@ def _differences(summary: Summary) -> str:
 
 
 def _embed(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return data_uri(path.read_bytes())
 
 
 def _figures(gallery: Gallery, folder: Path) -> str:
@@ -261,7 +259,7 @@ def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
 
 def _picture(path: Path, text: str, scale: float = 1.0) -> str:
     width = round(open_picture(path).width * scale)
-    return f'<img class="figure" width="{width}" alt="{html_text(text)}" src="{_embed(path)}">'
+    return picture(path.read_bytes(), text, width)
 
 
 def _viewer(gallery: Gallery) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit
+from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit, stamp
 from ddiff_jax.evaluation.plan import digits
 from ddiff_jax.evaluation.rows import Row
 from ddiff_jax.metrics import METRICS
@@ -61,9 +61,7 @@ def mosaic(gallery: Gallery, scenes: Sequence[Scene], images: Sequence[str]) -> 
                 continue
             canvas.paste(fit(open_picture(path), SIDE), (left, top))
             if text:
-                box = draw.textbbox((left + 6, top + SIDE - 6), text, small, anchor="lb")
-                draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), (0, 0, 0))
-                draw.text((left + 6, top + SIDE - 6), text, (255, 255, 255), small, anchor="lb")
+                stamp(draw, (left + 6, top + SIDE - 6), text, small)
     return canvas
 
 

@@ -7,6 +7,7 @@ images. `batches` and `grain_batches` yield the same images in the same order, f
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from ddiff_jax import image_files
+from ddiff_jax import image_files, pictures
 from ddiff_jax.files import quote
 from ddiff_jax.noise import check_seed
 from ddiff_jax.restoration.folders import Listener, find_clean, read_clean_files, read_one
+from ddiff_jax.restoration.records import fingerprint
 
 FEWEST = 32  # images in all
 FEWEST_HELD_OUT, MOST_HELD_OUT, SHARE_HELD_OUT = 8, 64, 0.05
@@ -77,6 +79,10 @@ class ArrayImages:
 
     def __getitem__(self, i: int) -> Shaped[np.ndarray, "H W C"]:
         return self.array[i]
+
+    def fingerprint(self) -> str:
+        """Hash the images, so that a run goes on with the same ones only."""
+        return hashlib.sha256(np.ascontiguousarray(self.array).data).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +148,10 @@ class FolderImages:
         x = read_one(self.paths[i], self.shape).x
         return image_files.to_uint8(x) if self.dtype == "uint8" else np.clip(x, -1, 1)
 
+    def fingerprint(self) -> str:
+        """Hash the names and sizes of the files, so that a run goes on with the same ones only."""
+        return fingerprint(self.shape, self.dtype, [(path.name, path.stat().st_size) for path in self.paths])
+
 
 def read_folder(
     inputs: Sequence[str], shape: tuple[int, int, int], listener: Listener, *, recursive: bool = False
@@ -187,6 +197,26 @@ def read_folder(
 def from_levels(levels: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """Map 0..255 to [-1, 1] as pictures are read."""
     return levels.astype(np.float32) / np.float32(127.5) - 1
+
+
+def as_floats(images: Images, indices: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N H W C"]:
+    """Copy some of the images as floats in [-1, 1]."""
+    rows = [np.asarray(images[int(i)]) for i in indices]
+    return np.stack([from_levels(row) if row.dtype == np.uint8 else row for row in rows])
+
+
+def count_channels(path: Path) -> int:
+    """Count the channels of an image file: 1 for a grey picture, 3 for a colour one, those of an array.
+
+    Raises:
+        ValueError: it cannot be read, or is no image.
+    """
+    if not image_files.is_array(path):
+        return 1 if pictures.read_levels(path)[0].ndim == 2 else 3
+    shape = image_files.load_array(path).shape
+    if len(shape) != 3:
+        raise ValueError(f"{path} must be an image [H, W, C]; got shape {shape}")
+    return shape[2]
 
 
 def _permutation(count: int, seed: int, *use: int) -> Int[np.ndarray, " {count}"]:

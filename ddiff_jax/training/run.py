@@ -17,7 +17,7 @@ from ddiff_jax.restoration.records import Records, fingerprint
 from ddiff_jax.training.averages import coefficients
 from ddiff_jax.training.checkpoints import Checkpoints
 from ddiff_jax.training.judgement import Judge, Judgement
-from ddiff_jax.training.log import Log
+from ddiff_jax.training.log import FILE, Log, read_log
 from ddiff_jax.training.page import write_page
 from ddiff_jax.training.recipe import Recipe
 from ddiff_jax.training.result import forget_averages, keep_averages, kept_averages, write_prior
@@ -80,7 +80,7 @@ class Training:
         folder: for the prior; the run's own files lie in `training` inside.
         batches: the images.
         images: what they are: name, count and fingerprint, for the record and the card.
-        judge: judges the averaged weights.
+        judge: judges the averaged weights, in the first process; None in the others.
         rhythm: how often.
         start: weights to begin with; None draws them.
         mesh: devices that share a batch; None is one device.
@@ -100,7 +100,7 @@ class Training:
         folder: Path,
         batches: Batches,
         images: Mapping[str, Any],
-        judge: Judge,
+        judge: Judge | None,
         rhythm: Rhythm,
         *,
         start: Params | None = None,
@@ -125,7 +125,8 @@ class Training:
         found = self._checkpoints.load(first, most)
         self.state: TrainState = first if found is None else found
         del first
-        self._step = int(self.state.step)
+        self.first = self._step = int(self.state.step)
+        """Updates done before."""
         self._tell_notes()
         self._checkpoints.forget_after(self._step)
         if self._leads:
@@ -203,7 +204,7 @@ class Training:
                 )
             source = stack.enter_context(closing(_Source(self.batches, self._step)))
             stack.callback(self._checkpoints.wait)
-            clock = _Clock(0.0 if log is None else float((log.last or {}).get("seconds", 0.0)))
+            clock = _Clock(self._seconds())
             stopped = False
             while self._step < recipe.steps and not stopped:
                 with out_of_memory(recipe.batch_size):
@@ -225,7 +226,7 @@ class Training:
             self._tell_notes()
             if log is not None and self._judgement is None and self._step == recipe.steps:
                 self._judge(log)  # a finished run was started again, perhaps with another average
-            lost = [*self._checkpoints.notes, *(log.notes if log is not None else [])]
+            lost = [*self._checkpoints.notes, *([log.note] if log is not None and log.note else [])]
         return Outcome(self._step, self._step == recipe.steps, self._judgement, lost)
 
     def _agree(self, mine: bool) -> bool:
@@ -248,26 +249,31 @@ class Training:
             )
         loss = float(sums["loss"].sum()) / count
         if log is not None:
-            edges = ["", *(f"{bound:g}" for bound in BOUNDS), ""]
+            edges = ["0", *(f"{bound:g}" for bound in BOUNDS), "most"]
             groups = {
-                f"loss at sigma/signal {low}..{high}": float(total / number)
+                f"loss_at_{low}_to_{high}": float(total / number)
                 for low, high, total, number in zip(edges, edges[1:], sums["loss"], sums["count"], strict=False)
                 if number
             }
             log.write(
                 self._step,
                 {
-                    "images": self._step * self.recipe.batch_size,
+                    "images_seen": self._step * self.recipe.batch_size,
                     "loss": loss,
                     **groups,
-                    **({"variance loss": float(sums["variance"]) / updates} if sums["variance"] else {}),
-                    "gradient norm": float(sums["norm"]) / updates,
-                    "learning rate": float(learning_rate(self.recipe, self._step - 1)),
-                    "left out": float(sums["skipped"]),
+                    **({"variance_loss": float(sums["variance"]) / updates} if sums["variance"] else {}),
+                    "gradient_norm": float(sums["norm"]) / updates,
+                    "learning_rate": float(learning_rate(self.recipe, self._step - 1)),
+                    "left_out": float(sums["skipped"]),
                     "seconds": clock.seconds,
                 },
             )
         return loss
+
+    def _seconds(self) -> float:
+        """Find how long the run has trained until now, by its log."""
+        lines = read_log(self.inside / FILE)[0] if (self.inside / FILE).exists() else []
+        return max((float(line.get("seconds", 0)) for line in lines if line["step"] <= self._step), default=0.0)
 
     def _tell_notes(self) -> None:
         for note in self._checkpoints.notes:
@@ -290,12 +296,14 @@ class Training:
 
     def _judge(self, log: Log | None) -> None:
         """Judge the averaged weights, and leave them as the prior of the folder; the other processes wait."""
-        if log is None:
+        if log is None or self.judge is None:
             return
         keep_averages(self.inside, self._step, [jax.device_get(a) for a in self.state.averages])
         params = self.averaged()
         prior = as_prior(self.recipe, jax.tree.map(jnp.asarray, params))
-        judgement = self._judgement = self.judge(prior, step=self._step, images=self._step * self.recipe.batch_size)
+        judgement = self._judgement = self.judge(
+            prior, step=self._step, images_seen=self._step * self.recipe.batch_size
+        )
         try:
             judgement.save(self.inside / "judgements" / f"{self._step:08d}")
             log.judged(self._step, judgement)
@@ -305,7 +313,8 @@ class Training:
             write_page(self.inside, f"Training of {self.folder.name}")
         except OSError as error:
             self.say(Caution(f"what was found after step {self._step} could not be written: {error}"))
-        self.say(f"step {self._step}: {judgement.summary()}")
+        numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in judgement.numbers().items())
+        self.say(f"step {self._step}: {numbers}")
         if (warning := judgement.warning()) is not None:
             self.say(Caution(warning))
 
