@@ -182,7 +182,8 @@ class _Command:
         if not outcome.finished:
             self.console.fail(f"stopped after step {outcome.step} of {recipe.steps}; the same command goes on")
             return 130
-        say(f"{options.output} is a prior now: ddiff restore --prior {options.output} ...; see {training.inside / 'report.html'}")
+        report = training.inside / "report.html"
+        say(f"{options.output} is a prior now, for ddiff restore --prior {options.output}; see {report}")
         return 1 if failed or outcome.lost else 0
 
     def _told(self, line: str) -> None:
@@ -247,7 +248,7 @@ class _Command:
         """Load the weights to begin with."""
         if self.options.start is None:
             return None
-        module, params, card = load_weights(self.options.start, "adm_unet")
+        _, params, card = load_weights(self.options.start, "adm_unet")
         if card.prediction != recipe.prediction:
             self._told(
                 Caution(

@@ -117,7 +117,12 @@ class Judgement:
         lines = ["| sigma / signal | network | linear filter | mean image |", "|---|---|---|---|"]
         errors = self.errors
         for ratio, network, linear, mean, loses in zip(
-            errors.ratio[::-1], errors.network[::-1], errors.linear[::-1], errors.mean[::-1], self.loses[::-1], strict=True
+            errors.ratio[::-1],
+            errors.network[::-1],
+            errors.linear[::-1],
+            errors.mean[::-1],
+            self.loses[::-1],
+            strict=True,
         ):
             mark = "**" if loses else ""
             lines.append(f"| {ratio:.3g} | {mark}{network:.4g}{mark} | {linear:.4g} | {mean:.4g} |")

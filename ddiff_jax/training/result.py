@@ -87,7 +87,7 @@ def write_prior(
     left_out = {"parent", "name", "dtype", "param_dtype", "rematerialise"}
     architecture = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in left_out}
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    seen = judgement.step * recipe.batch_size
+    seen = judgement.images_seen
     notes = [
         f"trained by ddiff_jax {versions()['ddiff_jax']}: {judgement.step} updates, {seen} images of "
         f"{images['count']} different ones"
