@@ -149,7 +149,7 @@ def test_what_is_damaged_is_told_and_left_out(tmp_path):
     (tmp_path / "judgements" / "00000001" / "restorations.png").unlink()
     (tmp_path / "run.json").write_text("no")
     text = write_page(tmp_path, "run").read_text()
-    assert "1 lines of log.jsonl are damaged" in text and "run.json: " in text
+    assert "damaged lines of log.jsonl: 1" in text and "run.json: " in text
     assert text.count("is no judgement of a training") == 2 and "judgements/&lt;b&gt;/judgement.json" in text
     assert "judged 1 time, last at step 1" in text and len(grids(text)) == 1
     assert "b" in Page(text).tags and len(read_log(tmp_path / "log.jsonl")[0]) == 2

@@ -194,5 +194,5 @@ def _of_image(judgement: Judgement, task: str, image: int) -> float:
 def _count_in_thousands(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

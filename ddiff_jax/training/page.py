@@ -54,7 +54,7 @@ class Run:
         lines: list[log.Line] = []
         try:
             lines, damaged = log.read_log(folder / log.FILE)
-            notes += [f"{damaged} lines of {log.FILE} are damaged"] * bool(damaged)
+            notes += [f"damaged lines of {log.FILE}: {damaged}"] * bool(damaged)
         except Unusable as error:
             notes.append(str(error))
         found = []
