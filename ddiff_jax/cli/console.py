@@ -58,9 +58,13 @@ class Bar:
         num_batches: batches in all.
         num_images: images in all.
         task: what is being done.
+        measure: name of the number that tells how far it has come.
     """
 
-    def __init__(self, console: Console, num_batches: int, num_images: int, task: str = "restoring"):
+    def __init__(
+        self, console: Console, num_batches: int, num_images: int, task: str = "restoring", measure: str = "misfit"
+    ):
+        self._measure = measure
         self._console, self._num_batches, self._num_images = console, num_batches, num_images
         self._started, self._said = time.monotonic(), time.monotonic()
         columns = (
@@ -82,11 +86,11 @@ class Bar:
         self._started = time.monotonic()
         self._progress.reset(self._task)
 
-    def update(self, batch: int, step: int, num_steps: int, num_done: int, misfit: float | None = None) -> None:
-        """Show where the run stands: steps of this batch, images done before it, and the current misfit if any."""
+    def update(self, batch: int, step: int, num_steps: int, num_done: int, measured: float | None = None) -> None:
+        """Show where the run stands: steps of this batch, images done before it, and the current measure if any."""
         done, total = batch * num_steps + step, self._num_batches * num_steps
         text = f"step {step}/{num_steps}  " * (num_steps > 1) + f"images {num_done}/{self._num_images}"
-        text += "" if misfit is None else f"  misfit {misfit:.4f}"
+        text += "" if measured is None else f"  {self._measure} {measured:.4f}"
         self._progress.update(self._task, completed=done, total=total, text=text)
         now = time.monotonic()
         if not self._console.animated and done and now - self._said > PLAIN_SECONDS:

@@ -168,7 +168,7 @@ class _Command:
             tensorboard=options.tensorboard,
             say=self._told,
         )
-        bar = Bar(self.console, 1, recipe.steps * recipe.batch_size, "training")
+        bar = Bar(self.console, 1, recipe.steps * recipe.batch_size, "training", "loss")
 
         def on_step(step: int, loss: float) -> None:
             if step == training.first + 1:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,8 @@ RUN = "run"  # the record of what a folder's run is
 LENGTH = ("steps", "decay_steps", "average")  # what may change when a run goes on
 
 
-class Batches(Protocol):
-    """Makes the endless sequence of batches from a step on."""
-
-    def __call__(self, start_step: int) -> Iterator[np.ndarray]:
-        """Yield this process's images of update number start_step, start_step + 1, ..."""
-        ...
+# Makes this process's images of update number n, n + 1, ..., without an end.
+Batches = Callable[[int], Iterator[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
