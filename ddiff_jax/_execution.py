@@ -40,16 +40,23 @@ def rows(grid: Any, k: Any) -> Any:
 
 
 @functools.cache
-def chunk_program(backend: str, looped: bool) -> Any:
-    """Compile chunks with options that suit the backend, or without where this version of XLA does not know them.
-
-    Without `looped` the host makes the steps one by one; a chunk of none then costs one step, whose result is dropped.
-    """
+def compiler_options(backend: str) -> Any:
+    """Choose the options that suit a backend, or none where this version of XLA does not know them."""
     options = CPU_OPTIONS if backend == "cpu" else {}
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
-        options = {}
+        return {}
+    return options
+
+
+@functools.cache
+def chunk_program(backend: str, looped: bool) -> Any:
+    """Compile chunks with the options that suit the backend.
+
+    Without `looped` the host makes the steps one by one; a chunk of none then costs one step, whose result is dropped.
+    """
+    options = compiler_options(backend)
     if looped:
         return jax.jit(_run_chunk, donate_argnames=("carry",), compiler_options=options)
     step = jax.jit(_run_step, compiler_options=options)

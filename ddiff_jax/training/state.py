@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
+from ddiff_jax._execution import compiler_options
 from ddiff_jax.card import build_schedule
 from ddiff_jax.levels import Level
 from ddiff_jax.noise import root_key
@@ -208,7 +209,7 @@ def make_update(
     if mesh is not None:
         whole, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
         kwargs = {"in_shardings": (whole, shared), "out_shardings": whole}
-    return jax.jit(update, donate_argnums=0, **kwargs)
+    return jax.jit(update, donate_argnums=0, compiler_options=compiler_options(jax.default_backend()), **kwargs)
 
 
 def _draw(key: PRNGKey, recipe: Recipe, schedule: Any, x_0: Array) -> tuple[Array, Array, Level, Any]:
