@@ -294,18 +294,17 @@ def check_label(label: int | None, num_classes: int | None) -> None:
 
 
 def choose_dataset(asked: str | None, prior: str, size: int) -> tuple[str, tuple[str, ...]]:
-    """Choose the presets, as asked, by the prior's name, or by its image size; and say what was assumed.
-
-    Raises:
-        ValueError: none is known for this size.
-    """
+    """Choose the presets, as asked, by the prior's name, or by the nearest image size; and say what was assumed."""
     if asked:
         return asked, ()
     if prior in presets() and prior in available_priors():
         return prior, ()
-    if size not in DATASET_OF_SIZE:
-        raise ValueError(
-            f"no preset is known for a prior of {size}x{size}; give --preset, one of {', '.join(presets())}"
+    nearest_size = min(DATASET_OF_SIZE, key=lambda known: abs(math.log(known / size)))
+    dataset = DATASET_OF_SIZE[nearest_size]
+    if size != nearest_size:
+        same = f"{nearest_size}x{nearest_size}"
+        return dataset, (
+            f"the {dataset} preset is used though the prior is {size}x{size}: its lengths in pixels (boxes, kernels) "
+            f"are those of {same} images; flags change them, --preset chooses another",
         )
-    dataset = DATASET_OF_SIZE[size]
     return dataset, (f"the {dataset} preset is used because the prior is {size}x{size}; --preset chooses another",)

@@ -44,7 +44,7 @@ def coefficients(kept: Sequence[tuple[int, float]], wanted: tuple[int, float]) -
         wanted: step and relative width.
 
     Returns:
-        Coefficients whose sum is 1 up to the error of the fit.
+        Coefficients whose sum is 1.
 
     Source: as `exponent`, algorithm 3.
     """
@@ -52,7 +52,8 @@ def coefficients(kept: Sequence[tuple[int, float]], wanted: tuple[int, float]) -
     exponents = np.array([exponent(width) for _, width in kept], np.float64)
     products = _inner(steps[:, None], exponents[:, None], steps[None], exponents[None])
     right = _inner(steps, exponents, np.float64(wanted[0]), np.float64(exponent(wanted[1])))
-    return np.linalg.lstsq(products, right, rcond=None)[0]
+    found = np.linalg.lstsq(products, right, rcond=None)[0]
+    return found / found.sum()  # which it is but for the error of the fit
 
 
 def _inner(t: Any, g: Any, other_t: Any, other_g: Any) -> Any:

@@ -87,11 +87,12 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             shutil.rmtree(self._path(step), ignore_errors=True)
 
-    def load(self, like: Any, most: float = math.inf) -> Any | None:
+    def load(self, like: Any, sharding: jax.sharding.Sharding, most: float = math.inf) -> Any | None:
         """Read the last state that is whole.
 
         Args:
-            like: a state of the same structure, whose shapes, types and devices are wanted.
+            like: a state of the same structure, or the shapes and types of one.
+            sharding: the devices where all of it is wanted.
             most: leave out states after this step.
 
         Returns:
@@ -100,7 +101,7 @@ class Checkpoints:
         leaves, structure = jax.tree.flatten(like)
         names = [name for name, _ in enumerate_leaves(like)]
         wanted = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for name, leaf in zip(names, leaves, strict=True)
         }
         for step in sorted((s for s in self.steps() if s <= most), reverse=True):

@@ -117,10 +117,8 @@ class Training:
         self._update = make_update(recipe, mesh, block)
         most = self._continued()
         self._checkpoints.clean()
-        first = self._placed(new_state(recipe, start))
-        found = self._checkpoints.load(first, most)
-        self.state: TrainState = first if found is None else found
-        del first
+        found = self._checkpoints.load(jax.eval_shape(lambda: new_state(recipe)), self._sharding(), most)
+        self.state: TrainState = self._placed(new_state(recipe, start)) if found is None else found
         self.first = self._step = int(self.state.step)
         """Updates done before."""
         self._tell_notes()
@@ -155,21 +153,28 @@ class Training:
         if all(old[name] == getattr(self.recipe, name) for name in ("steps", "decay_steps")):
             return np.inf
         # Updates with a falling rate belong to the old length.
-        return min(old["steps"] - old["decay_steps"], self.recipe.decay_start)
+        return float(min(old["steps"] - old["decay_steps"], self.recipe.decay_start))
 
     @staticmethod
     def _identity(recipe: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
         return {**{k: v for k, v in recipe.items() if k not in LENGTH}, "images": images["fingerprint"]}
 
-    def _placed(self, state: TrainState) -> TrainState:
-        """Put a state where the update wants it."""
+    def _sharding(self) -> jax.sharding.Sharding:
+        """Say where the update wants the state: whole on every device."""
         if self._mesh is None:
-            return jax.device_put(state, jax.local_devices()[0])
-        everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(leaf.shape, everywhere, lambda i, leaf=leaf: np.asarray(leaf)[i]),
-            state,
-        )
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """Put a state that every process has made for itself where the update wants it."""
+        if self._mesh is None:
+            return jax.device_put(state, self._sharding())
+
+        def place(leaf: Any) -> jax.Array:
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, self._sharding(), lambda index: values[index])
+
+        return jax.tree.map(place, state)
 
     def _on_devices(self, batch: np.ndarray) -> Any:
         if self._mesh is None:
@@ -204,7 +209,8 @@ class Training:
             stopped = False
             while self._step < recipe.steps and not stopped:
                 with out_of_memory(recipe.batch_size):
-                    self.state = self._update(self.state, self._on_devices(source.next()))
+                    rate = learning_rate(recipe, self._step)
+                    self.state = self._update(self.state, self._on_devices(source.next()), rate)
                 self._step += 1
                 if self._step % self.rhythm.log == 0 or self._step == recipe.steps:
                     loss = self._report(log, clock)

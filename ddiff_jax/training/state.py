@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -71,22 +72,30 @@ def build_network(recipe: Recipe, **changes: Any) -> Any:
     return module
 
 
-def learning_rate(recipe: Recipe, step: Any) -> Any:
+def learning_rate(recipe: Recipe, step: int) -> float:
     """Compute the rate of update number `step`, counted from 0."""
-    rise = jnp.minimum((step + 1) / max(recipe.warmup_steps, 1), 1.0)
-    fall = jnp.clip((recipe.steps - step) / max(recipe.decay_steps, 1), 0.0, 1.0) if recipe.decay_steps else 1.0
+    rise = min((step + 1) / max(recipe.warmup_steps, 1), 1.0)
+    fall = min((recipe.steps - step) / max(recipe.decay_steps, 1), 1.0) if recipe.decay_steps else 1.0
     return recipe.learning_rate * rise * fall
 
 
 def build_optimiser(recipe: Recipe) -> Any:
-    """Build AdamW with the recipe's rate and clipping; imports optax."""
+    """Build AdamW after clipping, for a rate of 1; imports optax.
+
+    The rate is given to every update, so that runs of any length share one program.
+    """
     import optax
 
-    rate = functools.partial(learning_rate, recipe)
     return optax.chain(
         optax.clip_by_global_norm(recipe.clip_norm),
-        optax.adamw(rate, b1=0.9, b2=recipe.beta2, weight_decay=recipe.weight_decay),
+        optax.adamw(1.0, b1=0.9, b2=recipe.beta2, weight_decay=recipe.weight_decay),
     )
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _drawn(module: Any, key: PRNGKey) -> Params:
+    inputs = [jnp.zeros(like.shape, like.dtype) for like in module.example_inputs()]
+    return module.init(key, *inputs)["params"]
 
 
 def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
@@ -102,8 +111,7 @@ def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
     module = build_network(recipe)
     wanted = jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
     if params is None:
-        drawn = [jnp.zeros(like.shape, like.dtype) for like in module.example_inputs()]
-        params = jax.jit(module.init)(jax.random.fold_in(root_key(recipe.seed), INIT), *drawn)["params"]
+        params = _drawn(module, jax.random.fold_in(root_key(recipe.seed), INIT))
         # What ends a residual block begins at zero, and so does the output: the network begins as nothing, and learns
         # from the first update on at every depth.
         params = jax.tree_util.tree_map_with_path(_silenced, params)
@@ -138,8 +146,8 @@ def to_images(batch: Shaped[Array, "N H W C"]) -> Float[Array, "N H W C"]:
 
 def make_update(
     recipe: Recipe, mesh: Mesh | None = None, block: int | None = None
-) -> Callable[[TrainState, Shaped[Array, "N H W C"]], TrainState]:
-    """Compile nothing yet, but make the function that does: one update of the state by one batch.
+) -> Callable[[TrainState, Shaped[Array, "N H W C"], float], TrainState]:
+    """Compile nothing yet, but make the function that does: one update of the state by one batch, at a learning rate.
 
     Args:
         recipe: how to train.
@@ -176,7 +184,7 @@ def make_update(
             variance = variance_loss(x_0, estimate, out[..., channels:], per_pixel(steps))
         return (loss + variance).sum() / recipe.batch_size, (loss, variance)
 
-    def update(state: TrainState, batch: Array) -> TrainState:
+    def update(state: TrainState, batch: Array, rate: Array) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(root, UPDATE), state.step)
         x_0, n, level, steps = _draw(key, recipe, schedule, to_images(batch))
 
@@ -203,13 +211,14 @@ def make_update(
             gradient, told = jax.lax.scan(one, zeros, jax.tree.map(blocks, (x_0, n, level, steps)), unroll=unroll)
         loss, variance = (t.reshape(-1) for t in told)
         u = blocks(level.ratio).reshape(-1) if num_blocks > 1 else level.ratio
-        return _applied(state, gradient, recipe, optimiser, loss, variance, u)
+        return _applied(state, gradient, recipe, optimiser, rate, loss, variance, u)
 
     kwargs = {}
     if mesh is not None:
         whole, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-        kwargs = {"in_shardings": (whole, shared), "out_shardings": whole}
-    return jax.jit(update, donate_argnums=0, compiler_options=compiler_options(jax.default_backend()), **kwargs)
+        kwargs = {"in_shardings": (whole, shared, whole), "out_shardings": whole}
+    compiled = jax.jit(update, donate_argnums=0, compiler_options=compiler_options(jax.default_backend()), **kwargs)
+    return lambda state, batch, rate: compiled(state, batch, np.float32(rate))
 
 
 def _draw(key: PRNGKey, recipe: Recipe, schedule: Any, x_0: Array) -> tuple[Array, Array, Level, Any]:
@@ -226,16 +235,21 @@ BOUNDS = (0.1, 1.0, 10.0)  # noise-to-signal ratios between the groups of levels
 
 
 def _applied(
-    state: TrainState, gradient: Params, recipe: Recipe, optimiser: Any, loss: Array, variance: Array, ratio: Array
+    state: TrainState,
+    gradient: Params,
+    recipe: Recipe,
+    optimiser: Any,
+    rate: Array,
+    loss: Array,
+    variance: Array,
+    ratio: Array,
 ) -> TrainState:
     """Take in a gradient, unless it is not finite: one such update is left out and counted."""
-    import optax
-
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
     finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(loss))
     with jax.numpy_dtype_promotion("standard"):  # its counts are integers
         updates, moved = optimiser.update(gradient, state.optimiser, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(lambda leaf, move: leaf + rate * move, state.params, updates)
     step = state.step + 1
     averages = tuple(
         take_in(average, params, retained(step.astype(jnp.float32), width))
