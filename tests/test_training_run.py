@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -308,6 +309,47 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(tmp_path):
         sorted(p.name for p in (tmp_path / name / "training" / "checkpoints").iterdir()) for name in ("whole", "killed")
     ]
     assert states[0][-1] == states[1][-1] == "00000060"
+
+
+SHARED = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax
+if sys.argv[2] == "alone":
+    jax.config.update("jax_num_cpu_devices", 2)
+import pytest
+from test_training_run import FEW, Judge
+from ddiff_jax import cli
+from ddiff_jax.training import recipe as recipes
+import ddiff_jax.cli.train as train
+train.Judge = lambda *args, **kwargs: Judge(*args, **{{**kwargs, **FEW}})
+architecture = {{"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32}}
+values = {{"steps": 6, "decay_steps": 2, "batch_size": 4, "warmup_steps": 1}}
+recipes.PRESETS["small"] = recipes.Preset(8, architecture, False, values, "small")
+shared = ["--distributed"] if sys.argv[2] == "shared" else []
+sys.exit(cli.main(["train", "pictures", "--preset", "small", "--output", sys.argv[1], "--no-cache", *shared]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_with_two_devices_does(ddiff, tmp_path):
+    assert ddiff("phantoms", "pictures", "--count", 36, "--size", 16)[0] == 0
+    program = SHARED.format(tests=str(Path(__file__).parent))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(output, kind, **environment):
+        known = {**os.environ, **environment}
+        return subprocess.Popen([sys.executable, "-c", program, output, kind], env=known, cwd=tmp_path)
+
+    assert start("one", "alone").wait() == 0
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    both = [start("two", "shared", **job, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    one, two = (load_prior(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as on POSIX")

@@ -22,6 +22,7 @@ from ddiff_jax.names import check_name
 from ddiff_jax.restoration.folders import Lines, find_clean
 from ddiff_jax.restoration.jobs import prepare
 from ddiff_jax.restoration.records import finite
+from ddiff_jax.restoration.share import join_cluster
 from ddiff_jax.safe_text import one_line
 from ddiff_jax.training.data import (
     FolderImages,
@@ -136,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
     if options.cache:
         use_compilation_cache()
     if options.distributed:
-        jax.distributed.initialize()
+        join_cluster()
     prepare(options.output)
     return _Command(options).run()
 

@@ -95,6 +95,27 @@ def of_cluster(timeout: float = 600.0) -> Share:
     return Share(index + 1, count)
 
 
+def join_cluster() -> None:
+    """Make this process one of a cluster that computes together; those of `of_cluster` are recognised.
+
+    Raises:
+        ValueError: no cluster is recognised, or the others do not come.
+    """
+    import jax
+
+    address, count, index = (os.environ.get(name) for name in VARIABLES)
+    given = {}
+    if address is not None and count is not None and index is not None:
+        given = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+    try:
+        jax.distributed.initialize(**given)
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"--distributed: JAX recognises no cluster here ({said}); set {', '.join(VARIABLES)}"
+        ) from error
+
+
 def share_of(shard: str | None, distributed: bool) -> Share:
     """Read the share off the flags that every command with many images has.
 
