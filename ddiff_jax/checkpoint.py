@@ -70,7 +70,7 @@ def abstract_params(module: Any) -> Params:
     return jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
 
 
-def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
+def save_weights(folder: str | Path, params: Params, card: Card, *, one_file: bool = False) -> Path:
     """Write weights and card into a new folder, all or nothing.
 
     Args:
@@ -78,6 +78,8 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
         params: nested dict of float32 arrays.
         card: `files` is filled in here. A dtype of "float32" writes an Orbax checkpoint; "int16" one safetensors
             file of half the size, for shipping.
+        one_file: write a safetensors file in float32, too: where several processes compute together, Orbax would wait
+            for all of them to save.
 
     Returns:
         The folder.
@@ -93,8 +95,8 @@ def save_weights(folder: str | Path, params: Params, card: Card) -> Path:
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
-        if card.dtype == "int16":
-            _save_packed(partial / PACKED, params)
+        if one_file or card.dtype == "int16":
+            _save_packed(partial / PACKED, params, rounded=card.dtype == "int16")
         else:
             orbax().save(partial / ORBAX, params)
         written = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -184,15 +186,15 @@ def unpack(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return integers.astype(np.float32) * scale
 
 
-def _save_packed(path: Path, params: Params) -> None:
+def _save_packed(path: Path, params: Params, *, rounded: bool) -> None:
     from safetensors.numpy import save_file
 
     stored = {}
     for name, leaf in named_leaves(params).items():
-        if packs(leaf):
+        if rounded and packs(leaf):
             stored[name], stored[SCALE + name] = pack(np.asarray(leaf))
         else:
-            stored[name] = leaf
+            stored[name] = np.asarray(leaf)
     save_file(stored, path)
     path.chmod(0o644)  # safetensors makes it private
 
@@ -305,7 +307,7 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         module = build_module(kind, {**card.architecture, **changes})
         wanted = abstract_params(module)
         _check_size(wanted, sum((folder / name).stat().st_size for name in card.files))
-        packed = card.dtype == "int16"
+        packed = PACKED in card.files
         params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
     except Exception as error:  # an architecture that does not fit together surfaces as anything
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {quote(error)}") from error
@@ -323,7 +325,7 @@ def _check_files(folder: Path, card: Card) -> None:
             )
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{folder / name} is a link out of the folder; put the file itself there")
-    inside = [folder / PACKED] if card.dtype == "int16" else sorted((folder / ORBAX).rglob("*"))
+    inside = [folder / PACKED] if PACKED in card.files else sorted((folder / ORBAX).rglob("*"))
     loaded = {path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()}
     for name in sorted(loaded ^ card.files.keys()):
         where = "loaded but not on the card" if name in loaded else "on the card but not loaded"

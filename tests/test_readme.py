@@ -28,6 +28,8 @@ from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt,
 import convert_weights
 import ddiff_jax as dd
 from ddiff_jax import checkpoint, cli
+from ddiff_jax.training.judgement import Judge
+from ddiff_jax.training.recipe import PRESETS, Preset
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
@@ -40,6 +42,7 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "sample": {**QUICK, "--count": ["2"]},
     "check-prior": {"--levels": ["2"]},
     "phantoms": {"--count": ["2"]},
+    "train": QUICK,
     "evaluate": {**QUICK, "--no-report": [], "--seeds": ["0"]},
     "reproduce": {**QUICK, "--no-report": [], "--tasks": ["super_resolution"], "--solvers": ["ddiff"]},
 }
@@ -123,6 +126,12 @@ def several(path: Path) -> None:
         photograph(path / f"{i}.png")
 
 
+def forty(path: Path) -> None:
+    """Write enough pictures to train on."""
+    for i in range(40):
+        photograph(path / f"{i:02}.png", 16)
+
+
 def raw(path: Path) -> None:
     """Write a photograph of 12 bits in a file of 16."""
     path.mkdir()
@@ -174,6 +183,10 @@ BRING: dict[str, Callable[[Path], None]] = {
     "portraits": several,
     "training": several,
     "raw": raw,
+    "ct": forty,
+    "faces": forty,
+    "scan.png": photograph,
+    "myprior": converted,
     "damaged.png": photograph,
     "soft.png": lambda path: Image.fromarray(np.uint8(np.linspace(0, 255, 4096).reshape(64, 64))).save(path),
     "blurred.png": photograph,
@@ -204,6 +217,15 @@ def bring(words: list[str], here: Path) -> None:
 
 # Running it
 
+# What every preset of a training stands for here.
+SMALL = Preset(
+    8,
+    {"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32},
+    False,
+    {"steps": 2, "batch_size": 4, "warmup_steps": 1},
+    "small",
+)
+
 
 @pytest.fixture(autouse=True)
 def as_users_have_it(tmp_path, monkeypatch):
@@ -221,6 +243,10 @@ def as_users_have_it(tmp_path, monkeypatch):
     modules = [m for name, m in sys.modules.items() if name.split(".")[0] == "ddiff_jax" and hasattr(m, "load_prior")]
     for loading in modules:
         monkeypatch.setattr(loading, "load_prior", load_prior)
+    for name in PRESETS:
+        monkeypatch.setitem(PRESETS, name, SMALL)
+    few = {"num_levels": 3, "num_samples": 2, "sample_steps": 2, "num_restored": 1, "restore_steps": 2}
+    monkeypatch.setattr("ddiff_jax.cli.train.Judge", lambda *images, seed: Judge(*images, seed=seed, **few))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
     for name in ("camera", "module"):

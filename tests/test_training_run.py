@@ -276,9 +276,7 @@ from ddiff_jax.training.run import Rhythm
 floats = IMAGES.array.astype(np.float32) / 127.5 - 1
 plan = recipe(steps=60, warmup_steps=2, decay_steps=20)
 run = training(sys.argv[1], Judge(floats[:8], floats[8:], **FEW), plan, Rhythm(5, 20, 0.05))
-print("ready", flush=True)
-run.run()
-print("finished", flush=True)
+run.run(on_step=lambda step, loss: print("step", flush=True))
 """
 
 
@@ -287,21 +285,29 @@ def process(folder):
     return subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
 
 
+def killed_within(process, seconds):
+    """Kill a process so many seconds after its first step, unless it has ended by then; tell whether."""
+    assert process.stdout is not None and process.stdout.readline() == "step\n"
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(tmp_path):
     whole = process(tmp_path / "whole")
-    assert whole.wait() == 0
+    started = time.monotonic()
+    assert not killed_within(whole, 600) and whole.returncode == 0
+    seconds = (time.monotonic() - started) / 10
     random, killed = np.random.default_rng(0), 0
-    while killed < 10:
-        run = process(tmp_path / "killed")
-        assert run.stdout is not None and run.stdout.readline() == "ready\n"
-        time.sleep(float(random.uniform(0, 3)))
-        run.send_signal(signal.SIGKILL)
-        killed += run.wait() == -signal.SIGKILL
-        if run.returncode == 0:
-            break
+    while killed < 10 and killed_within(process(tmp_path / "killed"), float(random.uniform(0, seconds))):
+        killed += 1
     last = process(tmp_path / "killed")
-    assert last.wait() == 0 and killed >= 5
+    assert last.wait() == 0 and killed >= 5, killed
+    last.communicate()
     one, other = (load_prior(tmp_path / name) for name in ("whole", "killed"))
     assert_same(one.params, other.params)
     assert curve(tmp_path / "whole") == curve(tmp_path / "killed")

@@ -47,10 +47,10 @@ The same command goes on where a run was stopped or killed, with the same number
 it has come: how well it denoises at every noise level beside a linear filter, samples, and two restorations.
 
 examples:
-  ddiff phantoms scans --size 32 --count 2000
-  ddiff train scans --output myprior                      32x32, half an hour on two cores
-  ddiff train photos/ --preset faces64 --output portraits
-  ddiff restore photo.png --prior portraits --resize
+  ddiff phantoms ct --size 32 --count 2000                then, 32x32, in half an hour on two cores:
+  ddiff train ct --output myprior
+  ddiff train faces/ --preset faces64 --output portraits
+  ddiff restore scan.png --prior myprior --resize
 
 presets:
 """
@@ -202,11 +202,6 @@ class _Command:
         }
         if options.dtype is None:
             changes["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        if "steps" in changes:  # a short run warms up and slows down in proportion
-            values = {**preset.values, **changes}
-            shares = {name: preset.values[name] / preset.values["steps"] for name in ("decay_steps",)}
-            changes.setdefault("decay_steps", round(shares["decay_steps"] * values["steps"]))
-            changes["warmup_steps"] = min(preset.values.get("warmup_steps", 200), changes["steps"] // 10)
         channels = options.channels or self._channels()
         chosen = {"prediction": options.prediction, "flip": options.flip, "seed": options.seed}
         return preset.recipe(channels, **changes, **chosen, average=options.average)

@@ -125,10 +125,16 @@ class Preset:
     about: str
 
     def recipe(self, channels: int, **changes: Any) -> Recipe:
-        """Make the recipe for images with so many channels."""
+        """Make the recipe for images with so many channels; runs of other lengths slow down in proportion."""
         outputs = channels * (2 if self.learn_variance else 1)
         architecture = {**self.architecture, "in_channels": channels, "out_channels": outputs}
-        return Recipe(architecture, (self.side, self.side, channels), **{**self.values, **changes})
+        values = {**self.values, **changes}
+        if "steps" in changes:
+            share = self.values.get("decay_steps", 0) / self.values["steps"]
+            lengths = {"decay_steps": round(share * values["steps"]), "warmup_steps": values["steps"] // 10}
+            lengths["warmup_steps"] = min(lengths["warmup_steps"], self.values.get("warmup_steps", Recipe.warmup_steps))
+            values = {**values, **lengths, **changes}
+        return Recipe(architecture, (self.side, self.side, channels), **values)
 
 
 PRESETS: dict[str, Preset] = {

@@ -109,7 +109,7 @@ def write_prior(
     )
     made = folder / "training" / "prior"
     shutil.rmtree(made, ignore_errors=True)  # left by who was killed here
-    save_weights(made, params, card)
+    save_weights(made, params, card, one_file=True)
     (folder / CARD).unlink(missing_ok=True)
     for name in (ORBAX, PACKED):
         old = folder / name

@@ -25,7 +25,7 @@ from ddiff_jax.training.state import BOUNDS, TrainState, as_prior, learning_rate
 from ddiff_jax.types import Params
 
 RUN = "run"  # the record of what a folder's run is
-LENGTH = ("steps", "decay_steps", "average")  # what may change when a run goes on
+LENGTH = ("steps", "warmup_steps", "decay_steps", "average")  # what may change when a run goes on
 
 
 # Makes this process's images of update number n, n + 1, ..., without an end.
@@ -237,6 +237,7 @@ class Training:
             return mine
         from jax.experimental import multihost_utils
 
+        jax.block_until_ready(self.state)  # what processes exchange comes in the same order in all of them
         return bool(np.any(multihost_utils.process_allgather(np.asarray(mine))))
 
     def _report(self, log: Log | None, clock: "_Clock") -> float:
