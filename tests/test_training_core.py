@@ -199,7 +199,7 @@ def test_the_network_learns(prediction, tiny):
         losses.append((float(state.sums["loss"].sum()) - before) / 8)
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
     prior = as_prior(r, state.averages[0])
-    assert prior.prediction == prediction and prior.schedule == build_schedule(r.schedule)
+    assert prior.prediction == prediction and prior.schedule == r.levels
 
 
 DEVICES = """

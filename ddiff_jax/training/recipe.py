@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from ddiff_jax.card import SCHEDULES
+from ddiff_jax.card import build_schedule
+from ddiff_jax.levels import Schedule
 from ddiff_jax.names import check_name
 from ddiff_jax.noise import check_seed
 from ddiff_jax.priors.network import SIGMA_DATA, Prediction
@@ -75,7 +76,7 @@ class Recipe:
         check_name("prediction", self.prediction, get_args(Prediction))
         if self.schedule is None:
             object.__setattr__(self, "schedule", OWN_SCHEDULES.get(self.prediction, LINEAR))
-        check_name("noise schedule", str(dict(self.schedule or {}).get("name")), SCHEDULES)
+        build_schedule(self.schedule or {})  # says what is wrong with it
         check_seed(self.seed)
         for name in ("steps", "batch_size"):
             _check(name, getattr(self, name), 1, math.inf)
@@ -89,6 +90,11 @@ class Recipe:
             _check("the relative width of an average", width, 1e-4, 0.28)
         if self.averages[0] >= self.averages[1]:
             raise ValueError(f"the two averages must have different widths, the shorter one first; got {self.averages}")
+
+    @property
+    def levels(self) -> Schedule:
+        """The noise levels, built."""
+        return build_schedule(self.schedule or {})
 
     @property
     def decay_start(self) -> int:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from ddiff_jax._execution import compiler_options
-from ddiff_jax.card import build_schedule
 from ddiff_jax.levels import Level
 from ddiff_jax.noise import root_key
 from ddiff_jax.priors import DiffusionPrior
@@ -66,7 +65,7 @@ def build_network(recipe: Recipe, **changes: Any) -> Any:
             f"out_channels must be {channels}, or {2 * channels} with the variance; got {module.out_channels}"
         )
     if module.out_channels == 2 * channels:
-        steps = draw_levels(build_schedule(recipe.schedule or {}), root_key(0), 1)[1]
+        steps = draw_levels(recipe.levels, root_key(0), 1)[1]
         if steps is None:
             raise ValueError("a learned variance needs a schedule of timesteps, such as linear or cosine")
     return module
@@ -165,7 +164,7 @@ def make_update(
             f"the batch of {recipe.batch_size} images must be a multiple of {together}, which {devices} devices compute"
             " together"
         )
-    module, schedule = build_network(recipe), build_schedule(recipe.schedule or {})
+    module, schedule = build_network(recipe), recipe.levels
     optimiser, root = build_optimiser(recipe), root_key(recipe.seed)
     num_blocks = recipe.batch_size // together
 
@@ -275,6 +274,6 @@ def as_prior(recipe: Recipe, params: Params) -> DiffusionPrior:
     """Make the prior of some weights, computing in float32."""
     module = build_network(recipe, dtype="float32", rematerialise=True)
     return DiffusionPrior(
-        params, build_schedule(recipe.schedule or {}), module, recipe.image_shape,
+        params, recipe.levels, module, recipe.image_shape,
         prediction=recipe.prediction, sigma_data=recipe.sigma_data,
     )  # fmt: skip
