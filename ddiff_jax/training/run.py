@@ -1,5 +1,6 @@
 """The loop of a training: goes on from where it was, saves, reports, judges, and leaves a prior that can be used."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.files import Caution, Notes
+from ddiff_jax.checkpoint import CARD
+from ddiff_jax.files import Caution, Notes, Unusable
 from ddiff_jax.restoration.machine import out_of_memory, versions
 from ddiff_jax.restoration.records import Records, fingerprint
 from ddiff_jax.training.averages import coefficients
@@ -112,10 +114,28 @@ class Training:
         self.say, self._mesh, self._tensorboard = say, mesh, tensorboard
         self.inside = folder / "training"
         self.inside.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.inside) if jax.process_index() == 0 else None
+        try:
+            self._take_up(start, mesh, block)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others train in the folder; `run` does so at its end."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_up(self, start: Params | None, mesh: jax.sharding.Mesh | None, block: int | None) -> None:
+        """Find where the folder's run stands, or begin one."""
+        recipe, self._told = self.recipe, 0
         self._checkpoints, self._records = Checkpoints(self.inside), Records(self.inside)
         self._leads = jax.process_index() == 0
         self._update = make_update(recipe, mesh, block)
-        most = self._continued()
+        earlier = self._records.load(RUN)
+        most = np.inf if earlier is None else self._continued(earlier)
+        # Nothing is the same any more where another average is wanted of the same updates.
+        self._same_average = earlier is None or earlier["recipe"]["average"] == recipe.average
         self._checkpoints.clean()
         found = self._checkpoints.load(jax.eval_shape(lambda: new_state(recipe)), self._sharding(), most)
         self.state: TrainState = self._placed(new_state(recipe, start)) if found is None else found
@@ -133,15 +153,10 @@ class Training:
         if self._step:
             self.say(f"going on after step {self._step} of {recipe.steps}")
 
-    def _continued(self) -> float:
+    def _continued(self, earlier: Mapping[str, Any]) -> float:
         """Find up to which step an earlier run in this folder is one of this recipe."""
-        earlier = self._records.load(RUN)
-        if earlier is None:
-            return np.inf
-        asked, had = (
-            self._identity(self.recipe.as_dict(), self.images),
-            self._identity(earlier["recipe"], earlier["images"]),
-        )
+        asked = self._identity(self.recipe.as_dict(), self.images)
+        had = self._identity(earlier["recipe"], earlier["images"])
         different = [name for name in asked if fingerprint(asked[name]) != fingerprint(had.get(name))]
         if different:
             name = different[0]
@@ -198,6 +213,7 @@ class Training:
         """
         recipe, loss, saved = self.recipe, np.nan, time.monotonic()
         with ExitStack() as stack:
+            stack.callback(self.close)
             log = None
             if self._leads:
                 log = stack.enter_context(
@@ -207,6 +223,8 @@ class Training:
             stack.callback(self._checkpoints.wait)
             clock = _Clock(self._seconds())
             stopped = False
+            if self._step and (self._step % self.rhythm.judge == 0 or self._step == recipe.steps):
+                self._judge_again(log)
             while self._step < recipe.steps and not stopped:
                 with out_of_memory(recipe.batch_size):
                     rate = learning_rate(recipe, self._step)
@@ -226,8 +244,6 @@ class Training:
                         self._judge(log)
             self._checkpoints.wait()
             self._tell_notes()
-            if log is not None and self._judgement is None and self._step == recipe.steps:
-                self._judge(log)  # a finished run was started again, perhaps with another average
             lost = [*self._checkpoints.notes, *([log.note] if log is not None and log.note else [])]
         return Outcome(self._step, self._step == recipe.steps, self._judgement, lost)
 
@@ -279,8 +295,9 @@ class Training:
         return max((float(line.get("seconds", 0)) for line in lines if line["step"] <= self._step), default=0.0)
 
     def _tell_notes(self) -> None:
-        for note in self._checkpoints.notes:
+        for note in self._checkpoints.notes[self._told :]:
             self.say(Caution(note))
+        self._told = len(self._checkpoints.notes)
 
     def averaged(self) -> Params:
         """Make the weights of the prior: the recipe's average over the updates done."""
@@ -297,22 +314,32 @@ class Training:
                 total = jax.tree.map(lambda a, b, share=share: a + share * b, total, average)
         return jax.tree.map(lambda leaf: leaf.astype(np.float32), total)
 
+    def _place(self) -> Path:
+        return self.inside / "judgements" / f"{self._step:08d}"
+
+    def _judge_again(self, log: Log | None) -> None:
+        """Judge where a run goes on, unless whoever was there before came to the end of it."""
+        if self._same_average and (self.folder / CARD).exists():
+            with contextlib.suppress(Unusable):
+                self._judgement = Judgement.load(self._place())
+                return
+        self._judge(log)
+
     def _judge(self, log: Log | None) -> None:
         """Judge the averaged weights, and leave them as the prior of the folder; the other processes wait."""
         if log is None or self.judge is None:
             return
-        keep_averages(self.inside, self._step, [jax.device_get(a) for a in self.state.averages])
         params = self.averaged()
         prior = as_prior(self.recipe, jax.tree.map(jnp.asarray, params))
-        judgement = self._judgement = self.judge(
-            prior, step=self._step, images_seen=self._step * self.recipe.batch_size
-        )
+        judgement = self.judge(prior, step=self._step, images_seen=self._step * self.recipe.batch_size)
+        self._judgement = judgement
         try:
-            judgement.save(self.inside / "judgements" / f"{self._step:08d}")
+            keep_averages(self.inside, self._step, [jax.device_get(a) for a in self.state.averages])
             log.judged(self._step, judgement)
             write_prior(
                 self.folder, self.recipe, params, judgement, self.images, licence=self.licence, stored=self.stored
             )
+            judgement.save(self._place())  # from here on it counts
             write_page(self.inside, f"Training of {self.folder.name}")
         except OSError as error:
             self.say(Caution(f"what was found after step {self._step} could not be written: {error}"))
@@ -320,6 +347,27 @@ class Training:
         self.say(f"step {self._step}: {numbers}")
         if (warning := judgement.warning()) is not None:
             self.say(Caution(warning))
+
+
+def _lock(folder: Path) -> Any:
+    """Hold a folder for this process, as long as it lives or until what is returned is closed.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    file = (folder / "lock").open("a")
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"another process trains in {folder.parent}; wait until it ends, or choose another --output"
+        ) from None
+    return file
 
 
 class _Clock:
