@@ -29,7 +29,7 @@ from timing import ON_CPU, Run, alternate, compiled, random_params
 
 import ddiff_jax as dd
 from ddiff_jax import operators
-from ddiff_jax._solve import block_size
+from ddiff_jax._execution import block_size
 from ddiff_jax.models import UNet
 from ddiff_jax.restoration.run import evaluation_flops
 from ddiff_jax.solvers import DDiff, Fixed

@@ -1,7 +1,8 @@
-"""The same network and the same loop in PyTorch, for comparisons of speed and of results.
+"""The same network, loop and training in PyTorch, for comparisons of speed and of results.
 
 Written for the benchmarks: weights come from our parameters, memory is channels-last, and nothing is computed that the
-loop does not need. `unet` takes our module and parameters; `restore` is DDiff as in `ddiff_jax/solvers/ddiff.py`.
+loop does not need. `unet` takes our module and parameters; `restore` is DDiff as in `ddiff_jax/solvers/ddiff.py`, and
+`Trainer` an update of the weights as in `ddiff_jax/training/state.py`.
 """
 
 import math
@@ -220,3 +221,72 @@ def masked(mask: np.ndarray, device: str) -> Callable[[Tensor], Tensor]:
     """Build inpainting from our mask [H, W, 1]."""
     kept = torch.tensor(np.asarray(mask).transpose(2, 0, 1), device=device)
     return lambda x: kept * x
+
+
+class Trainer:
+    """AdamW on the loss of v, with clipping and two averages of the weights.
+
+    Args:
+        network: from `unet`; it is trained in place.
+        signal: of every timestep, float32 [T].
+        sigma: as signal.
+        rates: learning rate of the first updates, of which the last stays.
+        beta2: of AdamW.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        shares: how much of each average stays at an update.
+        autocast: type of the network's computation where it differs from float32.
+        compiled: whether PyTorch compiles the network.
+    """
+
+    def __init__(
+        self,
+        network: Unet,
+        signal: np.ndarray,
+        sigma: np.ndarray,
+        *,
+        rates: list[float],
+        beta2: float,
+        weight_decay: float,
+        clip_norm: float,
+        shares: tuple[float, ...],
+        autocast: torch.dtype | None = None,
+        compiled: bool = False,
+    ):
+        self._params = list(network.train().parameters())
+        self._device = self._params[0].device
+        self._network: Any = torch.compile(network) if compiled else network
+        self._signal, self._sigma = (torch.tensor(a, device=self._device) for a in (signal, sigma))
+        self._optimiser = torch.optim.AdamW(
+            self._params, lr=rates[0], betas=(0.9, beta2), weight_decay=weight_decay, fused=True
+        )
+        self._rates, self._clip_norm, self._shares, self._autocast = rates, clip_norm, shares, autocast
+        self._averages = [[p.detach().clone() for p in self._params] for _ in shares]
+        self._updates = 0
+
+    def draw(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw mirrored images, noise and timesteps for 8-bit images [N, C, H, W]."""
+        x_0 = batch.to(self._device).float() / 127.5 - 1
+        mirrored = torch.rand(len(x_0), 1, 1, 1, device=self._device) < 0.5
+        x_0 = torch.where(mirrored, x_0.flip(3), x_0)
+        t = torch.randint(len(self._signal), (len(x_0),), device=self._device)
+        return x_0, torch.randn_like(x_0), t
+
+    def update(self, x_0: Tensor, n: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Make an update; return the loss and the norm of the gradient, still on the device."""
+        signal, sigma = self._signal[t][:, None, None, None], self._sigma[t][:, None, None, None]
+        x_t = (signal * x_0 + sigma * n).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
+            out = self._network(x_t, t)
+        loss = (out.float() - (signal * n - sigma * x_0)).square().mean()
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._params, self._clip_norm)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rates[min(self._updates, len(self._rates) - 1)]
+        self._optimiser.step()
+        self._updates += 1
+        with torch.no_grad():
+            for average, share in zip(self._averages, self._shares, strict=True):
+                torch._foreach_lerp_(average, self._params, 1 - share)
+        return loss.detach(), norm.detach()
