@@ -12,7 +12,7 @@ import ddiff_jax as dd
 from convert_weights import adm_unet, mapping, plan
 from convert_weights.torch_file import read_tensors
 from ddiff_jax.models import UNet
-from ddiff_jax.models.unet import GroupNorm
+from ddiff_jax.models.unet import GroupNorm, bounded, product
 
 PARITY = 1e-4  # absolute, on outputs of order 1 to 4: the bar for float32
 ORACLE = 2e-5  # absolute; float32 against a float64 oracle on tiny networks
@@ -98,6 +98,17 @@ def test_vmap_over_images_equals_a_batch():
         return module.apply({"params": params}, x[None], t[None])[0]
 
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(x, t), batch, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 4, 3, 5)])
+def test_products_have_the_gradients_of_products(shape):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (5, 7), (*shape[:-1], 7))]
+    x, kernel, change = normal_like(shapes, 1.0)
+    result, pull = jax.vjp(lambda x, kernel: bounded(product(x, kernel)), x, kernel)
+    expected, plain = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)
+    np.testing.assert_array_equal(result, expected)
+    for found, wanted in zip(pull(change), plain(change), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_computes_near_float32_and_returns_float32():

@@ -17,6 +17,41 @@ GROUPS = 32
 EPSILON = 1e-5
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
+    """Multiply; in the kernel's gradient it is x that is transposed.
+
+    By JAX's own rule it is the gradient of the result, and XLA for CPUs computes that again in the order of the
+    transposed copy, slowly.
+    """
+    return x @ kernel
+
+
+def _product_gradients(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat_change = (a.reshape(-1, a.shape[-1]) for a in (x, change))
+    return change @ kernel.T, jax.lax.dot_general(flat_x, flat_change, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_gradients)
+
+
+@jax.custom_vjp
+def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x, and keep XLA for CPUs from simplifying and fusing the pass backwards across this place.
+
+    Without such bounds it computes the sums of many blocks' gradients anew in each block.
+    """
+    return x
+
+
+def _bounded_gradient(_: None, change: Array) -> tuple[Array]:
+    return (jax.lax.platform_dependent(change, cpu=jax.lax.optimization_barrier, default=lambda change: change),)
+
+
+bounded.defvjp(lambda x: (x, None), _bounded_gradient)
+
+
 class Conv(nn.Module):
     """Square convolution that keeps the size, or halves it with stride 2; parameters are made in `param_dtype`."""
 
@@ -34,13 +69,13 @@ class Conv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(x.dtype)
         if self.size == 1:
-            y = x @ kernel[0, 0]  # a 1x1 convolution is a matrix product, and quicker as one
+            y = product(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
         else:
             pad = self.size // 2
             y = jax.lax.conv_general_dilated(
                 x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-        return y + bias.reshape(1, 1, 1, -1)
+        return bounded(y + bias.reshape(1, 1, 1, -1))
 
 
 class Linear(nn.Module):
@@ -142,6 +177,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"], emb: Float[Array, "N E"]) -> Float[Array, "N h w D"]:
         """Apply; `emb` is the activated timestep embedding."""
         conv, linear = (functools.partial(layer, param_dtype=self.param_dtype) for layer in (Conv, Linear))
+        x = bounded(x)
         h = self.resample(nn.silu(GroupNorm(name="norm_1")(x)))
         x = self.resample(x)
         h = conv(self.features, name="conv_1")(h)
