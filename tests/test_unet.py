@@ -111,6 +111,20 @@ def test_products_have_the_gradients_of_products(shape):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_network_for_training_is_the_same_network():
+    module, params = small()
+    x, t = jax.random.normal(jax.random.key(2), (2, 8, 8, 3)), jnp.array([3.0, 700.0])
+
+    def loss(params, module):
+        return jnp.sum(module.apply({"params": params}, x, t) ** 2)
+
+    plain, quick = (jax.value_and_grad(loss)(params, module.clone(for_training=f)) for f in (False, True))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[1]))
+    for one, other in zip(*map(jax.tree.leaves, (plain, quick)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * largest)
+    jax.jvp(lambda x: module.apply({"params": params}, x, t), (x,), (x,))  # derivatives forwards where it is not
+
+
 def test_bfloat16_computes_near_float32_and_returns_float32():
     module, params = small()
     half = module.clone(dtype="bfloat16")

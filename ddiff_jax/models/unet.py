@@ -59,6 +59,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     param_dtype: str = "float32"
+    for_training: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w D"]:
@@ -69,13 +70,15 @@ class Conv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.param_dtype)).astype(x.dtype)
         if self.size == 1:
-            y = product(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
+            multiply = product if self.for_training else jnp.matmul
+            y = multiply(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
         else:
             pad = self.size // 2
             y = jax.lax.conv_general_dilated(
                 x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-        return bounded(y + bias.reshape(1, 1, 1, -1))
+        y = y + bias.reshape(1, 1, 1, -1)
+        return bounded(y) if self.for_training else y
 
 
 class Linear(nn.Module):
@@ -172,12 +175,14 @@ class ResBlock(nn.Module):
     scale_shift_norm: bool
     resample: Callable[[Array], Array] = keep
     param_dtype: str = "float32"
+    for_training: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], emb: Float[Array, "N E"]) -> Float[Array, "N h w D"]:
         """Apply; `emb` is the activated timestep embedding."""
-        conv, linear = (functools.partial(layer, param_dtype=self.param_dtype) for layer in (Conv, Linear))
-        x = bounded(x)
+        conv = functools.partial(Conv, param_dtype=self.param_dtype, for_training=self.for_training)
+        linear = functools.partial(Linear, param_dtype=self.param_dtype)
+        x = bounded(x) if self.for_training else x
         h = self.resample(nn.silu(GroupNorm(name="norm_1")(x)))
         x = self.resample(x)
         h = conv(self.features, name="conv_1")(h)
@@ -198,12 +203,13 @@ class Attention(nn.Module):
     num_heads: int
     legacy_order: bool
     param_dtype: str = "float32"
+    for_training: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Apply; the softmax runs in float32."""
         num_images, height, width, channels = x.shape
-        conv = functools.partial(Conv, size=1, param_dtype=self.param_dtype)
+        conv = functools.partial(Conv, size=1, param_dtype=self.param_dtype, for_training=self.for_training)
         qkv = conv(3 * channels, name="qkv")(GroupNorm(name="norm")(x))
         # Legacy weights order the channels head by head, each with its q, k and v; new ones all q, all k, all v.
         order = (self.num_heads, 3) if self.legacy_order else (3, self.num_heads)
@@ -221,6 +227,7 @@ class Resample(nn.Module):
     up: bool
     convolve: bool
     param_dtype: str = "float32"
+    for_training: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
@@ -228,7 +235,8 @@ class Resample(nn.Module):
         if not self.convolve:
             return repeat_pixels(x) if self.up else average_pool(x)
         stride = 1 if self.up else 2
-        conv = Conv(x.shape[-1], stride=stride, param_dtype=self.param_dtype, name="conv")
+        shared = {"param_dtype": self.param_dtype, "for_training": self.for_training}
+        conv = Conv(x.shape[-1], stride=stride, name="conv", **shared)
         return conv(repeat_pixels(x) if self.up else x)
 
 
@@ -265,9 +273,9 @@ class UNet(nn.Module):
             of the timestep, the last layer and the output are float32 always.
         param_dtype: type in which parameters are made where the computation is in `dtype`; all others are float32.
             They are taken in either type; `cast` stores them in the type that is computed with.
-        rematerialise: a pass backwards computes every block once more instead of keeping all that is inside: solvers
-            that guide through the network fit several images into memory. Without such a pass this changes nothing;
-            training is a third quicker without it.
+        for_training: make the pass backwards quick, with more memory and without derivatives forwards (`jax.jvp`).
+            Where it is off, a pass backwards computes every block once more instead of keeping all that is inside, so
+            that solvers that guide through the network fit several images into memory.
 
     Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021; `UNetModel` in
     guided_diffusion/unet.py of guided-diffusion.
@@ -288,7 +296,7 @@ class UNet(nn.Module):
     attention_order: str = "legacy"
     dtype: str = "float32"
     param_dtype: str = "float32"
-    rematerialise: bool = True
+    for_training: bool = False
 
     @nn.compact
     def __call__(
@@ -307,21 +315,22 @@ class UNet(nn.Module):
             emb = emb + table[y]
         emb = nn.silu(emb).astype(dtype)
 
-        block = nn.remat(ResBlock) if self.rematerialise else ResBlock
+        block = ResBlock if self.for_training else nn.remat(ResBlock)
+        shared = {"param_dtype": self.param_dtype, "for_training": self.for_training}
 
         def res(h: Array, width: int, name: str, resample: Callable[[Array], Array] = keep) -> Array:
-            return block(width, self.scale_shift_norm, resample, self.param_dtype, name=name)(h, emb)
+            return block(width, self.scale_shift_norm, resample, name=name, **shared)(h, emb)
 
         def attend(h: Array, name: str) -> Array:
             num_heads = self.num_heads or h.shape[-1] // self.head_width
-            return Attention(num_heads, self.attention_order == "legacy", self.param_dtype, name=name)(h)
+            return Attention(num_heads, self.attention_order == "legacy", name=name, **shared)(h)
 
         def resample(h: Array, name: str, *, up: bool) -> Array:
             if self.resblock_updown:
                 return res(h, h.shape[-1], name, repeat_pixels if up else average_pool)
-            return Resample(up, self.conv_resample, self.param_dtype, name=name)(h)
+            return Resample(up, self.conv_resample, name=name, **shared)(h)
 
-        h = Conv(widths[0], param_dtype=self.param_dtype, name="conv_in")(x.astype(dtype))
+        h = Conv(widths[0], name="conv_in", **shared)(x.astype(dtype))
         skips = [h]
         for level, width in enumerate(widths):
             for i in range(self.num_res_blocks):

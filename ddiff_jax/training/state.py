@@ -55,7 +55,7 @@ def build_network(recipe: Recipe, **changes: Any) -> Any:
 
     try:
         architecture = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.architecture.items()}
-        module = UNet(**{**architecture, "dtype": recipe.dtype, "rematerialise": False, **changes})
+        module = UNet(**{**architecture, "dtype": recipe.dtype, "for_training": True, **changes})
     except TypeError as error:
         raise ValueError(f"the architecture does not describe a UNet: {error}") from error
     module.check((1, *recipe.image_shape), labelled=False)
@@ -272,7 +272,7 @@ def _applied(
 
 def as_prior(recipe: Recipe, params: Params) -> DiffusionPrior:
     """Make the prior of some weights, computing in float32."""
-    module = build_network(recipe, dtype="float32", rematerialise=True)
+    module = build_network(recipe, dtype="float32", for_training=False)
     return DiffusionPrior(
         params, recipe.levels, module, recipe.image_shape,
         prediction=recipe.prediction, sigma_data=recipe.sigma_data,
