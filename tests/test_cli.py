@@ -573,7 +573,7 @@ def converted(ddiff, golden):
 
 def test_checkpoints_that_cannot_be_used(ddiff, converted, golden):
     use = ("restore", "small.png", "--prior", "prior", "--factor", 2)
-    code, _, err = ddiff(*use, "--steps", 1)
+    code, _, err = ddiff(*use, "--steps", 1, "--output", "first")
     assert code == 0 and "the faces64 preset is used though the prior is 16x16" in err
     use = (*use, "--preset", "faces64")
 

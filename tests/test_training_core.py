@@ -131,6 +131,14 @@ def test_other_averages_are_made_of_the_kept_ones():
     np.testing.assert_allclose(exact, np.arange(len(kept)) == len(kept) - 1, atol=1e-6)
 
 
+def test_the_weights_that_a_training_begins_with_stay_the_callers(tiny):
+    r = recipe()
+    given = new_state(r).params
+    kept = jax.tree.map(np.array, given)
+    make_update(r)(new_state(r, given), jnp.asarray(batch()), 1e-3)
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, given))
+
+
 def test_the_rate_rises_stays_and_falls():
     r = recipe()
     rates = [float(learning_rate(r, k)) for k in range(r.steps)]

@@ -47,7 +47,7 @@ The same command goes on where a run was stopped or killed, with the same number
 it has come: how well it denoises at every noise level beside a linear filter, samples, and two restorations.
 
 examples:
-  ddiff phantoms ct --size 32 --count 2000                then, 32x32, in half an hour on two cores:
+  ddiff phantoms ct --size 32 --count 2000                then, for two CPU cores:
   ddiff train ct --output myprior
   ddiff train faces/ --preset faces64 --output portraits
   ddiff restore scan.png --prior myprior --resize

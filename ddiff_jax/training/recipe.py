@@ -149,21 +149,21 @@ PRESETS: dict[str, Preset] = {
         {"model_channels": 32, "channel_mult": (1, 2, 2), "attention_levels": (2,), "head_width": 32},
         False,
         {"steps": 2000, "decay_steps": 600, "learning_rate": 1e-3, "batch_size": 32},
-        "32x32, 1.4 million parameters: useful after half an hour on two CPU cores",
+        "32x32, 1.4 million parameters, for CPUs",
     ),
     "small64": Preset(
         64,
         {"model_channels": 32, "channel_mult": (1, 1, 2, 2), "attention_levels": (3,), "head_width": 32},
         False,
         {"steps": 6000, "decay_steps": 1500, "learning_rate": 1e-3, "batch_size": 16},
-        "64x64, 1.5 million parameters: a few hours on two CPU cores, minutes on a GPU",
+        "64x64, 1.5 million parameters",
     ),
     "faces64": Preset(
         64,
         {"model_channels": 32, "channel_mult": (1, 2, 4, 4), "attention_levels": (2,), "head_width": 32},
         True,
         {"steps": 100_000, "decay_steps": 30_000, "batch_size": 64},
-        "64x64, 5.2 million parameters, the network of the packaged prior of faces: a day of CPU, an hour on a GPU",
+        "64x64, 5.2 million parameters, the network of the packaged prior of faces",
     ),
     "adm256": Preset(
         256,
@@ -173,6 +173,6 @@ PRESETS: dict[str, Preset] = {
             **{"steps": 500_000, "decay_steps": 100_000, "batch_size": 64, "learning_rate": 1e-4},
             **{"warmup_steps": 2000, "dtype": "bfloat16"},
         },
-        "256x256, 94 million parameters, the network that FFHQ's prior has: days on several GPUs",
+        "256x256, 94 million parameters, the network that FFHQ's prior has, for accelerators",
     ),
 }

@@ -116,7 +116,8 @@ def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
         params = jax.tree_util.tree_map_with_path(_silenced, params)
     elif jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
         raise ValueError("the weights to begin with are those of another architecture than the recipe's")
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    # Copies: every buffer is given away at the next update, and these may be the caller's.
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
     sums = {
         "loss": jnp.zeros(GROUPS),
         "count": jnp.zeros(GROUPS),
@@ -125,7 +126,6 @@ def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
         "updates": jnp.zeros(()),
         "skipped": jnp.zeros(()),
     }
-    # Copies: every buffer is given away at the next update.
     averages = tuple(jax.tree.map(jnp.copy, params) for _ in recipe.averages)
     return TrainState(jnp.zeros((), jnp.int32), params, build_optimiser(recipe).init(params), averages, sums)
 
