@@ -23,11 +23,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from test_training_core import Tiny
 from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt, write_state_dict
 
 import convert_weights
 import ddiff_jax as dd
 from ddiff_jax import checkpoint, cli
+from ddiff_jax.training import result, state
 from ddiff_jax.training.judgement import Judge
 from ddiff_jax.training.recipe import PRESETS, Preset
 
@@ -245,6 +247,8 @@ def as_users_have_it(tmp_path, monkeypatch):
         monkeypatch.setattr(loading, "load_prior", load_prior)
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, SMALL)
+    for module in (state, result):
+        monkeypatch.setattr(module, "build_network", lambda recipe, **changes: Tiny(*2 * recipe.image_shape[-1:]))
     few = {"num_levels": 3, "num_samples": 2, "sample_steps": 2, "num_restored": 1, "restore_steps": 2}
     monkeypatch.setattr("ddiff_jax.cli.train.Judge", lambda *images, seed: Judge(*images, seed=seed, **few))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

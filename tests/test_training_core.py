@@ -151,6 +151,7 @@ class Tiny(nn.Module):
     """A network that costs nothing and knows its noise level."""
 
     out_channels: int
+    in_channels: int = 1
 
     @nn.compact
     def __call__(self, x, t):
@@ -158,7 +159,7 @@ class Tiny(nn.Module):
         return nn.Conv(self.out_channels, (3, 3), name="last")(h)
 
     def example_inputs(self):
-        return jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+        return jax.ShapeDtypeStruct((1, 8, 8, self.in_channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
 
 
 @pytest.fixture
