@@ -13,6 +13,8 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff, Fixed
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 3)
 SOLVER, PRIOR = DDiff(Fixed(20.0), num_steps=2), gaussian_prior(SHAPE)
 SMALL = operators.super_resolution(SHAPE, factor=2)  # measures (4, 4, 3)

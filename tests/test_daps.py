@@ -12,6 +12,8 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DAPS
 
+pytestmark = pytest.mark.once
+
 SHAPE = (4, 4, 1)
 MEAN, VAR, SIGMA_Y = 0.1, 0.2, 0.1
 ORACLE = 1e-5  # relative; a short run in float32 against float64

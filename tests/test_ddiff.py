@@ -14,6 +14,8 @@ from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff, DDiffHQS, DiffPnPADMM, Fixed, ToTheNoise
 from ddiff_jax.types import to_type
 
+pytestmark = pytest.mark.once
+
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits; two runs in float32 and float64 end 2.5e-6 apart
 CHAOTIC = 5e-3  # the deblurring fixture: float32 and float64 runs of the original end this far apart
 ORACLE = 1e-5  # relative; a short run in float32 against float64

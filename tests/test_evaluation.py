@@ -34,6 +34,8 @@ from ddiff_jax.report import write_report
 from ddiff_jax.restoration import run as restoration_run
 from ddiff_jax.restoration.spelling import GENERAL
 
+pytestmark = pytest.mark.once
+
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 ROUNDED = 2e-6  # relative: the table has seven digits
 

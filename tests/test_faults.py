@@ -26,6 +26,8 @@ from ddiff_jax.restoration import results
 from ddiff_jax.restoration import run as restoring
 from ddiff_jax.restoration.store import Store
 
+pytestmark = pytest.mark.once
+
 VARYING = ("made", "checksum", "seconds")  # between records of equal results
 FLAGS = ("--task", "super_resolution", "--steps", "2", "--batch-size", "1", "--quiet", "--no-cache")
 

@@ -31,6 +31,8 @@ from ddiff_jax.solvers.base import norm, ratio, root
 from ddiff_jax.solvers.sampling import Sampler
 from ddiff_jax.types import to_type
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 1)
 AGREEMENT = 1e-4  # relative
 ROUNDING = 1e-6  # of a central difference: the loss is known to some 1e-13, the step is 1e-6 of a number

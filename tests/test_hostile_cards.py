@@ -19,6 +19,8 @@ from ddiff_jax import checkpoint
 from ddiff_jax.card import Card, parse_card
 from ddiff_jax.checkpoint import file_hash, load_prior
 
+pytestmark = pytest.mark.once
+
 FIELDS = {"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32, "out_channels": 3}
 
 
