@@ -15,6 +15,8 @@ from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
 
+pytestmark = pytest.mark.once
+
 GRADIENT = 1e-5  # relative; float64 against a central difference
 ADJOINT = {jnp.float32: 1e-5, jnp.float64: 1e-12}  # relative to ||A x|| ||y||: rounding
 LINEARITY = {jnp.float32: 1e-5, jnp.float64: 1e-12}

@@ -19,6 +19,8 @@ from ddiff_jax import atomic, image_files, safe_text
 from ddiff_jax.cli.console import Console
 from ddiff_jax.files import Caution
 
+pytestmark = pytest.mark.once
+
 NAMES = {
     "escape": "\x1b[2J\x1b[31mred",
     "window title": "\x1b]0;owned\x07",

@@ -18,6 +18,8 @@ from convert_weights import inert_pickle, records, torch_file
 from convert_weights.torch_file import read_contents
 from ddiff_jax import card
 
+pytestmark = pytest.mark.once
+
 READ = "convert_weights.torch_file:read_contents"
 
 

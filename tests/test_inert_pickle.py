@@ -20,6 +20,8 @@ from weights import Global, Tensor, dumps, write_zip
 from convert_weights import inert_pickle, records
 from convert_weights.torch_file import read_contents, read_tensors
 
+pytestmark = pytest.mark.once
+
 QUICKLY = 60  # seconds, on any machine; what these files make of a naive reader takes longer than anybody waits
 
 PLAIN = st.recursive(

@@ -18,6 +18,8 @@ from ddiff_jax.config import task_preset
 from ddiff_jax.models.kernel_wizard import Adapter, FeatureExtractor, KernelWizard, ReconTrunk, kernel_wizard
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur
 
+pytestmark = pytest.mark.once
+
 PARITY = 1e-5  # the recorded outputs are float32 and have seven digits; features reach 3
 ORACLE = 1e-12  # float64 against float64
 GRADIENT = 1e-6  # relative; float64 against a central difference

@@ -28,6 +28,8 @@ from ddiff_jax.restoration.snapshots import Snapshots
 from ddiff_jax.restoration.store import Store
 from ddiff_jax.solvers import DDiff
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 3)
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 

@@ -14,6 +14,8 @@ from ddiff_jax.operators import LinearFunction
 from ddiff_jax.restoration import batches
 from ddiff_jax.restoration.jobs import Job
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 3)
 PROGRAMS = 1e-5  # two compiled programs of the same mathematics
 STEPS = 4

@@ -6,6 +6,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from ddiff_jax import operators
 from ddiff_jax.operators._motion_blur import _photograph, _trajectory
 
+pytestmark = pytest.mark.once
+
 ROUNDING = 1e-7  # of sums of float32 weights below 0.02
 
 

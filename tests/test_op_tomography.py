@@ -5,6 +5,8 @@ import pytest
 
 from ddiff_jax import operators
 
+pytestmark = pytest.mark.once
+
 ROUNDING = 2e-6  # float32, values of about 1
 # Relative root mean square distance to the exact line integrals of a disc with jagged, antialiased pixels; Joseph's
 # linear interpolation reaches 2.3% here, this operator 1.9%.

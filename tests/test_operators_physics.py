@@ -5,6 +5,8 @@ import pytest
 
 from ddiff_jax import operators
 
+pytestmark = pytest.mark.once
+
 PARITY = 1e-5  # the recorded outputs are float32
 SUM = 2e-2  # of 196608 or more float32 numbers of size 1, recorded with nine digits
 ROUNDING = {jnp.float32: 1e-5, jnp.float64: 1e-12}  # relative

@@ -8,6 +8,8 @@ from solver_oracles import SIGMA, WEIGHTS, spaced
 from ddiff_jax import linear_schedule
 from ddiff_jax.solvers import DiffPIR
 
+pytestmark = pytest.mark.once
+
 # `seq` of main_ddpir_sisr.py of DiffPIR: 999 less the whole part of 1000 sqrt(k / (K - 1)), and 0 at last.
 QUAD = {
     20: "999 770 675 602 541 487 438 393 351 311 274 239 205 172 141 111 82 54 26 0",

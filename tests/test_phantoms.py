@@ -16,6 +16,8 @@ from ddiff_jax.phantoms.drawing import BODIES
 from ddiff_jax.phantoms.scenes import SCENES
 from ddiff_jax.phantoms.shapes import Shape, box, disc, ellipse, outline, polygon, stroke
 
+pytestmark = pytest.mark.once
+
 COUNT = 40
 
 

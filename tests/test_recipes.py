@@ -19,6 +19,8 @@ from ddiff_jax.cli import restore
 from ddiff_jax.restoration import share
 from ddiff_jax.restoration.share import Share
 
+pytestmark = pytest.mark.once
+
 PAGE = ROOT / "docs" / "many_machines.md"
 SCRIPT = ROOT / "docs" / "examples" / "restore.slurm"
 RECIPE = ROOT / "docs" / "examples" / "ray_restore.py"

@@ -22,6 +22,8 @@ from ddiff_jax.operators import gaussian_blur, released_box_mask
 from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.solvers.base import count_steps
 
+pytestmark = pytest.mark.once
+
 
 def test_the_published_numbers_are_read_strictly_and_none_is_there_twice():
     source, entries = published()

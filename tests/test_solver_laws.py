@@ -14,6 +14,8 @@ from ddiff_jax.operators import OPERATORS, serving
 from ddiff_jax.solvers import SOLVERS
 from ddiff_jax.solvers.base import require_operator
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 3)
 STEPS, DRAWS = 2, 5  # DAPS draws most: for three steps of Langevin dynamics, to noise again, and a velocity
 SIGMA = 0.05

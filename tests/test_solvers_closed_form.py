@@ -20,6 +20,8 @@ from ddiff_jax import operators
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DiffPIR, Fixed, REDDiff, ToTheNoise
 from ddiff_jax.solvers.sampling import Sampler, without_data
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 1)
 MEAN, VAR, SIGMA_Y = 0.1, 0.25, 0.03
 TO_256 = math.sqrt(256 * 256 * 3 / 64)

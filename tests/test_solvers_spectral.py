@@ -15,6 +15,8 @@ from ddiff_jax import operators
 from ddiff_jax.solvers import DDNM, DDRM, PiGDM
 from ddiff_jax.types import to_type
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 2)
 MEAN, VAR = 0.1, 0.2
 ORACLE = 1e-5  # relative; float32 against float64

@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw
 from ddiff_jax import stencils
 from ddiff_jax.files import Caution
 
+pytestmark = pytest.mark.once
+
 SIDE = 12
 
 
