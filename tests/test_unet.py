@@ -12,7 +12,7 @@ import ddiff_jax as dd
 from convert_weights import adm_unet, mapping, plan
 from convert_weights.torch_file import read_tensors
 from ddiff_jax.models import UNet
-from ddiff_jax.models.unet import GroupNorm, bounded, product
+from ddiff_jax.models.layers import GroupNorm, bounded, product
 
 PARITY = 1e-4  # absolute, on outputs of order 1 to 4: the bar for float32
 ORACLE = 2e-5  # absolute; float32 against a float64 oracle on tiny networks
@@ -160,7 +160,7 @@ def test_group_norm_of_values_far_from_zero(dtype):
     x = (8 + jax.random.normal(jax.random.key(0), (2, 16, 16, 64))).astype(dtype)
     scale, shift = np.linspace(0.5, 2, 64), np.linspace(-1, 1, 64)
     params = {"scale": jnp.asarray(scale, jnp.float32), "bias": jnp.asarray(shift, jnp.float32)}
-    got = jax.jit(GroupNorm("float32").apply)({"params": params}, x)
+    got = jax.jit(GroupNorm(dtype="float32").apply)({"params": params}, x)
     groups = np.asarray(x, np.float64).reshape(2, 256, 32, 2)
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     normalised = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
@@ -171,7 +171,7 @@ def test_group_norm_of_values_far_from_zero(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_group_norm_of_a_constant_is_the_shift(dtype):
     params = {"scale": jnp.ones(32), "bias": jnp.linspace(-1, 1, 32)}
-    got = jax.jit(GroupNorm("float32").apply)({"params": params}, jnp.full((1, 7, 9, 32), 3.3, dtype))
+    got = jax.jit(GroupNorm(dtype="float32").apply)({"params": params}, jnp.full((1, 7, 9, 32), 3.3, dtype))
     np.testing.assert_allclose(got, np.broadcast_to(params["bias"], got.shape), atol=1e-3)
 
 

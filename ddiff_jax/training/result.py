@@ -84,7 +84,7 @@ def write_prior(
         stored: "float32" or "int16".
     """
     module = build_network(recipe)
-    left_out = {"parent", "name", "dtype", "param_dtype", "for_training"}
+    left_out = {"parent", "name", "dtype", "param_dtype", "remat", "for_training"}
     architecture = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in left_out}
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     seen = judgement.images_seen
