@@ -2,15 +2,15 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
 from convert_weights import adm_unet, kernel_wizard, lpips, mapping, networks, schedules
+from convert_weights.families import Family
 from convert_weights.torch_file import read_contents, weight_files
 from ddiff_jax.card import DTYPES, Card
 from ddiff_jax.checkpoint import (
@@ -25,9 +25,9 @@ from ddiff_jax.checkpoint import (
 )
 from ddiff_jax.files import quote
 
-# Every source is a file with `ANCHORS`, `FLAGS`, `recognises`, `infer`, `targets` and `card_fields`. The first kind
-# that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained with.
-KINDS: dict[str, ModuleType] = {"adm_unet": adm_unet, "kernel_wizard": kernel_wizard, "lpips": lpips}
+# The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
+# with.
+FAMILIES: tuple[Family, ...] = (adm_unet, kernel_wizard, lpips)
 
 Shapes = Mapping[str, mapping.Shape]
 
@@ -37,15 +37,15 @@ class Plan:
     """What a set of tensors will become.
 
     Args:
-        kind: key of `KINDS`.
+        family: whose tensors they are.
         architecture: fields of the module.
         module: the network.
         targets: key to parameter and layout.
-        shapes: key to shape of what is needed.
+        shapes: key to shape.
         skipped: keys that are known and not needed.
     """
 
-    kind: str
+    family: Family
     architecture: dict[str, Any]
     module: Any
     targets: dict[str, mapping.Target]
@@ -53,46 +53,55 @@ class Plan:
     skipped: tuple[str, ...]
 
 
-def plan(shapes: Shapes, **options: Any) -> Plan:
+def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any) -> Plan:
     """Infer the architecture from names and shapes, and check that every key and every parameter has its partner.
 
     Args:
         shapes: key to shape; no numbers are needed.
-        options: what shapes cannot tell, see the `infer` of the kind; of others in its `FLAGS` nothing depends here.
+        about: settings that lie beside the weights.
+        options: what shapes cannot tell, see the `infer` of the family; of others in its `FLAGS` nothing depends here.
 
     Raises:
         ValueError: no known network has such keys, or they do not fit; lists missing, unexpected and mis-shaped keys.
     """
     from flax.traverse_util import flatten_dict
 
-    kinds = [kind for kind, source in KINDS.items() if source.recognises(shapes)]
-    if not kinds:
+    family = next((family for family in FAMILIES if family.recognises(shapes)), None)
+    if family is None:
         raise ValueError(
-            f"no known network has these tensors (known: {', '.join(KINDS)}); the file begins with "
-            f"{', '.join(list(shapes)[:3])}"
+            f"no known network has these tensors (known: {', '.join(family.NAME for family in FAMILIES)}); the file "
+            f"begins with {', '.join(list(shapes)[:3])}"
         )
-    (kind,) = kinds
-    source = KINDS[kind]
-    skipped = tuple(key for key in shapes if key.startswith(getattr(source, "SKIPPED", ())))
-    kept = {key: tuple(shape) for key, shape in shapes.items() if key not in skipped}
-    foreign = [name for name in options if name not in source.FLAGS]
+    skips: Callable[[str], bool] = getattr(family, "skips", lambda key: False)
+    shapes = {key: tuple(shape) for key, shape in shapes.items()}
+    kept = {key: shape for key, shape in shapes.items() if not skips(key)}
+    foreign = [name for name in options if name not in family.FLAGS]
     if foreign:
-        raise ValueError(f"the {kind} that these tensors belong to has no {' and no '.join(foreign)}; leave it out")
-    known = inspect.signature(source.infer).parameters
+        raise ValueError(
+            f"{family.NAME}, which these tensors belong to, has no {' and no '.join(foreign)}; leave it out"
+        )
     try:
-        architecture = source.infer(kept, **{name: value for name, value in options.items() if name in known})
-        module, targets = build_module(kind, architecture), source.targets(architecture)
+        architecture = _called(family.infer, shapes, about=about or {}, **options)
+        module, targets = build_module(family.KIND, architecture), family.targets(architecture)
         leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
         wanted = {path: leaf.shape for path, leaf in leaves.items()}
     except ValueError:
         raise
     except Exception as error:  # axes that are missing or empty surface as anything
         raise ValueError(
-            f"the shapes of its tensors are those of no {kind} ({type(error).__name__}: {quote(error)})"
+            f"the shapes of its tensors are those of no {family.NAME} ({type(error).__name__}: {quote(error)})"
         ) from error
-    what = f"the {kind} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
+    what = f"the {family.KIND} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
-    return Plan(kind, architecture, module, targets, kept, skipped)
+    return Plan(family, architecture, module, targets, shapes, tuple(shapes.keys() - kept.keys()))
+
+
+def _called(function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
+    """Call with those options that the function knows."""
+    known = inspect.signature(function).parameters
+    takes_flags = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    taken = {k: value for k, value in options.items() if k in known or (takes_flags and k != "about")}
+    return function(*args, **taken)
 
 
 def convert(
@@ -110,6 +119,9 @@ def convert(
     attention_order: str | None = None,
     head_width: int | None = None,
     num_heads: int | None = None,
+    precond: str | None = None,
+    sigma_data: float | None = None,
+    image_range: tuple[float, float] | None = None,
     dtype: str = "float32",
     licence: str = "not stated; see where the weights came from",
     verify: bool = False,
@@ -134,6 +146,9 @@ def convert(
         attention_order: "legacy" or "new".
         head_width: channels per attention head.
         num_heads: heads per attention layer, instead of a head width.
+        precond: preconditioning of an EDM network: "edm", "vp", "ve" or "iddpm".
+        sigma_data: standard deviation of clean images that an EDM network was scaled with, in units of its own images.
+        image_range: what the training images had for black and white, for example (0, 1).
         dtype: type of the stored numbers; "int16" (with a scale per column) halves the size and loses digits.
         licence: terms of the weights, for the card.
         verify: read back what was written and compare every number with the source.
@@ -170,12 +185,16 @@ def convert(
         "attention_order": attention_order,
         "head_width": head_width,
         "num_heads": num_heads,
+        "precond": precond,
+        "sigma_data": sigma_data,
+        "image_range": image_range,
     }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, **given)
+        made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **given)
         table = schedules.read_table(network.buffers, network.prefix)
-        described = KINDS[made.kind].card_fields(made.architecture, made.shapes, table, **given)
+        fields = made.family.card_fields
+        described = _called(fields, made.architecture, made.shapes, table, about=network.about, **given)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     params = mapping.convert(network.tensors, made.targets)
@@ -187,7 +206,8 @@ def convert(
         described["notes"].append(f"{len(made.skipped)} tensors that are not needed skipped")
     card = Card(
         **{"architecture": made.architecture, **described},
-        kind=made.kind,
+        kind=made.family.KIND,
+        family=made.family.NAME,
         dtype=dtype,
         num_parameters=sum(leaf.size for leaf in leaves),
         source=files,
@@ -195,7 +215,7 @@ def convert(
     )
     save_weights(output, params, card)
     if verify:
-        _verify(output, made.kind, params, dtype)
+        _verify(output, made.family.KIND, params, dtype)
     return card
 
 
@@ -204,7 +224,7 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
     first, *parts = weight_files(path)
     found = read_contents(first)
     try:
-        network = networks.find(found, [kind.ANCHORS for kind in KINDS.values()], key)
+        network = networks.find(found, [family.ANCHORS for family in FAMILIES], key)
         network = dataclasses.replace(network, tensors=lpips.translate(network.tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

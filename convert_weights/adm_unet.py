@@ -10,6 +10,7 @@ from convert_weights import published, schedules
 from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, Target
 from ddiff_jax.limits import MOST_BLOCKS
 
+NAME, KIND = "OpenAI's UNetModel", "adm_unet"
 FLAGS = frozenset(
     (
         "image_size attention_order head_width num_heads noise_schedule num_timesteps beta_range rescale_timesteps "

@@ -9,9 +9,6 @@ import numpy as np
 from convert_weights.mapping import CONV, SAME, Layout, Path, Shape, Target
 from ddiff_jax.operators._nonlinear_blur import NUM_LEVELS, STRIDE
 
-SKIPPED = ("kernel_extractor.",)
-"""Beginnings of keys that belong to the network that finds kernel codes in pairs of pictures; blurring needs none."""
-
 
 def _split(a: np.ndarray) -> np.ndarray:
     """Split the taps 4x4 of a kernel of stride 2 into pairs and parities."""
@@ -22,12 +19,18 @@ HALVE = Layout(lambda a: _split(a).transpose(2, 4, 3, 5, 1, 0), lambda s: (s[5],
 DOUBLE = Layout(lambda a: _split(a).transpose(0, 2, 4, 3, 5, 1), lambda s: (s[0], s[5], 4, 4))
 
 FIRST = "feature_extractor.0.weight"
+NAME, KIND = "BKSE's KernelWizard", "kernel_wizard"
 FLAGS = frozenset(("image_size",))
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST,)
 """Names that find the network in a file."""
 DEEPEST_DOWN = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.down.1.weight"
 DEEPEST_UP = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.up.1.weight"
+
+
+def skips(key: str) -> bool:
+    """Tell whether a tensor belongs to the network that finds kernel codes in pictures, which blurring needs not."""
+    return key.startswith("kernel_extractor.")
 
 
 def recognises(shapes: Mapping[str, Shape]) -> bool:

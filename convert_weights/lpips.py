@@ -10,9 +10,6 @@ import numpy as np
 
 from convert_weights.mapping import CONV, SAME, Shape, Target
 
-SKIPPED = ("classifier.",)
-"""Beginnings of keys that only classify images."""
-
 # Places of the convolutions in torchvision's `features`, which counts activations and pools as well.
 PLACES = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
 KERNEL_SIDE = {11: "alex", 3: "vgg"}  # of the first convolution
@@ -25,6 +22,7 @@ def _linear(tap: int) -> str:
     return f"lin{tap}.model.1.weight"
 
 
+NAME, KIND = "LPIPS", "lpips"
 FLAGS: frozenset[str] = frozenset()
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST, _linear(0), *(f"{module}.Conv_0.kernel" for module in FLAX.values()))
@@ -42,6 +40,11 @@ def translate(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names.get(key, key): array.transpose(3, 2, 0, 1) if key in names and array.ndim == 4 else array
         for key, array in tensors.items()
     }
+
+
+def skips(key: str) -> bool:
+    """Tell whether a tensor only classifies images."""
+    return key.startswith("classifier.")
 
 
 def recognises(shapes: Mapping[str, Shape]) -> bool:

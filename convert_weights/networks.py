@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Network:
         buffers: known tensors that are no weights, by their full names.
         beside: the other tensors that belong to no such network, by their full names.
         objects: what else the file would have had made, by its name.
+        about: settings that lie beside the weights, see `Contents`.
     """
 
     prefix: str
@@ -31,6 +33,7 @@ class Network:
     buffers: dict[str, np.ndarray]
     beside: dict[str, np.ndarray]
     objects: dict[str, str]
+    about: dict[str, Any]
 
 
 def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None = None) -> Network:
@@ -76,6 +79,7 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
         {name: a for name, a in {**none, **own}.items() if is_buffer(name)},
         {name: a for name, a in none.items() if not is_buffer(name)},
         contents.objects,
+        contents.about,
     )
 
 

@@ -47,10 +47,12 @@ class Contents:
     Args:
         tensors: array by its name; dots join the names of the dictionaries on the way to it.
         objects: by their names, what else the file would have had made or called; nothing of it was.
+        about: settings that lie beside the weights and say what they are, such as a configuration file's.
     """
 
     tensors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     objects: dict[str, str] = dataclasses.field(default_factory=dict)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Numbers = Callable[[Storage], np.ndarray]

@@ -25,6 +25,7 @@ from ddiff_jax.schedule import (
 
 FORMAT = 2
 DTYPES = ("float32", "int16")
+LATER_FIELDS = ("image_range", "clip", "family")  # which cards of this format did not have at first
 
 
 # Name on a card to what builds the schedule from the card's other entries; "table" lists `alpha_bar` itself.
@@ -54,6 +55,10 @@ class Card:
         licence: under which terms they may be used.
         prediction: what the network predicts, see `DiffusionPrior`; None for networks that are no prior.
         sigma_data: of `DiffusionPrior`.
+        image_range: what the network's training images had for -1 and 1 of ours; (0, 1) for a network of images in
+            [0, 1]. The schedule and sigma_data are in our units all the same.
+        clip: of `DiffusionPrior`; False for images that are no pictures and have no range.
+        family: where such networks come from, in words.
         notes: what else a user should know, such as assumptions made on conversion.
         files: SHA-256 of every weight file, by its path inside the folder.
         format: version of this layout.
@@ -69,6 +74,9 @@ class Card:
     licence: str
     prediction: Prediction | None = None
     sigma_data: float = SIGMA_DATA
+    image_range: tuple[float, float] = (-1.0, 1.0)
+    clip: bool = True
+    family: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
@@ -89,10 +97,10 @@ def parse_card(text: str) -> Card:
         )
     check_keys("a card", values, (field.name for field in dataclasses.fields(Card)))
     for field in dataclasses.fields(Card):
-        if field.name not in values:
+        if field.name not in (*values, *LATER_FIELDS):
             raise ValueError(f"it lacks {field.name}")
     check_types(values, get_type_hints(Card))
-    for name in ("architecture", "schedule", "image_shape", "sigma_data"):
+    for name in ("architecture", "schedule", "image_shape", "sigma_data", "image_range"):
         _check_numbers(name, values.get(name))
     height, width, channels = values["image_shape"]
     if min(height, width, channels) < 1 or height * width * channels * 4 > most_bytes():
@@ -101,13 +109,17 @@ def parse_card(text: str) -> Card:
         raise ValueError(f"num_parameters must be a count; got {quote(repr(values['num_parameters']))}")
     if not values.get("sigma_data", SIGMA_DATA) > 0:
         raise ValueError(f"sigma_data must be above 0; got {values['sigma_data']}")
+    low, high = values.get("image_range", (-1, 1))
+    if not low < high:
+        raise ValueError(f"image_range must rise; got {low} and {high}")
     if values["dtype"] not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {quote(repr(values['dtype']))}")
     for name in values["files"]:
         path = PurePosixPath(name)
         if path.is_absolute() or {"..", "."} & {*path.parts} or set("\\\0") & {*name} or str(path) != name:
             raise ValueError(f"it lists {quote(repr(name))}, which is no path inside the folder")
-    return Card(**{**values, "image_shape": tuple(values["image_shape"])})
+    pairs = {name: tuple(values[name]) for name in ("image_shape", "image_range") if name in values}
+    return Card(**{**values, **pairs})
 
 
 def _refuse(constant: str) -> None:

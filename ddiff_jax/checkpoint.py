@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -40,6 +40,7 @@ MODULES = {
     "kernel_wizard": ("kernel_wizard", "KernelWizard"),
     "lpips": ("lpips", "LPIPS"),
 }
+PRIORS = ("adm_unet",)  # the kinds that denoise
 
 
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
@@ -284,12 +285,12 @@ def read_card(name_or_path: str | Path) -> Card:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[Any, Params, Card]:
+def load_weights(name_or_path: str | Path, kind: str | Collection[str], **changes: Any) -> tuple[Any, Params, Card]:
     """Load a network with its weights, after checking every file against the card.
 
     Args:
         name_or_path: packaged name or folder.
-        kind: which network is expected.
+        kind: which network is expected, or several of which one is.
         changes: fields of the module that differ from the card, for example dtype.
 
     Returns:
@@ -300,11 +301,12 @@ def load_weights(name_or_path: str | Path, kind: str, **changes: Any) -> tuple[A
         ValueError: a file is damaged (named in the message), or the weights are of another kind or architecture.
     """
     folder, card = find_weights(name_or_path), read_card(name_or_path)
-    if card.kind != kind:
-        raise ValueError(f"{folder} holds a network of kind {quote(card.kind)}, wanted {kind}")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if card.kind not in kinds:
+        raise ValueError(f"{folder} holds a network of kind {quote(card.kind)}, wanted {' or '.join(kinds)}")
     _check_files(folder, card)
     try:
-        module = build_module(kind, {**card.architecture, **changes})
+        module = build_module(card.kind, {**card.architecture, **changes})
         wanted = abstract_params(module)
         _check_size(wanted, sum((folder / name).stat().st_size for name in card.files))
         packed = PACKED in card.files
@@ -354,7 +356,7 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
     dtype = dtype or "float32"
-    module, params, card = load_weights(name_or_path, "adm_unet", dtype=dtype, param_dtype=dtype)
+    module, params, card = load_weights(name_or_path, PRIORS, dtype=dtype, param_dtype=dtype)
     try:
         schedule = build_schedule(card.schedule)
         if card.prediction is None:
@@ -368,5 +370,7 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
         module,
         card.image_shape,
         prediction=card.prediction,
+        clip=card.clip,
         sigma_data=card.sigma_data,
+        shift=(card.image_range[1] + card.image_range[0]) / (card.image_range[1] - card.image_range[0]),
     )

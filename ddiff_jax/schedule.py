@@ -185,9 +185,10 @@ class EDMSchedule(_Continuous):
         sigma_max: noisiest level.
         sigma_min: least noisy one.
         rho: 7 crowds the levels at low noise as EDM does; 1 spaces them evenly.
-        conditioning: what the network is told: "log" is time_scale ln(sigma), "sigma" is time_scale sigma.
+        conditioning: what the network is told: "log" is time_scale ln(sigma / reference), "sigma" is time_scale sigma.
         time_scale: EDM's networks take ln(sigma) / 4, OpenAI's 250 ln(sigma), plain denoisers D(x, sigma) sigma.
         num_levels: how many levels a solver walks that asks for all.
+        reference: the sigma of which a network by "log" is told 0.
 
     Raises:
         ValueError: not 0 < sigma_min < sigma_max, or another number is not positive.
@@ -201,9 +202,10 @@ class EDMSchedule(_Continuous):
     conditioning: Literal["log", "sigma"] = "log"
     time_scale: float | int = 0.25
     num_levels: int = 1000
+    reference: float | int = 1.0
 
     def __post_init__(self):
-        for name in ("sigma_min", "rho", "time_scale", "num_levels"):
+        for name in ("sigma_min", "rho", "time_scale", "num_levels", "reference"):
             _check_positive(name, getattr(self, name))
         _check_ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
         if self.conditioning not in ("log", "sigma"):
@@ -211,7 +213,8 @@ class EDMSchedule(_Continuous):
 
     def _level(self, sigma: Any) -> Level:
         library = _library(sigma)
-        told = library.log(library.maximum(sigma, LEAST_RATIO)) if self.conditioning == "log" else sigma
+        is_log = self.conditioning == "log"
+        told = library.log(library.maximum(sigma, LEAST_RATIO) / self.reference) if is_log else sigma
         return Level(library.ones_like(sigma), sigma, self.time_scale * told, self)
 
     def _between(self, share: np.ndarray) -> Level:

@@ -75,7 +75,8 @@ WRONG = {
 }
 # Texts for people may be any, and what says nothing of the numbers may be of any size.
 ALLOWED = {
-    *((field, value) for field in ("licence",) for value in ("text", "control")),
+    *((field, value) for field in ("licence", "family") for value in ("text", "control")),
+    ("clip", "true"),
     *((field, "zero") for field in ("num_parameters",)),
     *(("num_parameters", "huge"),),
     *(("sigma_data", value) for value in ("fraction",)),

@@ -133,8 +133,8 @@ def _convert(path: Path) -> tuple[Any, Params]:
         made = plan({name: array.shape for name, array in tensors.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if made.kind != "lpips":
-        raise ValueError(f"{path} holds a network of kind {made.kind}, wanted lpips")
+    if made.family is not lpips:
+        raise ValueError(f"{path} holds weights of {made.family.NAME}, wanted LPIPS")
     params = mapping.convert(tensors, made.targets)
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
         raise ValueError(f"{path} holds weights that are NaN or infinite")

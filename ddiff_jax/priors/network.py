@@ -96,6 +96,8 @@ class DiffusionPrior:
         clip: clip the denoised image to [-1, 1], as all published pixel-space solvers but DAPS do.
         prediction: what the network's output means.
         sigma_data: standard deviation of clean images that an "edm" network was scaled with.
+        shift: what the network's images have that ours have not: 1 for a network of images in [0, 1], which are half
+            of ours plus this. The schedule and sigma_data are in units of ours.
 
     Raises:
         ValueError: the prediction is unknown.
@@ -109,6 +111,7 @@ class DiffusionPrior:
     clip: bool = static_field(default=True)
     prediction: Prediction = static_field(default="eps")
     sigma_data: float = static_field(default=SIGMA_DATA)
+    shift: float = static_field(default=0.0)
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
@@ -132,6 +135,7 @@ class DiffusionPrior:
 
     def _estimates(self, x_t: Image, level: Level) -> tuple[Image, Image, Image]:
         x, own = to_schedule(self.schedule, x_t, level)
+        x = x + own.signal * self.shift if self.shift else x
         c_in = 1.0 if self.prediction != "edm" else (own.sigma**2 + (own.signal * self.sigma_data) ** 2) ** -0.5
         # The network keeps the type of its weights (a function without any takes that of the image), and sees a batch
         # of one; under vmap XLA merges the two batch axes into one batched convolution.
@@ -142,7 +146,7 @@ class DiffusionPrior:
         channels = x.shape[-1]
         v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x)
         x_0, eps = PREDICTIONS[self.prediction](out[..., :channels], x, own, self.sigma_data)
-        return x_0, eps, v
+        return x_0 - self.shift if self.shift else x_0, eps, v
 
     def with_label(self, label: int | None) -> "DiffusionPrior":
         """Condition a class-conditional network on a class; None leaves the prior as it is."""
