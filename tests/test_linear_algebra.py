@@ -7,6 +7,8 @@ import pytest
 
 from ddiff_jax import operators
 
+pytestmark = pytest.mark.once
+
 SHAPE = (12, 8, 2)
 EXACT = 2e-5  # relative; float32 factors
 ITERATED = 2e-4  # relative; conjugate gradients stop at a residual of 1e-6, the matrix has a condition near 100

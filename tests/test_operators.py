@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from ddiff_jax import operators
 
+pytestmark = pytest.mark.once
+
 PARITY = 1e-5  # the recorded outputs are float32
 # The draws of the released DDiff code with seed 0 (`mask_gen` in ddiff_sample.py).
 BOX_ROW, BOX_COL, NUM_HIDDEN = 60, 63, 46234

@@ -18,6 +18,8 @@ from ddiff_jax.priors import PredictsNoise, denoise_with_variance, predict
 from ddiff_jax.priors.network import PREDICTIONS
 from ddiff_jax.solvers import SOLVERS, DDiff
 
+pytestmark = pytest.mark.once
+
 SHAPE = (4, 4, 1)
 ONE_PRIOR = {"float32": 1e-4, "float64": 1e-9}  # the same restoration, whatever the prior is written in
 

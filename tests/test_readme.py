@@ -33,6 +33,8 @@ from ddiff_jax.training import result, state
 from ddiff_jax.training.judgement import Judge
 from ddiff_jax.training.recipe import PRESETS, Preset
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ddiff_jax.config import presets
 
-pytestmark = pytest.mark.once
+# Compiled as users compile: what is recorded is what they see.
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("optimised")]
 
 # PSNR in dB of the packaged photograph, restored in 20 steps with the default values. That is few: phase retrieval and
 # low light need hundreds, and what is recorded of them says that they go their way as before, not that they get there.

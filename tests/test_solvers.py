@@ -21,6 +21,8 @@ from ddiff_jax.operators import DecomposableOperator, Decomposition
 from ddiff_jax.solvers import DAPS, DPS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, DiffPnPHQS, Fixed, REDDiff
 from ddiff_jax.solvers.sampling import Sampler
 
+pytestmark = pytest.mark.once
+
 SIX_DIGITS = 4e-6  # the fixtures are printed with six digits, from runs in float32
 ORACLE = 1e-5  # relative; a run in float32 against float64
 SHAPE = (8, 8, 3)
