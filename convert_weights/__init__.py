@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert_weights import adm_unet, kernel_wizard, lpips, mapping, networks, schedules
+from convert_weights import adm_unet, consistency, kernel_wizard, lpips, mapping, networks, schedules
 from convert_weights.families import Family
 from convert_weights.torch_file import read_contents, weight_files
 from ddiff_jax.card import DTYPES, Card
@@ -27,7 +27,7 @@ from ddiff_jax.files import quote
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
-FAMILIES: tuple[Family, ...] = (adm_unet, kernel_wizard, lpips)
+FAMILIES: tuple[Family, ...] = (adm_unet, consistency, kernel_wizard, lpips)
 
 Shapes = Mapping[str, mapping.Shape]
 
@@ -225,7 +225,8 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
     found = read_contents(first)
     try:
         network = networks.find(found, [family.ANCHORS for family in FAMILIES], key)
-        network = dataclasses.replace(network, tensors=lpips.translate(network.tensors))
+        about = {"file": first.name, "prefix": network.prefix, **network.about}
+        network = dataclasses.replace(network, tensors=lpips.translate(network.tensors), about=about)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     hashes = {part.name: file_hash(part) for part in parts}

@@ -25,7 +25,12 @@ ANCHORS = ("time_embed.0.weight",)
 
 def recognises(shapes: Mapping[str, Shape]) -> bool:
     """Tell whether these keys are those of a UNetModel."""
-    return "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes
+    return "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes and not attends_in_2d(shapes)
+
+
+def attends_in_2d(shapes: Mapping[str, Shape]) -> bool:
+    """Tell whether its attention layers have kernels [D, C, 1, 1], as those of consistency_models, not [D, C, 1]."""
+    return any(len(shape) == 4 for name, shape in shapes.items() if name.endswith("qkv.weight"))
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
@@ -57,11 +62,6 @@ def infer(
     Raises:
         ValueError: the tensors are not those of a UNetModel that is a prior, or the head width or count does not fit.
     """
-    if not recognises(shapes):
-        raise ValueError(
-            "these are not the weights of a guided-diffusion UNet: time_embed.0.weight and input_blocks.0.0.weight "
-            f"are expected, the file begins with {', '.join(list(shapes)[:3])}"
-        )
     if head_width is not None and num_heads is not None:
         raise ValueError("give the head width or the number of heads, not both")
     if any(number is not None and number < 1 for number in (head_width, num_heads)):
@@ -73,11 +73,6 @@ def infer(
         raise ValueError(
             "it takes six channels: an upsampler, which needs a small image beside the noisy one and is no prior of "
             "images by itself; give a network that makes whole images"
-        )
-    if any(len(shape) == 4 for name, shape in shapes.items() if name.endswith("qkv.weight")):
-        raise ValueError(
-            "its attention layers are those of OpenAI's consistency models, which denoise by other formulas (EDM) than "
-            "this reader knows"
         )
     base = shapes["time_embed.0.weight"][1]
     blocks = _count(shapes, "output_blocks")
@@ -167,18 +162,23 @@ def _res(prefix: str, name: str, *, skip: bool) -> Iterator[tuple[str, Target]]:
         yield from _conv(f"{prefix}.skip_connection", (name, "skip"))
 
 
-def _attention(prefix: str, name: str) -> Iterator[tuple[str, Target]]:
+def _attention(prefix: str, name: str, layout: Layout) -> Iterator[tuple[str, Target]]:
     yield from _norm(f"{prefix}.norm", (name, "norm"))
-    yield from _conv(f"{prefix}.qkv", (name, "qkv"), CONV_1D)
-    yield from _conv(f"{prefix}.proj_out", (name, "out"), CONV_1D)
+    yield from _conv(f"{prefix}.qkv", (name, "qkv"), layout)
+    yield from _conv(f"{prefix}.proj_out", (name, "out"), layout)
 
 
-def targets(fields: Mapping[str, Any]) -> dict[str, Target]:
-    """Name the parameter of `ddiff_jax.models.UNet` that every tensor of a checkpoint belongs to."""
-    return dict(_targets(fields))
+def targets(fields: Mapping[str, Any], attention: Layout = CONV_1D) -> dict[str, Target]:
+    """Name the parameter of `ddiff_jax.models.UNet` that every tensor of a checkpoint belongs to.
+
+    Args:
+        fields: of the module.
+        attention: layout of the kernels in attention layers.
+    """
+    return dict(_targets(fields, attention))
 
 
-def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
+def _targets(fields: Mapping[str, Any], attention: Layout) -> Iterator[tuple[str, Target]]:
     widths = [int(mult * fields["model_channels"]) for mult in fields["channel_mult"]]
     levels, num_res_blocks = len(widths), fields["num_res_blocks"]
     attended, by_blocks = fields["attention_levels"], fields["resblock_updown"]
@@ -193,7 +193,7 @@ def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
             name, prefix = f"down_{level}_{i}", f"input_blocks.{block}"
             yield from _res(f"{prefix}.0", name, skip=width != widths[level])
             if level in attended:
-                yield from _attention(f"{prefix}.1", f"{name}_attention")
+                yield from _attention(f"{prefix}.1", f"{name}_attention", attention)
             width = widths[level]
             skips.append(width)
             block += 1
@@ -206,7 +206,7 @@ def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
             skips.append(width)
             block += 1
     yield from _res("middle_block.0", "middle_0", skip=False)
-    yield from _attention("middle_block.1", "middle_attention")
+    yield from _attention("middle_block.1", "middle_attention", attention)
     yield from _res("middle_block.2", "middle_1", skip=False)
     block = 0
     for level in reversed(range(levels)):
@@ -215,7 +215,7 @@ def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[str, Target]]:
             yield from _res(f"{prefix}.0", name, skip=width + skips.pop() != widths[level])
             width, child = widths[level], 1
             if level in attended:
-                yield from _attention(f"{prefix}.1", f"{name}_attention")
+                yield from _attention(f"{prefix}.1", f"{name}_attention", attention)
                 child = 2
             if level != 0 and i == num_res_blocks:
                 name, prefix = f"up_{level}_resample", f"{prefix}.{child}"

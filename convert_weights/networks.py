@@ -11,6 +11,7 @@ from convert_weights.schedules import is_buffer
 from convert_weights.torch_file import UNMADE
 
 MOST_SETS = 50  # of tensors in one file
+USED = {"state_dict", "model_state_dict", "model", "net", "params", "unet"}  # names of the weights to use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
         key: beginning of the prefix, without its last dot; chooses among several networks of one kind.
 
     Raises:
-        ValueError: there are several networks, or none of this key; or one of the network's tensors is no tensor.
+        ValueError: there are several networks of which none is the average of a training or named as the one to use, or
+            none of this key; or one of the network's tensors is no tensor.
     """
     prefixes = next(filter(None, (_prefixes(contents.tensors, names) for names in anchors)), [])
     if len(prefixes) > MOST_SETS:
@@ -56,7 +58,7 @@ def find(contents: Contents, anchors: Iterable[Iterable[str]], key: str | None =
     if key is not None:
         chosen = [prefix for prefix in prefixes or _folders(contents) if f"{prefix}.".startswith(f"{key}.")]
     else:
-        chosen = prefixes or [""]
+        chosen = _best(prefixes) or [""]
     if not contents.tensors:
         made = [f"; it {what} as {name or 'a whole'}{UNMADE}" for name, what in contents.objects.items()]
         raise ValueError(f"it holds no dictionary of tensors (a state_dict){''.join(made[:1])}")
@@ -103,9 +105,15 @@ def _choice(contents: Contents, prefixes: list[str], key: str | None, fitting: i
     return f"--key {key} names {fitting or 'no'} sets of tensors; the file holds {listed or 'one without a name'}"
 
 
+def _best(prefixes: list[str]) -> list[str]:
+    """Keep the weights averaged over a training, or else those that are named like the ones to use."""
+    averaged = [prefix for prefix in prefixes if _averaged(prefix)]
+    return averaged or [prefix for prefix in prefixes if USED & {*prefix.split(".")}] or prefixes
+
+
 def _averaged(prefix: str) -> bool:
     words = prefix.replace("_", ".").split(".")
-    return "ema" in words and "online" not in words
+    return bool({"ema", "averaged"} & {*words}) and "online" not in words
 
 
 def _short(prefix: str, prefixes: list[str]) -> str:
@@ -124,7 +132,8 @@ def notes(network: Network) -> list[str]:
     if network.prefix:
         notes.append(f"names begin with {network.prefix} in the file; dropped")
     if network.others:
-        notes.append(f"other sets of tensors in the file: {', '.join(p.removesuffix('.') for p in network.others)}")
+        names = ", ".join(prefix.removesuffix(".") or "those at the top" for prefix in network.others)
+        notes.append(f"other sets of tensors in the file: {names}; --key takes another one")
     if network.buffers:
         names = dict.fromkeys(name.rpartition(".")[2] for name in network.buffers)
         notes.append(f"buffers skipped, being no weights: {', '.join(names)}")

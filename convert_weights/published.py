@@ -34,9 +34,9 @@ class Settings:
 
 IMPROVED = {"noise_schedule": "cosine", "num_timesteps": 4000, "head_width": None, "num_heads": 4}
 
-# Source: the flags in the READMEs of openai/guided-diffusion and openai/improved-diffusion and the defaults of their
-# scripts; DPS's model_config.yaml. Files that share their shapes share every setting. Left out are the upsamplers and
-# the classifiers, which are no priors.
+# Source: the flags in the READMEs of openai/guided-diffusion, openai/improved-diffusion and openai/consistency_models
+# and the defaults of their scripts; DPS's model_config.yaml. Files that share their shapes share every setting. Left
+# out are the upsamplers and the classifiers, which are no priors.
 PUBLISHED: dict[str, Settings] = {
     "b879ba9ed4fe94bb": Settings("64x64_diffusion.pt", 64, noise_schedule="cosine", attention_order="new"),
     "d91b9be2449a697e": Settings("128x128_diffusion.pt", 128, head_width=None, num_heads=4),
@@ -47,6 +47,8 @@ PUBLISHED: dict[str, Settings] = {
     "5a42ef114f79713a": Settings("imagenet64_uncond_100M_1500K.pt", 64, rescale_timesteps=True, **IMPROVED),
     "001b621871f3fa9d": Settings("cifar10_uncond_50M_500K.pt", 32, rescale_timesteps=True, **IMPROVED),
     "59179ffdc09597c8": Settings("imagenet64_cond_270M_250K.pt", 64, **IMPROVED),
+    "8f9f572cfec2212c": Settings("edm_imagenet64_ema.pt", 64),
+    "932306e8a8baf0ab": Settings("edm_bedroom256_ema.pt and edm_cat256_ema.pt", 256),
     "0313288a27e5d1d5": Settings("lsun_uncond_100M_1200K_bs128.pt", 256, head_width=None, num_heads=1),
 }
 

@@ -73,18 +73,11 @@ def test_a_training_checkpoint_is_read_without_its_objects(tmp_path, tensors, wr
         "args": argparse.Namespace(lr=1e-4),
     }
     path = made.write(tmp_path / "w.pt", tree, write)
-    count = len(tensors)
-    with pytest.raises(ValueError) as error:
-        converted(path)
-    assert f"several sets of tensors: model.module ({count} tensors), ema.module._orig_mod ({count} tensors)" in str(
-        error.value
-    )
-    assert "--key ema" in str(error.value)
-    notes, bias = converted(path, key="ema")
+    notes, bias = converted(path)  # the average over the training, unless told otherwise
     np.testing.assert_array_equal(bias, 2 * tensors["out.2.bias"])
     for said in (
         "names begin with ema.module._orig_mod. in the file",
-        "other sets of tensors in the file: model.module",
+        "other sets of tensors in the file: model.module; --key takes another one",
         "1 tensors beside the network left out: opt.state",
         "neither made nor called, being no tensors: args (argparse.Namespace)",
     ):
@@ -100,9 +93,7 @@ def test_two_copies_in_one_dictionary(tmp_path, tensors):
     both = {**made.state(tensors, "online_model.net."), **made.state(tensors, "ema_model.net.", factor=2)}
     extra = made.state({"initted": np.ones(1), "step": np.ones(1)})
     path = made.write(tmp_path / "w.pt", {"ema": {**both, **extra}})
-    with pytest.raises(ValueError, match=r"--key ema\.ema_model"):
-        converted(path)
-    notes, bias = converted(path, key="ema.ema_model")
+    notes, bias = converted(path)
     np.testing.assert_array_equal(bias, 2 * tensors["out.2.bias"])
     assert "buffers skipped, being no weights: initted, step" in notes
     with pytest.raises(ValueError, match="--key ema names 2 sets of tensors"):
@@ -152,8 +143,20 @@ def test_the_first_kind_of_network_is_taken():
 def test_a_network_inside_the_dictionary_of_another_is_none_of_its_tensors():
     names = ["anchor.weight", "other", "ema.anchor.weight", "ema.other"]
     assert list(find(names, key="ema").tensors) == ["anchor.weight", "other"]
-    with pytest.raises(ValueError, match=r"those at the top \(4 tensors\), ema \(2 tensors\)"):
-        find(names)
+    assert find(names).prefix == "ema."
+    assert find([*names[:2], "net.ema_copy.anchor.weight"]).prefix == "net.ema_copy."
+    assert find([*names[:2], "online_ema.anchor.weight", "model.anchor.weight"]).prefix == "model."
+    with pytest.raises(ValueError, match=r"those at the top \(4 tensors\), other \(2 tensors\)"):
+        find(["anchor.weight", "other", "other.anchor.weight", "other.other"])
+
+
+def test_networks_of_which_none_is_the_better_one_are_listed(tmp_path, tensors):
+    made = Checkpoint()
+    path = made.write(tmp_path / "w.pt", {"generator": made.state(tensors), "g_old": made.state(tensors, factor=2)})
+    count = len(tensors)
+    with pytest.raises(ValueError, match=rf"generator \({count} tensors\), g_old \({count} tensors\); choose one"):
+        converted(path)
+    assert "generator" in converted(path, key="g_old")[0]
 
 
 @pytest.fixture
