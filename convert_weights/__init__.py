@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import jax
 import numpy as np
 
 from convert_weights import adm_unet, consistency, kernel_wizard, lpips, mapping, networks, schedules
+from convert_weights import probe as probing
 from convert_weights.families import Family
 from convert_weights.torch_file import read_contents, weight_files
 from ddiff_jax.card import DTYPES, Card
 from ddiff_jax.checkpoint import (
     abstract_params,
     build_module,
+    build_prior,
     file_hash,
     load_weights,
     pack,
@@ -24,6 +26,8 @@ from ddiff_jax.checkpoint import (
     unpack,
 )
 from ddiff_jax.files import quote
+from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.types import Params
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
@@ -122,6 +126,8 @@ def convert(
     precond: str | None = None,
     sigma_data: float | None = None,
     image_range: tuple[float, float] | None = None,
+    probe: bool = True,
+    probe_images: Sequence[str | Path] = (),
     dtype: str = "float32",
     licence: str = "not stated; see where the weights came from",
     verify: bool = False,
@@ -149,9 +155,14 @@ def convert(
         precond: preconditioning of an EDM network: "edm", "vp", "ve" or "iddpm".
         sigma_data: standard deviation of clean images that an EDM network was scaled with, in units of its own images.
         image_range: what the training images had for black and white, for example (0, 1).
+        probe: choose what is neither given nor told by the file by how well the network denoises pictures with it, and
+            refuse a network that denoises with nothing that was tried.
+        probe_images: pictures for that, files, folders or globs, like those of the training; empty takes the packaged
+            photograph.
         dtype: type of the stored numbers; "int16" (with a scale per column) halves the size and loses digits.
         licence: terms of the weights, for the card.
-        verify: read back what was written and compare every number with the source.
+        verify: read back what was written and compare every number with the source; and probe what is known of
+            published networks, too.
 
     Returns:
         The card of the weights; its notes say what was assumed.
@@ -160,7 +171,7 @@ def convert(
         FileNotFoundError: there is no such source.
         FileExistsError: the output exists.
         ValueError: the source is damaged, holds objects in the place of tensors, or does not fit any known network; or
-            the settings contradict it; or what was written differs from it.
+            the settings contradict it; or it denoises with none; or what was written differs from it.
     """
     source, output = Path(source), Path(output)
     if dtype not in DTYPES:
@@ -191,32 +202,100 @@ def convert(
     }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **given)
-        table = schedules.read_table(network.buffers, network.prefix)
-        fields = made.family.card_fields
-        described = _called(fields, made.architecture, made.shapes, table, about=network.about, **given)
+        found = _Source(network, files, dtype, licence)
+        made, card = found.describe(given)
+        params = mapping.convert(network.tensors, made.targets)
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
+            raise ValueError("it holds weights that are NaN or infinite")
+        if probe and card.prediction is not None:
+            made, card, params = found.probed(given, made, card, params, probe_images, everything=verify)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    params = mapping.convert(network.tensors, made.targets)
-    leaves = jax.tree.leaves(params)
-    if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
-        raise ValueError(f"{source} holds weights that are NaN or infinite")
-    described["notes"] = [*networks.notes(network), *described["notes"]]
-    if made.skipped:
-        described["notes"].append(f"{len(made.skipped)} tensors that are not needed skipped")
-    card = Card(
-        **{"architecture": made.architecture, **described},
-        kind=made.family.KIND,
-        family=made.family.NAME,
-        dtype=dtype,
-        num_parameters=sum(leaf.size for leaf in leaves),
-        source=files,
-        licence=licence,
-    )
+    card = dataclasses.replace(card, num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)))
     save_weights(output, params, card)
     if verify:
         _verify(output, made.family.KIND, params, dtype)
     return card
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A network in a file, which settings make a prior of."""
+
+    network: networks.Network
+    files: dict[str, str]
+    dtype: str
+    licence: str
+
+    def describe(self, flags: Mapping[str, Any]) -> tuple[Plan, Card]:
+        """Plan the conversion with these settings, and write its card but for the number of parameters."""
+        network = self.network
+        made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **flags)
+        fields = made.family.card_fields
+        described = _called(fields, made.architecture, made.shapes, self._table, about=network.about, **flags)
+        notes = [*networks.notes(network), *described.pop("notes")]
+        if made.skipped:
+            notes.append(f"{len(made.skipped)} tensors that are not needed skipped")
+        card = Card(
+            **{"architecture": made.architecture, "licence": self.licence, **described},
+            kind=made.family.KIND,
+            family=made.family.NAME,
+            dtype=self.dtype,
+            num_parameters=0,
+            source=self.files,
+            notes=notes,
+        )
+        return made, card
+
+    @property
+    def _table(self) -> tuple[str, np.ndarray] | None:
+        return schedules.read_table(self.network.buffers, self.network.prefix)
+
+    def probed(
+        self,
+        given: dict[str, Any],
+        made: Plan,
+        card: Card,
+        params: Params,
+        inputs: Sequence[str | Path],
+        *,
+        everything: bool,
+    ) -> tuple[Plan, Card, Params]:
+        """Choose what was assumed by how well the network denoises pictures, and say how well it does."""
+        channels = card.image_shape[-1]
+        if channels not in (1, 3) and not inputs:
+            note = (
+                f"not probed: the packaged picture has 3 channels, these images {channels}; --probe-images gives others"
+            )
+            return made, dataclasses.replace(card, notes=[*card.notes, note]), params
+        images = probing.read_images(inputs, card.image_shape, made.module.example_inputs()[0].shape[1])
+
+        def make(flags: probing.Flags) -> DiffusionPrior:
+            other, its_card = self.describe({**given, **flags})
+            same = other.targets == made.targets
+            weights = params if same else mapping.convert(self.network.tensors, other.targets)
+            prior = build_prior(other.module, weights, its_card)
+            return prior if other.module.num_classes is None else prior.with_label(0)
+
+        alternatives = getattr(made.family, "alternatives", lambda *_, **__: [])
+        axes = alternatives(made.architecture, made.shapes, self._table, given, everything=everything)
+        outcome = probing.choose(make, axes, images)
+        if probing.is_useless(outcome):
+            said = (
+                f"with no setting that was tried do these weights find the noise in pictures (mean squared error "
+                f"{outcome.errors.mean():.2g}, and 1 takes no network): they are not trained, of other images, or of "
+                "settings that are not among those tried"
+            )
+            if inputs or channels == 3:
+                raise ValueError(
+                    f"{said}; give the right ones (ddiff convert --help), or pictures like those of the training as "
+                    "--probe-images, or convert without asking by --no-probe"
+                )
+            outcome.notes.append(f"probe: {said}; --probe-images gives pictures like those of the training")
+        if outcome.flags:
+            made, card = self.describe({**given, **outcome.flags})
+            params = mapping.convert(self.network.tensors, made.targets)
+        return made, dataclasses.replace(card, notes=[*card.notes, *outcome.notes]), params
 
 
 def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]]:

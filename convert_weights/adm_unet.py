@@ -301,3 +301,44 @@ def card_fields(
         "schedule": {**chosen, "time_scale": 1000 / count} if rescale and count != 1000 else chosen,
         "notes": [*notes, said] if said else notes,
     }
+
+
+def alternatives(
+    fields: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    table: tuple[str, np.ndarray] | None,
+    given: Mapping[str, Any],
+    *,
+    everything: bool = False,
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """List what else could be meant where shapes do not tell, for a probe.
+
+    Args:
+        fields: of the module as assumed.
+        shapes: key to shape, of the file.
+        table: name and numbers of a buffer that states the noise schedule.
+        given: flags; what they say is not open.
+        everything: also what is known of a published network with these shapes.
+    """
+    if published.find(shapes) is not None and not everything:
+        return []
+    widths = {int(mult * fields["model_channels"]) for mult in fields["channel_mult"]}
+    heads = {width: fields["num_heads"] or width // fields["head_width"] for width in widths}
+    axes: list[tuple[str, list[dict[str, Any]]]] = []
+    if not {"head_width", "num_heads"} & given.keys():
+        others = [{"num_heads": n} for n in (1, 2, 4, 8) if n != fields["num_heads"]]
+        others += [{"head_width": n} for n in (32, 64, 128) if fields["num_heads"] or n != fields["head_width"]]
+        axes.append(("number of attention heads", others))
+    if "attention_order" not in given and any(number > 1 for number in heads.values()):
+        axes.append(("order of attention", [{"attention_order": "legacy" if _is_new(fields) else "new"}]))
+    if table is None and not {"noise_schedule", "num_timesteps", "beta_range"} & given.keys():
+        names = [{"noise_schedule": name} for name in ("linear", "cosine")]
+        scale = {"rescale_timesteps": False} if "rescale_timesteps" not in given else {}
+        axes.append(("noise schedule", [*names, *({**name, "num_timesteps": 4000, **scale} for name in names)]))
+    if "prediction" not in given and fields["out_channels"] == fields["in_channels"]:
+        axes.append(("prediction", [{"prediction": "v"}, {"prediction": "x0"}]))
+    return axes
+
+
+def _is_new(fields: Mapping[str, Any]) -> bool:
+    return fields["attention_order"] == "new"

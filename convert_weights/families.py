@@ -7,9 +7,10 @@ from convert_weights.mapping import Shape, Target
 
 
 class Family(Protocol):
-    """A module of this package with these names; it may have `skips` besides.
+    """A module of this package with these names; it may have two more.
 
-    `skips(key)` tells of tensors that are known and not needed.
+    `skips(key)` tells of tensors that are known and not needed. `alternatives(fields, shapes, table, given,
+    everything=...)` lists for `probe` what else could be meant where shapes do not tell.
     """
 
     @property

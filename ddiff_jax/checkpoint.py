@@ -358,19 +358,29 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     dtype = dtype or "float32"
     module, params, card = load_weights(name_or_path, PRIORS, dtype=dtype, param_dtype=dtype)
     try:
-        schedule = build_schedule(card.schedule)
-        if card.prediction is None:
-            raise ValueError("a prior must say its prediction")
-        module.check((1, *card.image_shape), module.num_classes is not None)
+        return build_prior(module, params, card)
     except ValueError as error:
         raise ValueError(f"{find_weights(name_or_path) / CARD} is damaged: {error}") from error
+
+
+def build_prior(module: Any, params: Params, card: Card) -> DiffusionPrior:
+    """Build the prior that a card describes.
+
+    Raises:
+        ValueError: its noise schedule cannot be built, it is no prior, or the network takes no such images.
+    """
+    schedule = build_schedule(card.schedule)
+    if card.prediction is None:
+        raise ValueError("a prior must say its prediction")
+    module.check((1, *card.image_shape), module.num_classes is not None)
+    low, high = card.image_range
     return DiffusionPrior(
         params,
         schedule,
         module,
         card.image_shape,
-        prediction=card.prediction,
         clip=card.clip,
+        prediction=card.prediction,
         sigma_data=card.sigma_data,
-        shift=(card.image_range[1] + card.image_range[0]) / (card.image_range[1] - card.image_range[0]),
+        shift=(high + low) / (high - low),
     )

@@ -77,7 +77,7 @@ def convert(path):
     """Convert a file of weights."""
     import convert_weights
 
-    return convert_weights.convert(path, path.with_name("converted"))
+    return convert_weights.convert(path, path.with_name("converted"), probe=False)
 
 
 class Meter:

@@ -141,7 +141,14 @@ def test_conversion_round_trip(tmp_path, state_dict, kind):
     else:
         write_state_dict(source, state_dict, write=FORMATS[kind])
     card = convert_weights.convert(
-        source, tmp_path / "out", head_width=16, image_size=32, attention_order="new", licence="mine", verify=True
+        source,
+        tmp_path / "out",
+        head_width=16,
+        image_size=32,
+        attention_order="new",
+        licence="mine",
+        probe=False,
+        verify=True,
     )
     assert card.image_shape == (32, 32, 3)
     assert card.num_parameters == sum(value.size for value in state_dict.values())
@@ -155,7 +162,7 @@ def test_conversion_round_trip(tmp_path, state_dict, kind):
 
 def test_what_was_assumed_is_on_the_card(tmp_path, state_dict):
     write_state_dict(tmp_path / "w.pt", state_dict)
-    card = convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", head_width=16)
+    card = convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", head_width=16, probe=False)
     assert card.image_shape == (16, 16, 3)
     assert any("assumed" in note for note in card.notes)
 

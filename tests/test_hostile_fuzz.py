@@ -359,4 +359,4 @@ def test_what_is_mutated_is_whole(tmp_path):
         write(Path(tmp_path / file))
     tree, storages = network()
     write_zip(tmp_path / "w.pt", tree, storages)
-    assert convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", num_heads=1).kind == "adm_unet"
+    assert convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", num_heads=1, probe=False).kind == "adm_unet"

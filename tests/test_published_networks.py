@@ -12,7 +12,7 @@ from weights import openai_shapes, synthetic, write_state_dict
 
 import convert_weights
 import ddiff_jax as dd
-from convert_weights import adm_unet, published, schedules
+from convert_weights import adm_unet, consistency, published, schedules
 from ddiff_jax import cli
 from ddiff_jax.card import build_schedule
 
@@ -93,9 +93,12 @@ def test_networks_that_are_no_priors_are_refused():
     shapes = openai_shapes(32, (1, 1), 1, (1,), outputs=4)
     with pytest.raises(ValueError, match="takes 3 channels and gives 4"):
         adm_unet.infer(shapes)
-    consistency = {k: (*s, 1) if k.endswith("qkv.weight") else s for k, s in openai_shapes(32, (1,), 1, ()).items()}
-    with pytest.raises(ValueError, match="consistency models"):
-        adm_unet.infer(consistency)
+    flat = openai_shapes(32, (1,), 1, ())
+    shapes = {k: (*s, 1) if len(s) == 3 else s for k, s in flat.items()}
+    assert convert_weights.plan(shapes, num_heads=1).family is consistency
+    for file in ("cd_imagenet64_l2.pt", "ct_cat256.pt"):
+        with pytest.raises(ValueError, match=f"{file} is named like a consistency model"):
+            convert_weights.plan(shapes, {"file": file}, num_heads=1)
 
 
 def predicted(folder, recorded):
@@ -124,7 +127,7 @@ def tables_agree(schedule, recorded):
 def test_a_recognised_network_predicts_what_the_original_does(golden, tmp_path, monkeypatch):
     settings = published.Settings("small.pt", 16, noise_schedule="cosine", attention_order="new", head_width=16)
     monkeypatch.setitem(published.PUBLISHED, "17d199996674e1ca", settings)
-    card = convert_weights.convert(golden("openai_gd64_like.pt"), tmp_path / "prior", verify=True)
+    card = convert_weights.convert(golden("openai_gd64_like.pt"), tmp_path / "prior", probe=False, verify=True)
     assert any("small.pt" in note for note in card.notes)
     with np.load(golden("openai_gd64_like.npz")) as recorded:
         prior, eps = predicted(tmp_path / "prior", recorded)
@@ -135,7 +138,7 @@ def test_a_recognised_network_predicts_what_the_original_does(golden, tmp_path, 
 
 def test_many_rescaled_timesteps_and_four_heads(golden, tmp_path):
     options = {"noise_schedule": "cosine", "num_timesteps": 4000, "image_size": 16}
-    card = convert_weights.convert(golden("openai_idd_cifar_like.pt"), tmp_path / "prior", **options)
+    card = convert_weights.convert(golden("openai_idd_cifar_like.pt"), tmp_path / "prior", probe=False, **options)
     assert any("4 heads assumed" in note and "--num-heads" in note for note in card.notes)
     assert any("assumed to be rescaled" in note and "--rescale-timesteps" in note for note in card.notes)
     with np.load(golden("openai_idd_cifar_like.npz")) as recorded:
@@ -152,12 +155,12 @@ def tiny():
 def converted(tmp_path, tensors, **options):
     write_state_dict(tmp_path / "w.pt", tensors)
     folder = tmp_path / f"prior{len(list(tmp_path.iterdir()))}"
-    return convert_weights.convert(tmp_path / "w.pt", folder, num_heads=1, **options), folder
+    return convert_weights.convert(tmp_path / "w.pt", folder, num_heads=1, probe=False, **options), folder
 
 
 def test_the_command_line_has_a_flag_for_every_assumption(tmp_path, capsys):
     write_state_dict(tmp_path / "w.pt", tiny())
-    call = ["convert", str(tmp_path / "w.pt"), "--output"]
+    call = ["convert", str(tmp_path / "w.pt"), "--no-probe", "--output"]
     assert cli.main([*call, str(tmp_path / "assumed")]) == 0
     said = capsys.readouterr().err
     flags = {
@@ -269,3 +272,25 @@ def test_impossible_schedules_are_refused(tmp_path):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             schedules.choose(None, None, **options)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_the_edm_networks_of_openai(golden, tmp_path, which):
+    folder = tmp_path / "prior"
+    convert_weights.convert(golden("openai_consistency.pt"), folder, head_width=16, image_size=16, probe=False)
+    prior = dd.load_prior(folder)
+    with np.load(golden("openai_consistency.npz")) as recorded:
+        x, x_0, eps = (recorded[name][which].transpose(1, 2, 0) for name in ("x", "x0_edm", "eps_edm"))
+        level = jax.tree.map(jnp.float32, prior.schedule.at(np.float64(recorded["sigma"][which])))
+        np.testing.assert_allclose(level.time, recorded["network_t"][which], rtol=1e-6)
+        got = prior.with_label(int(recorded["labels"][which])).predict(jnp.asarray(x), level)
+    for ours, theirs, bar in zip(got, (x_0, eps), (2e-5, 5e-5), strict=True):
+        assert np.linalg.norm(ours - theirs) < bar * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("file", ["wrap_model_ema_namespace.pt", "wrap_lightning_buffers.ckpt"])
+def test_networks_in_the_wrappers_of_training_codes(golden, tmp_path, file):
+    convert_weights.convert(golden(file), tmp_path / "prior", num_heads=2, image_size=16, probe=False)
+    with np.load(golden("wrap.npz")) as recorded:
+        _, eps = predicted(tmp_path / "prior", recorded)
+        np.testing.assert_allclose(eps, recorded["eps"].transpose(0, 2, 3, 1), atol=PARITY, rtol=0)

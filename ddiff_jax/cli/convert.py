@@ -44,9 +44,15 @@ class Options:
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head.
         num_heads: Attention heads per layer, instead of their width.
+        precond: Preconditioning of an EDM network.
+        sigma_data: Standard deviation of clean images that an EDM network was scaled with, in units of its images.
+        image_range: What black and white were in the training, for example 0 1; -1 1 by default.
+        probe: Choose what is neither given nor told by the file by how well the network denoises pictures with it.
+        probe_images: Pictures for that, like those of the training; the packaged photograph by default.
         dtype: Type of the stored numbers; int16 (with a scale per column) halves the size and loses digits.
         licence: Terms of the weights, for the card.
-        verify: Read back what was written and compare it with the source.
+        verify: Read back what was written and compare it with the source, and probe what is known of published
+            networks, too.
         json: Print the card to standard output.
     """
 
@@ -63,6 +69,11 @@ class Options:
     attention_order: Annotated[Literal["legacy", "new"] | None, tyro.conf.arg(metavar="{legacy,new}")] = None
     head_width: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    precond: Annotated[Literal["edm", "vp", "ve", "iddpm"] | None, tyro.conf.arg(metavar="{edm,vp,ve,iddpm}")] = None
+    sigma_data: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    image_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    probe: bool = True
+    probe_images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT")] = ()
     dtype: Literal["float32", "int16"] = "float32"
     licence: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
