@@ -11,6 +11,11 @@ from convert_weights.mapping import CONV, CONV_1D, LINEAR, SAME, Layout, Shape, 
 from ddiff_jax.limits import MOST_BLOCKS
 
 NAME, KIND = "OpenAI's UNetModel", "adm_unet"
+FILES = "guided-diffusion, improved-diffusion, DPS's FFHQ, and networks trained with such code, in whatever wrapper"
+LEFT_OPEN = (
+    "heads, order of attention, noise schedule, prediction: as published for these shapes, from buffers, or by "
+    "the probe"
+)
 FLAGS = frozenset(
     (
         "image_size attention_order head_width num_heads noise_schedule num_timesteps beta_range rescale_timesteps "

