@@ -3,13 +3,15 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from convert_weights.mapping import Shape, Target
+from convert_weights.mapping import Shape
 
 
 class Family(Protocol):
-    """A module of this package with these names; it may have `skips` besides.
+    """A module of this package with these names; it may have `skips` and `examine` besides.
 
-    `skips(key)` tells of tensors that are known and not needed.
+    `skips(key)` tells of tensors that are known and not needed; `examine(tensors)` raises a ValueError where numbers
+    contradict what shapes say. Of shapes, about and flags functions are given those that they name; `about` has the
+    prefix of the network's names as "prefix".
     """
 
     @property
@@ -41,8 +43,9 @@ class Family(Protocol):
         """Infer the module's fields from (shapes, about=settings that lie beside the weights, **flags)."""
         ...
 
-    def targets(self, fields: Mapping[str, Any], /) -> dict[str, Target]:
-        """Name the parameter of the module that every tensor belongs to."""
+    @property
+    def targets(self) -> Any:
+        """Name the parameter of the module that every tensor belongs to, from (fields, shapes, about=..., **flags)."""
         ...
 
     @property

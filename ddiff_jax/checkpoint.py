@@ -37,10 +37,11 @@ SCALE = "scale of "  # prefix of the names of packed arrays' scales
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
 MODULES = {
     "adm_unet": ("unet", "UNet"),
+    "song_unet": ("song_unet", "SongUNet"),
     "kernel_wizard": ("kernel_wizard", "KernelWizard"),
     "lpips": ("lpips", "LPIPS"),
 }
-PRIORS = ("adm_unet",)  # the kinds that denoise
+PRIORS = ("adm_unet", "song_unet")  # the kinds that denoise
 
 
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
