@@ -112,7 +112,8 @@ class Conv(nn.Module):
             multiply = product if self.style.for_training else jnp.matmul
             y = multiply(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
         else:
-            pad = (0, 1) if self.uneven else ((self.size - 1) // 2,) * 2
+            margin = (self.size - 1) // 2
+            pad = (0, 1) if self.uneven else (margin, margin)
             y = jax.lax.conv_general_dilated(
                 x, kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
             )

@@ -148,7 +148,7 @@ class SongUNet(Network):
             phase = 2 * jnp.pi * t.astype(jnp.float32)[:, None] * frequencies[None]
             emb = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
         else:
-            emb = timestep_embedding(t, self.noise_width, "sin", 1)
+            emb = timestep_embedding(t, self.noise_width, "sin", 1.0)
         if self.num_classes is not None:
             chosen = math.sqrt(self.num_classes) * jax.nn.one_hot(y, self.num_classes)
             emb = emb + Linear(self.noise_width, name="label")(chosen)
