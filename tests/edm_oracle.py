@@ -184,7 +184,7 @@ def run(tensors, x, t, y=None, *, group_width=4):
         half = width // 2
         phase = t[:, None] * (1e-4 ** (jnp.arange(half) / (half - 1 if song else half)))[None]
     emb = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)][:: 1 if song else -1], 1)
-    labels = 0 if y is None else jax.nn.one_hot(y, tensors["map_label.weight"].shape[1])
+    labels = jnp.zeros((1, 1)) if y is None else jax.nn.one_hot(y, tensors["map_label.weight"].shape[1])
     if song:
         emb = emb if y is None else emb + dense("map_label", labels * math.sqrt(labels.shape[1]))
         emb = jax.nn.silu(dense("map_layer1", jax.nn.silu(dense("map_layer0", emb))))
@@ -193,7 +193,7 @@ def run(tensors, x, t, y=None, *, group_width=4):
         emb = jax.nn.silu(emb if y is None else emb + dense("map_label", labels))
 
     names = dict.fromkeys(".".join(k.split(".")[:2]) for k in tensors if k.startswith(("enc.", "dec.")))
-    h, image, skips, out = x, x, [], None
+    h, image, result, skips, out = x, x, x, [], None
     for name in names:
         if name.endswith("_conv") and name.startswith("enc"):
             h = plane(name, h, 1)

@@ -18,6 +18,8 @@ from ddiff_jax.card import build_schedule
 from ddiff_jax.checkpoint import abstract_params, build_module
 from ddiff_jax.priors import network
 
+pytestmark = pytest.mark.once
+
 RAW, X_0, EPS = 1e-5, 2e-5, 5e-5  # relative to the norm, in float32
 
 
@@ -42,7 +44,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("file", GOLDEN)
 def test_a_network_computes_what_the_original_does(golden, tmp_path, file):
-    card = convert_weights.convert(golden(file), tmp_path / "prior", verify=True, **GOLDEN[file])
+    card = convert_weights.convert(golden(file), tmp_path / "prior", **GOLDEN[file])
     assert (card.clip, card.image_shape[0]) == (card.image_shape[2] != 2, 16)
     prior = dd.load_prior(tmp_path / "prior")
     with np.load(golden(file).with_suffix(".npz")) as recorded:
@@ -61,11 +63,11 @@ def test_a_network_computes_what_the_original_does(golden, tmp_path, file):
 
 OWN = {
     "song, skips at both ends": (
-        (16, 16, (1, 2, 1), 1, (8,)),
+        (8, 16, (1, 2), 1, (4,)),
         {"labels": 3, "encoder": "skip", "decoder": "skip", "taps": 4, "noise": 2},
     ),
     "song, residual and plain": ((8, 16, (1, 2), 1, (8, 4)), {"encoder": "residual", "fourier": True}),
-    "dhariwal": ((8, 64, (1, 2), 1, (8, 4)), {"song": False, "labels": 4, "outputs": 6}),
+    "dhariwal": ((4, 128, (1,), 1, (4,)), {"song": False, "labels": 4, "outputs": 6}),
 }
 
 
@@ -82,10 +84,11 @@ def own(name):
 @pytest.mark.parametrize("name", OWN)
 def test_networks_of_other_shapes_compute_what_their_tensors_say(name):
     tensors, made, params = own(name)
+    module = made.module.clone(remat=False)
     side, labels = OWN[name][0][0], OWN[name][1].get("labels")
     x = np.random.default_rng(1).standard_normal((2, 3, side, side)).astype(np.float32)
     t, y = jnp.asarray([0.3, -1.7]), jnp.asarray([2, 0]) if labels else None
-    got = jax.jit(made.module.apply)({"params": params}, channels_last(x), t, *([y] if labels else []))
+    got = jax.jit(module.apply)({"params": params}, channels_last(x), t, *([y] if labels else []))
     want = jax.jit(lambda x, t, y: run(tensors, x, t, y))(x, t, y)
     close(got, channels_last(want), RAW)
 
