@@ -9,7 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert_weights import adm_unet, consistency, kernel_wizard, lpips, mapping, networks, schedules
+from convert_weights import (
+    adm_unet,
+    consistency,
+    edm_dhariwal,
+    edm_song,
+    kernel_wizard,
+    lpips,
+    mapping,
+    networks,
+    schedules,
+)
 from convert_weights import probe as probing
 from convert_weights.families import Family
 from convert_weights.torch_file import read_contents, weight_files
@@ -31,7 +41,7 @@ from ddiff_jax.types import Params
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
-FAMILIES: tuple[Family, ...] = (adm_unet, consistency, kernel_wizard, lpips)
+FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, kernel_wizard, lpips)
 
 Shapes = Mapping[str, mapping.Shape]
 
@@ -86,7 +96,8 @@ def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any)
         )
     try:
         architecture = _called(family.infer, shapes, about=about or {}, **options)
-        module, targets = build_module(family.KIND, architecture), family.targets(architecture)
+        module = build_module(family.KIND, architecture)
+        targets = _called(family.targets, architecture, shapes=shapes, about=about or {}, **options)
         leaves: dict[Any, Any] = flatten_dict(abstract_params(module))
         wanted = {path: leaf.shape for path, leaf in leaves.items()}
     except ValueError:
@@ -104,7 +115,7 @@ def _called(function: Callable[..., dict[str, Any]], *args: Any, **options: Any)
     """Call with those options that the function knows."""
     known = inspect.signature(function).parameters
     takes_flags = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    taken = {k: value for k, value in options.items() if k in known or (takes_flags and k != "about")}
+    taken = {k: value for k, value in options.items() if k in known or (takes_flags and k not in ("about", "shapes"))}
     return function(*args, **taken)
 
 
@@ -231,6 +242,8 @@ class _Source:
         """Plan the conversion with these settings, and write its card but for the number of parameters."""
         network = self.network
         made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **flags)
+        examine: Callable[[Mapping[str, np.ndarray]], None] = getattr(made.family, "examine", lambda tensors: None)
+        examine(network.tensors)
         fields = made.family.card_fields
         described = _called(fields, made.architecture, made.shapes, self._table, about=network.about, **flags)
         notes = [*networks.notes(network), *described.pop("notes")]

@@ -3,14 +3,16 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from convert_weights.mapping import Shape, Target
+from convert_weights.mapping import Shape
 
 
 class Family(Protocol):
-    """A module of this package with these names; it may have two more.
+    """A module of this package with these names; it may have three more.
 
-    `skips(key)` tells of tensors that are known and not needed. `alternatives(fields, shapes, table, given,
-    everything=...)` lists for `probe` what else could be meant where shapes do not tell.
+    `skips(key)` tells of tensors that are known and not needed; `examine(tensors)` raises a ValueError where numbers
+    contradict what shapes say; `alternatives(fields, shapes, table, given, everything=...)` lists for `probe` what else
+    could be meant where shapes do not tell. Of shapes, about and flags functions are given those that they name; `about`
+    has the prefix of the network's names as "prefix", and the name of the file as "file".
     """
 
     @property
@@ -52,8 +54,9 @@ class Family(Protocol):
         """Infer the module's fields from (shapes, about=settings that lie beside the weights, **flags)."""
         ...
 
-    def targets(self, fields: Mapping[str, Any], /) -> dict[str, Target]:
-        """Name the parameter of the module that every tensor belongs to."""
+    @property
+    def targets(self) -> Any:
+        """Name the parameter of the module that every tensor belongs to, from (fields, shapes, about=..., **flags)."""
         ...
 
     @property

@@ -222,8 +222,12 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
 }
 
 
-def load(file: BinaryIO) -> Pickle:
+def load(file: BinaryIO, most: int = MOST_INSTRUCTIONS) -> Pickle:
     """Read one pickle, and leave the file at the byte behind it.
+
+    Args:
+        file: at the pickle's first byte.
+        most: instructions that it may have.
 
     Returns:
         Plain values in lists, tuples and dicts; `Name`, `Call` and `Reference` for everything else.
@@ -234,7 +238,7 @@ def load(file: BinaryIO) -> Pickle:
     machine = _Machine()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count == MOST_INSTRUCTIONS:
+            if count == most:
                 raise pickle.UnpicklingError(f"more than {count} instructions, which is more than any weights need")
             if opcode.name not in _ACTIONS:
                 raise pickle.UnpicklingError(f"unknown instruction {opcode.name}")

@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype] = {
     "LongStorage": np.dtype(np.int64),
     "BoolStorage": np.dtype(np.bool_),
 }
-DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict")
+DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "dnnlib.util.EasyDict")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 NUMPY = ("numpy.core", "numpy._core")  # before NumPy 2, and since
 MOST_LETTERS = 200  # of names on average; dictionaries that hold each other repeatedly unfold without end
@@ -111,16 +111,16 @@ def contents(tree: Any, numbers: Numbers, most: int = SPARE) -> Contents:
     def walk(value: Any, name: str) -> None:
         nonlocal seen, letters, size
         if id(value) not in known:
-            known[id(value)] = _entries(value)
-        entries = known[id(value)]
-        seen, letters = seen + len(entries or ()), letters + len(name)
+            known[id(value)] = entries(value)
+        inside = known[id(value)]
+        seen, letters = seen + len(inside or ()), letters + len(name)
         if seen > MOST_ENTRIES or letters > MOST_ENTRIES * MOST_LETTERS or len(name) > LONGEST_NAME:
             raise pickle.UnpicklingError("it holds more entries, or longer names, than any file of weights")
-        if entries is not None:
+        if inside is not None:
             if id(value) in within:
                 raise pickle.UnpicklingError("it holds a dictionary that holds itself")
             within.add(id(value))
-            for key, inner in entries.items():
+            for key, inner in inside.items():
                 if isinstance(key, str | int):
                     walk(inner, f"{name}.{key}" if name else str(key))
             within.remove(id(value))
@@ -140,14 +140,16 @@ def contents(tree: Any, numbers: Numbers, most: int = SPARE) -> Contents:
     return found
 
 
-def _called(value: Any) -> str | None:
+def called(value: Any) -> str | None:
+    """Name what a call would have called; None for everything else."""
     return str(value.function) if isinstance(value, Call) and isinstance(value.function, Name) else None
 
 
-def _entries(value: Any) -> dict[Any, Any] | None:
+def entries(value: Any) -> dict[Any, Any] | None:
+    """List the entries of a dictionary of any kind; None for everything else."""
     if isinstance(value, dict):
         return value
-    if _called(value) not in DICTIONARIES:
+    if called(value) not in DICTIONARIES:
         return None
     # Python 2 gives an OrderedDict a list of pairs; a defaultdict's only argument makes absent entries.
     listed = value.args[0] if value.args and isinstance(value.args[0], list) else []
@@ -156,7 +158,7 @@ def _entries(value: Any) -> dict[Any, Any] | None:
 
 
 def _describe(value: Any) -> str | None:
-    if _called(value) in [f"{core}.multiarray.scalar" for core in NUMPY]:
+    if called(value) in [f"{core}.multiarray.scalar" for core in NUMPY]:
         return None  # a number, as plain as one of Python's
     function = value.function if isinstance(value, Call) else value
     if isinstance(function, Reference):
@@ -169,12 +171,12 @@ def _describe(value: Any) -> str | None:
 
 
 def _array(value: Any, numbers: Numbers) -> np.ndarray | None:
-    name = _called(value)
+    name = called(value)
     for _ in range(MOST_WRAPPERS):
         if name != "torch._utils._rebuild_parameter" or not value.args:
             break
         value = value.args[0]
-        name = _called(value)
+        name = called(value)
     if name in TENSORS:
         return _tensor(value.args, numbers)
     if name in [f"{core}.multiarray._reconstruct" for core in NUMPY]:
@@ -213,7 +215,7 @@ def _tensor(args: tuple, numbers: Numbers) -> np.ndarray:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if _called(value) == "torch.Size" and len(value.args) == 1:
+    if called(value) == "torch.Size" and len(value.args) == 1:
         (value,) = value.args
     is_short = isinstance(value, list | tuple) and len(value) <= LONGEST_RANK
     if not is_short or not all(type(n) is int and 0 <= n < 2**63 for n in value):
@@ -229,27 +231,45 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _numpy(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    kind, sizes, raw = _dtype(dtype), _sizes(shape), _bytes(data)
+    kind, sizes, raw = _dtype(dtype), _sizes(shape), raw_bytes(data)
     if len(raw) != _product(sizes) * kind.itemsize:
         raise pickle.UnpicklingError(f"an array of shape {sizes} with {len(raw)} bytes")
     return np.frombuffer(raw, kind).reshape(sizes, order=order)
 
 
-def _bytes(data: Any) -> bytes:
-    # Python 2 and the protocols before 3 have no bytes and write them as text.
-    if _called(data) == "_codecs.encode" and data.args[1:] == ("latin1",):
+def number(value: Any) -> int | float | None:
+    """Read a number of Python or NumPy; None for everything else.
+
+    Raises:
+        pickle.UnpicklingError: it is a damaged number of NumPy.
+    """
+    if called(value) in [f"{core}.multiarray.scalar" for core in NUMPY] and len(value.args) == 2:
+        kind, raw = _dtype(value.args[0]), raw_bytes(value.args[1])
+        if len(raw) != kind.itemsize:
+            raise pickle.UnpicklingError(f"a number of {kind.itemsize} bytes in {len(raw)}")
+        value = np.frombuffer(raw, kind)[0].item()
+    return value if type(value) in (int, float) else None
+
+
+def raw_bytes(data: Any) -> bytes:
+    """Read bytes, or the text that Python 2 and the protocols before 3 write for them.
+
+    Raises:
+        pickle.UnpicklingError: it is neither.
+    """
+    if called(data) == "_codecs.encode" and data.args[1:] == ("latin1",):
         data = data.args[0]
-    elif _called(data) in ("__builtin__.bytes", "builtins.bytes") and not data.args:
+    elif called(data) in ("__builtin__.bytes", "builtins.bytes") and not data.args:
         data = b""
     if isinstance(data, str):
         data = data.encode("latin-1")
     if not isinstance(data, bytes):
-        raise pickle.UnpicklingError("an array whose numbers are no bytes")
+        raise pickle.UnpicklingError("numbers that are no bytes")
     return data
 
 
 def _dtype(value: Any) -> np.dtype:
-    if _called(value) == "numpy.dtype" and value.args:
+    if called(value) == "numpy.dtype" and value.args:
         kind, order = value.args[0], value.state[1] if isinstance(value.state, tuple) and value.state[1:] else "|"
         if isinstance(kind, Name) and str(kind) == "ml_dtypes.bfloat16":
             return np.dtype(ml_dtypes.bfloat16)

@@ -14,14 +14,14 @@ from ddiff_jax.limits import LARGEST
 from ddiff_jax.names import nearest
 from ddiff_jax.schedule import VPSchedule
 
-TABLES = ("alphas_cumprod", "betas")
+TABLES = ("alphas_cumprod", "betas", "u")  # u: ratios of noise to signal, noisiest first and last 0
 BUFFERS = frozenset(
     (
         "alphas alphas_cumprod alphas_cumprod_next alphas_cumprod_prev betas decay initted "
         "log_one_minus_alphas_cumprod logvar loss_weight lvlb_weights num_updates p2_loss_weight "
         "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 posterior_variance snr "
         "sqrt_alphas_cumprod sqrt_alphas_cumprod_prev sqrt_one_minus_alphas_cumprod sqrt_recip_alphas "
-        "sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod step"
+        "sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod step u"
     ).split()
 )
 """Last parts of the names of tensors that training codes keep beside a network, none of which is a weight."""
@@ -75,6 +75,9 @@ def _shared(name: str, prefix: str) -> int:
 def _alpha_bar(name: str, table: np.ndarray) -> np.ndarray:
     if name.rpartition(".")[2] == "betas":
         return np.cumprod(1 - table.astype(np.float64)).astype(table.dtype if table.itemsize < 4 else np.float64)
+    if name.rpartition(".")[2] == "u":
+        # Kept in its own precision: each of its numbers was computed from the next, and roundings add up.
+        return (1 / (1 + table[-2::-1].astype(np.float64) ** 2)).astype(table.dtype)
     return table
 
 

@@ -4,23 +4,22 @@ Both formats are pickles of nested containers whose tensors refer to raw storage
 calls whatever functions a file names; `inert_pickle` reads these files without.
 """
 
+import dataclasses
 import io
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from convert_weights import inert_pickle, shards
-from convert_weights.records import Contents, Storage, contents, is_module, key_text, storage
+from convert_weights import inert_pickle, persistent, shards
+from convert_weights.records import Contents, Numbers, Storage, contents, is_module, key_text, storage
 from ddiff_jax.containers import read_safetensors, zip_archive
 from ddiff_jax.files import Unusable, length, opened, quote
 from ddiff_jax.limits import MOST_COPIES, SPARE
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
 UNMADE = (
     ", which is no part of a plain set of tensors; nothing was executed. If you trust the file, load it in PyTorch and "
     "save its state_dict() alone"
@@ -43,7 +42,13 @@ def _read_zip(file: BinaryIO) -> Contents:
                 storages[where.key] = archive.read(f"{folder}data/{where.key}")
             return _numbers(storages, where)
 
-        return contents(inert_pickle.load(io.BytesIO(archive.read(pickles[0]))).tree, numbers, _most(file))
+        return _contents(inert_pickle.load(io.BytesIO(archive.read(pickles[0]))).tree, numbers, _most(file))
+
+
+def _contents(tree: Any, numbers: Numbers, most: int) -> Contents:
+    """Read the tensors of a pickle, also those of NVIDIA's persistent networks."""
+    unfolded, numbers, about = persistent.unfold(tree, numbers)
+    return dataclasses.replace(contents(unfolded, numbers, most), about=about)
 
 
 def _most(file: BinaryIO) -> int:
@@ -61,10 +66,10 @@ def _numbers(storages: dict[str, bytes], where: Storage) -> np.ndarray:
 def _read_pickle(file: BinaryIO) -> Contents:
     """Read a plain pickle, or several in a row with the numbers behind them: torch.save's format before 1.6."""
     start = inert_pickle.load(file).tree
-    if start != LEGACY_MAGIC:
-        return contents(start, _no_numbers, _most(file))
+    if start != persistent.LEGACY_MAGIC:
+        return _contents(start, _no_numbers, _most(file))
     protocol, system = (inert_pickle.load(file).tree for _ in range(2))
-    if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
+    if protocol != persistent.LEGACY_PROTOCOL or not isinstance(system, dict):
         raise ValueError("it does not start like a file of torch.save")
     if not system.get("little_endian", True):
         raise ValueError("its numbers are big-endian; save it again on a little-endian machine")
@@ -95,8 +100,8 @@ def read_contents(path: str | Path) -> Contents:
 
     Args:
         path: `.pt`, `.pth` or `.ckpt` in either of torch.save's formats, a pickle of nested dictionaries of NumPy
-            arrays, or `.safetensors`; told apart by content. The index of a file in parts, a part beside its index,
-            or a folder that holds one of all these.
+            arrays or of NVIDIA's networks, or `.safetensors`; told apart by content. The index of a file in parts, a
+            part beside its index, or a folder that holds one of all these.
 
     Raises:
         FileNotFoundError: there is no such file, or a part of it is missing.

@@ -18,6 +18,7 @@ from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,
     VPSchedule,
+    VPSDESchedule,
     cosine_schedule,
     linear_schedule,
     scaled_linear_schedule,
@@ -36,6 +37,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "table": VPSchedule,
     "edm": EDMSchedule,
     "flow": FlowSchedule,
+    "vp_sde": VPSDESchedule,
 }
 
 

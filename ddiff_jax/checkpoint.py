@@ -37,10 +37,11 @@ SCALE = "scale of "  # prefix of the names of packed arrays' scales
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
 MODULES = {
     "adm_unet": ("unet", "UNet"),
+    "song_unet": ("song_unet", "SongUNet"),
     "kernel_wizard": ("kernel_wizard", "KernelWizard"),
     "lpips": ("lpips", "LPIPS"),
 }
-PRIORS = ("adm_unet",)  # the kinds that denoise
+PRIORS = ("adm_unet", "song_unet")  # the kinds that denoise
 
 
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
@@ -68,6 +69,8 @@ def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
 
 def abstract_params(module: Any) -> Params:
     """Shapes and types of a network's parameters, without making them."""
+    if getattr(module, "remat", False):  # which changes no parameter, and takes half of the time to trace
+        module = module.clone(remat=False)
     return jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
 
 

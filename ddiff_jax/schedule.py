@@ -17,6 +17,7 @@ import numpy as np
 from ddiff_jax.levels import Level, Spacing
 
 LEAST_RATIO = 1e-12  # of noise to signal: stands for none where a logarithm is taken
+MOST_NOISE = 60.0  # logarithm of 1 + the square of the noise-to-signal ratio; its exponential fits into float32
 
 
 def _check_num_steps(num_steps: int, most: float | int, what: str) -> None:
@@ -225,6 +226,61 @@ class EDMSchedule(_Continuous):
         """Find the level sigma = `ratio`; above sigma_max it is that one."""
         library = _library(ratio)
         return self._level(library.minimum(library.asarray(ratio, library.result_type(float)), self.sigma_max))
+
+
+@dataclasses.dataclass(frozen=True)
+class VPSDESchedule(_Continuous):
+    """Variance-preserving levels of a continuous time t, spaced evenly in t from 1 to t_min.
+
+    x_t = signal (x_0 + r n) with signal = 1 / sqrt(1 + r^2) and r^2 = exp(beta_d t^2 / 2 + beta_min t) - 1; the network
+    is told time_scale t.
+
+    Args:
+        beta_d: how fast the rate of noise rises.
+        beta_min: the rate at t = 0.
+        t_min: of the least noisy level.
+        time_scale: M - 1 for networks trained with M steps.
+        num_levels: how many levels a solver walks that asks for all.
+
+    Raises:
+        ValueError: t_min is not below 1, or a number is not positive.
+
+    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential equations", in the form
+        of table 1 of Karras et al. 2022.
+    """
+
+    beta_d: float | int = 19.9
+    beta_min: float | int = 0.1
+    t_min: float | int = 1e-3
+    time_scale: float | int = 999.0
+    num_levels: int = 1000
+
+    def __post_init__(self):
+        for name in ("beta_d", "beta_min", "t_min", "time_scale", "num_levels"):
+            _check_positive(name, getattr(self, name))
+        _check_ordered("t_min", self.t_min, "1, the noisiest level,", 1.0)
+        if self.beta_d / 2 + self.beta_min > MOST_NOISE:
+            raise ValueError(f"beta_d / 2 + beta_min of a noise schedule must be at most {MOST_NOISE}")
+
+    def _ratio(self, t: Any) -> Any:
+        return np.sqrt(np.expm1(self.beta_d / 2 * t**2 + self.beta_min * t))
+
+    def _level(self, ratio: Any, t: Any) -> Level:
+        signal = 1 / _library(ratio).sqrt(1 + ratio**2)
+        return Level(signal, ratio * signal, self.time_scale * t, self)
+
+    def _between(self, share: np.ndarray) -> Level:
+        t = 1 + share * (self.t_min - 1)
+        return self._level(self._ratio(t), t)
+
+    def at(self, ratio: Any) -> Level:
+        """Find the level at which sigma / signal is `ratio`; above that of t = 1 it is that one."""
+        library = _library(ratio)
+        ratio = library.minimum(library.asarray(ratio, library.result_type(float)), float(self._ratio(1.0)))
+        log = library.log1p(ratio**2)
+        # The positive root of a quadratic equation, in the form that takes no difference of nearly equal numbers.
+        root = library.sqrt(self.beta_min**2 + 2 * self.beta_d * log)
+        return self._level(ratio, 2 * log / (root + self.beta_min))
 
 
 @dataclasses.dataclass(frozen=True)

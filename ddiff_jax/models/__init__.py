@@ -1,5 +1,6 @@
 """Networks. The only modules that import Flax."""
 
+from ddiff_jax.models.song_unet import SongUNet
 from ddiff_jax.models.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["SongUNet", "UNet"]

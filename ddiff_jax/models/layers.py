@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.types import Params
+
 
 @jax.custom_vjp
 def product(x: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
@@ -83,7 +86,7 @@ PUBLISHED = Style()
 
 
 class Conv(nn.Module):
-    """Square convolution that keeps the size, or halves it with stride 2.
+    """Square convolution that keeps the size, or halves it with stride 2; a kernel of even size only halves.
 
     Args:
         features: channels of the result.
@@ -109,7 +112,8 @@ class Conv(nn.Module):
             multiply = product if self.style.for_training else jnp.matmul
             y = multiply(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
         else:
-            pad = (0, 1) if self.uneven else (self.size // 2, self.size // 2)
+            margin = (self.size - 1) // 2
+            pad = (0, 1) if self.uneven else (margin, margin)
             y = jax.lax.conv_general_dilated(
                 x, kernel, (self.stride,) * 2, (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
@@ -201,6 +205,38 @@ def repeat_pixels(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
     num_images, height, width, channels = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None], (num_images, height, 2, width, 2, channels))
     return repeated.reshape(num_images, 2 * height, 2 * width, channels)
+
+
+def smooth_half(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """Halve the size with the filter [1, 3, 3, 1] / 8 along both axes, zeros outside."""
+    for axis in (1, 2):
+        x = _halve(x, axis)
+    return x
+
+
+def smooth_double(x: Float[Array, "N H W C"]) -> Float[Array, "N h w C"]:
+    """Double the size with the filter [1, 3, 3, 1] / 4 along both axes, zeros outside."""
+    for axis in (1, 2):
+        x = _double(x, axis)
+    return x
+
+
+def _halve(x: Array, axis: int) -> Array:
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    return (3 * (even + odd) + _shifted(odd, axis, 1) + _shifted(even, axis, -1)) / 8
+
+
+def _double(x: Array, axis: int) -> Array:
+    even, odd = ((3 * x + _shifted(x, axis, by)) / 4 for by in (1, -1))
+    return jnp.stack([even, odd], axis + 1).reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def _shifted(x: Array, axis: int, by: int) -> Array:
+    """Move by one pixel up (1) or down (-1) the axis; a zero takes the free place."""
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (by, -by, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
 def keep(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
@@ -307,6 +343,42 @@ class Resample(nn.Module):
         if self.up:
             return Conv(x.shape[-1], style=self.style, name="conv")(repeat_pixels(x))
         return Conv(x.shape[-1], stride=2, uneven=self.uneven, style=self.style, name="conv")(x)
+
+
+class Network(nn.Module):
+    """Base of the networks that denoise, whose blocks compute in `dtype`."""
+
+    def cast(self, params: Params) -> Params:
+        """Store weights in the types in which the computation takes them.
+
+        The results stay the same, but bfloat16 takes half the memory, and no step has to convert the weights again.
+        """
+        stored = abstract_params(self.clone(param_dtype=vars(self)["dtype"]))
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, stored)
+
+
+def check_inputs(shape: tuple[int, ...], labelled: bool, channels: int, levels: int, num_classes: int | None) -> None:
+    """Refuse inputs that a network of several levels does not take.
+
+    Args:
+        shape: of the images, [N, H, W, C].
+        labelled: whether they come with labels.
+        channels: that the network takes.
+        levels: each half the size of the one before.
+        num_classes: number of labels, None if it takes none.
+
+    Raises:
+        ValueError: a side is no multiple, or channels or labels differ.
+    """
+    multiple = 2 ** (levels - 1)
+    if shape[1] % multiple or shape[2] % multiple or shape[3] != channels:
+        raise ValueError(
+            f"this network takes images whose height and width are multiples of {multiple}, with {channels} channels; "
+            f"got {shape[1]}x{shape[2]}x{shape[3]}"
+        )
+    if labelled != (num_classes is not None):
+        wanted = "labels y" if num_classes is not None else "no labels"
+        raise ValueError(f"this network takes {wanted} (num_classes = {num_classes})")
 
 
 def timestep_embedding(

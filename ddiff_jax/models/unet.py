@@ -8,24 +8,24 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.models.layers import (
     Attention,
     Conv,
     GroupNorm,
     Linear,
+    Network,
     Resample,
     ResBlock,
     Style,
     average_pool,
+    check_inputs,
     keep,
     repeat_pixels,
     timestep_embedding,
 )
-from ddiff_jax.types import Params
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The network of Dhariwal and Nichol 2021, in every configuration that public checkpoints use.
 
     `module.apply({"params": params}, x, t)` maps images x [N, H, W, C] and timesteps t [N] to [N, H, W, D] in
@@ -48,6 +48,7 @@ class UNet(nn.Module):
         attention_order: "legacy" or "new", how the weights of q, k and v are laid out.
         middle_attention: the middle has attention.
         group_width: channels that a group of a norm has at least; the groups are 32 or fewer.
+        emb_width: width of the timestep's embedding; None is four times the base width.
         dtype: type of the computation, "float32" or "bfloat16"; the statistics of the norms, the softmax, the embedding
             of the timestep, the last layer and the output are float32 always.
         param_dtype: type in which parameters are made where the computation is in `dtype`; all others are float32.
@@ -76,6 +77,7 @@ class UNet(nn.Module):
     attention_order: str = "legacy"
     middle_attention: bool = True
     group_width: int = 1
+    emb_width: int | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: bool = True
@@ -90,10 +92,11 @@ class UNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         widths = [int(mult * self.model_channels) for mult in self.channel_mult]
         last = len(widths) - 1
-        emb = Linear(4 * self.model_channels, name="time_1")(timestep_embedding(t, self.model_channels))
-        emb = Linear(4 * self.model_channels, name="time_2")(nn.silu(emb))
+        emb_width = self.emb_width or 4 * self.model_channels
+        emb = Linear(emb_width, name="time_1")(timestep_embedding(t, self.model_channels))
+        emb = Linear(emb_width, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
-            shape = (self.num_classes, 4 * self.model_channels)
+            shape = (self.num_classes, emb_width)
             table = self.param("label", nn.initializers.normal(), shape, jnp.float32)
             emb = emb + table[y]
         emb = nn.silu(emb).astype(dtype)
@@ -139,14 +142,6 @@ class UNet(nn.Module):
         h = nn.silu(GroupNorm(style, "float32", name="norm_out")(h))
         return Conv(self.out_channels, name="conv_out")(h)
 
-    def cast(self, params: Params) -> Params:
-        """Store weights in the types in which the computation takes them.
-
-        The results stay the same, but bfloat16 takes half the memory, and no step has to convert the weights again.
-        """
-        stored = abstract_params(self.clone(param_dtype=self.dtype))
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, stored)
-
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Describe the smallest inputs that the network takes."""
         side = 2 ** (len(self.channel_mult) - 1)
@@ -172,14 +167,6 @@ class UNet(nn.Module):
         Raises:
             ValueError: a side is no multiple, or channels or labels differ.
         """
-        multiple = 2 ** (len(self.channel_mult) - 1)
-        if shape[1] % multiple or shape[2] % multiple or shape[3] != self.in_channels:
-            raise ValueError(
-                f"this network takes images whose height and width are multiples of {multiple}, with "
-                f"{self.in_channels} channels; got {shape[1]}x{shape[2]}x{shape[3]}"
-            )
+        check_inputs(shape, labelled, self.in_channels, len(self.channel_mult), self.num_classes)
         if self.attention_order not in ("legacy", "new"):
             raise ValueError(f"the attention order must be legacy or new; got {self.attention_order!r}")
-        if labelled != (self.num_classes is not None):
-            wanted = "labels y" if self.num_classes is not None else "no labels"
-            raise ValueError(f"this network takes {wanted} (num_classes = {self.num_classes})")
