@@ -111,7 +111,7 @@ def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any)
     return Plan(family, architecture, module, targets, shapes, tuple(shapes.keys() - kept.keys()))
 
 
-def _called(function: Callable[..., dict[str, Any]], *args: Any, **options: Any) -> dict[str, Any]:
+def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call with those options that the function knows."""
     known = inspect.signature(function).parameters
     takes_flags = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
@@ -290,8 +290,9 @@ class _Source:
             prior = build_prior(other.module, weights, its_card)
             return prior if other.module.num_classes is None else prior.with_label(0)
 
-        alternatives = getattr(made.family, "alternatives", lambda *_, **__: [])
-        axes = alternatives(made.architecture, made.shapes, self._table, given, everything=everything)
+        alternatives = getattr(made.family, "alternatives", lambda *_: [])
+        known = {"about": self.network.about, "everything": everything}
+        axes = _called(alternatives, made.architecture, made.shapes, self._table, given, **known)
         outcome = probing.choose(make, axes, images)
         if probing.is_useless(outcome):
             said = (

@@ -4,12 +4,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert_weights import edm
-from convert_weights.edm import FLAGS, card_fields, examine, skips
+from convert_weights.edm import FLAGS, alternatives, card_fields, examine, skips
 from convert_weights.mapping import CONV, LINEAR, SAME, Shape, Target
 
-__all__ = ["ANCHORS", "FLAGS", "KIND", "NAME", "card_fields", "examine", "infer", "recognises", "skips", "targets"]
+__all__ = [
+    "ANCHORS",
+    "FILES",
+    "FLAGS",
+    "KIND",
+    "LEFT_OPEN",
+    "NAME",
+    "alternatives",
+    "card_fields",
+    "examine",
+    "infer",
+    "recognises",
+    "skips",
+    "targets",
+]
 
 NAME, KIND = "EDM's DhariwalUNet", "adm_unet"
+FILES = "NVIDIA's `edm-imagenet-64x64-cond-adm.pkl`, deepinv's `ADMUNet` files, InverseBench's fields and MRI"
+LEFT_OPEN = "as above"
 ANCHORS = ("map_layer0.weight",)
 """Names that find the network in a file."""
 

@@ -6,12 +6,31 @@ from typing import Any
 import numpy as np
 
 from convert_weights import edm
-from convert_weights.edm import FLAGS, card_fields, examine, skips
+from convert_weights.edm import FLAGS, alternatives, card_fields, examine, skips
 from convert_weights.mapping import CONV, LINEAR, SAME, Layout, Shape, Target
 
-__all__ = ["ANCHORS", "FLAGS", "KIND", "NAME", "card_fields", "examine", "infer", "recognises", "skips", "targets"]
+__all__ = [
+    "ANCHORS",
+    "FILES",
+    "FLAGS",
+    "KIND",
+    "LEFT_OPEN",
+    "NAME",
+    "alternatives",
+    "card_fields",
+    "examine",
+    "infer",
+    "recognises",
+    "skips",
+    "targets",
+]
 
 NAME, KIND = "EDM's SongUNet", "song_unet"
+FILES = (
+    "NVIDIA's `edm-*.pkl` and `baseline-*.pkl` (CIFAR-10, FFHQ, AFHQv2), deepinv's `NCSNpp` files, "
+    "InverseBench's black hole"
+)
+LEFT_OPEN = "preconditioning and sigma_data, and nothing in a `.pkl`: as published for these shapes, or by the probe"
 ANCHORS = ("map_layer0.weight",)
 """Names that find the network in a file."""
 

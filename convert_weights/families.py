@@ -11,8 +11,8 @@ class Family(Protocol):
 
     `skips(key)` tells of tensors that are known and not needed; `examine(tensors)` raises a ValueError where numbers
     contradict what shapes say; `alternatives(fields, shapes, table, given, everything=...)` lists for `probe` what else
-    could be meant where shapes do not tell. Of shapes, about and flags functions are given those that they name; `about`
-    has the prefix of the network's names as "prefix", and the name of the file as "file".
+    could be meant where shapes do not tell. Of shapes, about and flags functions are given those that they name;
+    `about` has the prefix of the network's names as "prefix", and the name of the file as "file".
     """
 
     @property

@@ -23,6 +23,9 @@ pytestmark = pytest.mark.once
 RAW, X_0, EPS = 1e-5, 2e-5, 5e-5  # relative to the norm, in float32
 
 
+convert = functools.partial(convert_weights.convert, probe=False)  # no network here is trained
+
+
 def channels_last(array):
     return np.asarray(array, np.float32).transpose(0, 2, 3, 1)
 
@@ -44,7 +47,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("file", GOLDEN)
 def test_a_network_computes_what_the_original_does(golden, tmp_path, file):
-    card = convert_weights.convert(golden(file), tmp_path / "prior", **GOLDEN[file])
+    card = convert(golden(file), tmp_path / "prior", **GOLDEN[file])
     assert (card.clip, card.image_shape[0]) == (card.image_shape[2] != 2, 16)
     prior = dd.load_prior(tmp_path / "prior")
     with np.load(golden(file).with_suffix(".npz")) as recorded:
@@ -205,7 +208,7 @@ def test_networks_that_explode_the_variance_predict_the_negative_noise(tmp_path)
     write_state_dict(tmp_path / "w.pt", {f"model.{name}": tensor for name, tensor in tensors.items()})
     layers = []
     for precond in ("edm", "ve"):
-        convert_weights.convert(tmp_path / "w.pt", tmp_path / precond, precond=precond)
+        convert(tmp_path / "w.pt", tmp_path / precond, precond=precond)
         layers.append(dd.load_prior(tmp_path / precond).params["out_0"])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, -b), *layers)
 
@@ -220,17 +223,17 @@ def noise_levels():
 def test_the_levels_of_an_iddpm_network_are_read_from_its_file(tmp_path):
     tensors = {f"model.{k}": v for k, v in tensors_of(edm_shapes(8, 32, (1,), 1, (), song=False, outputs=6)).items()}
     write_state_dict(tmp_path / "w.pt", {"u": noise_levels(), **tensors})
-    card = convert_weights.convert(tmp_path / "w.pt", tmp_path / "named")
+    card = convert(tmp_path / "w.pt", tmp_path / "named")
     assert card.schedule == {"name": "cosine", "num_timesteps": 1000}
     assert any("read from u in the file" in note for note in card.notes)
     told = build_schedule(card.schedule).at(noise_levels()[[64, 504, 989]].astype(np.float64))
     np.testing.assert_allclose(told.time, 999 - np.asarray([64, 504, 989]), atol=0.01)
     write_state_dict(tmp_path / "other.pt", {"u": noise_levels()[::2], **tensors})
-    card = convert_weights.convert(tmp_path / "other.pt", tmp_path / "listed")
+    card = convert(tmp_path / "other.pt", tmp_path / "listed")
     assert card.schedule["name"] == "table"
     np.testing.assert_allclose(card.schedule["alpha_bar"][0], 1 / (1 + noise_levels()[-3] ** 2), rtol=1e-6)
     with pytest.raises(ValueError, match=r"u in the file is cosine.*leave them out"):
-        convert_weights.convert(tmp_path / "w.pt", tmp_path / "no", noise_schedule="linear")
+        convert(tmp_path / "w.pt", tmp_path / "no", noise_schedule="linear")
 
 
 TWICE, ONCE = {"outputs": 6}, {}
@@ -259,7 +262,7 @@ def test_settings_that_contradict_the_file_are_refused(network, options, message
         tensors |= {k: np.ones(v, np.float32) for k, v in shapes.items() if "resample" in k}
     write_state_dict(tmp_path / "w.pt", {f"model.{name}": tensor for name, tensor in tensors.items()})
     with pytest.raises(ValueError, match=message) as error:
-        convert_weights.convert(tmp_path / "w.pt", tmp_path / "prior", **options)
+        convert(tmp_path / "w.pt", tmp_path / "prior", **options)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -284,7 +287,7 @@ def test_damaged_names_and_filters_are_refused(tmp_path):
     for i, (made, message) in enumerate(cases):
         write_state_dict(tmp_path / f"{i}.pt", made)
         with pytest.raises(ValueError, match=message):
-            convert_weights.convert(tmp_path / f"{i}.pt", tmp_path / "prior")
+            convert(tmp_path / f"{i}.pt", tmp_path / "prior")
 
 
 def test_how_norms_are_grouped_follows_from_the_names(tmp_path):
@@ -292,7 +295,7 @@ def test_how_norms_are_grouped_follows_from_the_names(tmp_path):
     write_state_dict(tmp_path / "without.pt", tensors)
     write_state_dict(tmp_path / "with.pt", {f"model.{k}": v for k, v in tensors.items()})
     for name, width in (("without", 1), ("with", 4)):
-        card = convert_weights.convert(tmp_path / f"{name}.pt", tmp_path / name)
+        card = convert(tmp_path / f"{name}.pt", tmp_path / name)
         assert card.architecture["group_width"] == width
         assert any(f"begin {name} model." in note for note in card.notes)
     without = json.loads((tmp_path / "without" / "card.json").read_text())["notes"]

@@ -1,6 +1,7 @@
 """NVIDIA's pickles of whole networks: read in both protocols, and whatever they hold besides, nothing of it runs."""
 
 import dataclasses
+import functools
 import struct
 import zipfile
 from typing import Any
@@ -17,6 +18,9 @@ from convert_weights.inert_pickle import Call, Name, Reference
 from convert_weights.torch_file import read_contents
 
 pytestmark = pytest.mark.once
+
+
+convert = functools.partial(convert_weights.convert, probe=False)  # no network here is trained
 
 
 @dataclasses.dataclass
@@ -178,7 +182,7 @@ def test_the_averaged_network_is_taken_and_a_whole_module_in_a_zip_too(tmp_path)
 
 def test_what_the_file_says_needs_no_flag_and_bears_no_other(golden, tmp_path):
     with pytest.raises(ValueError, match=r"says that its preconditioning is edm \(EDMPrecond\); leave --precond out"):
-        convert_weights.convert(golden("nvidia_ncsnpp.pkl"), tmp_path / "prior", precond="vp")
+        convert(golden("nvidia_ncsnpp.pkl"), tmp_path / "prior", precond="vp")
 
 
 def record(**changes):
@@ -226,7 +230,7 @@ def test_damaged_networks_are_refused_in_one_line(tmp_path, damage):
     if message is None:
         assert not read_contents(path).tensors
         path = tmp_path / "w.pkl"
-        refused(lambda path: convert_weights.convert(path, tmp_path / "prior"), path, "no dictionary of tensors")
+        refused(lambda path: convert(path, tmp_path / "prior"), path, "no dictionary of tensors")
     else:
         refused(read_contents, path, message)
 

@@ -1,6 +1,7 @@
 """What shapes leave open is decided by how well the network denoises, and a network that never does is refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from weights import openai_shapes, synthetic, write_state_dict
 import convert_weights
 import ddiff_jax as dd
 from convert_weights import adm_unet, probe
+from ddiff_jax import checkpoint
+from ddiff_jax.models import UNet
+from ddiff_jax.noise import root_key
 
 pytestmark = pytest.mark.once
 
@@ -23,9 +27,9 @@ def original(tmp_path, monkeypatch):
     """Write the packaged prior as its PyTorch file; tests look at few pixels and one of the levels."""
     monkeypatch.setattr(probe, "SIDE", QUICK)
     prior = dd.load_prior("faces64")
-    fields = dd.checkpoint.read_card("faces64").architecture
+    fields = checkpoint.read_card("faces64").architecture
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    leaves = {path: np.asarray(leaf) for path, leaf in dd.checkpoint.named_leaves(prior.params).items()}
+    leaves = {path: np.asarray(leaf) for path, leaf in checkpoint.named_leaves(prior.params).items()}
     tensors = {}
     for key, (path, layout) in adm_unet.targets({"num_classes": None, **_defaults(), **fields}).items():
         leaf = leaves["/".join(path)]
@@ -36,14 +40,14 @@ def original(tmp_path, monkeypatch):
 
 
 def _defaults():
-    return {field.name: field.default for field in dataclasses.fields(dd.models.UNet)}
+    return {field.name: field.default for field in dataclasses.fields(UNet)}
 
 
 def test_wrong_heads_are_found(original, tmp_path, monkeypatch):
     """Four heads, 32 channels wide, are the truth, 64 channels what is assumed."""
     heads = [("number of attention heads", [{"num_heads": 1}, {"num_heads": 4}, {"num_heads": 3}])]
     monkeypatch.setattr(adm_unet, "alternatives", lambda *_, **__: heads)
-    given = {"attention_order": "legacy", "prediction": "eps"}
+    given: dict[str, Any] = {"attention_order": "legacy", "prediction": "eps"}
     card = convert_weights.convert(original, tmp_path / "heads", noise_schedule="linear", **given)
     assert card.architecture["num_heads"] == 4
     assert any("--num-heads 4 taken for the number of attention heads" in note for note in card.notes)
@@ -75,7 +79,7 @@ def test_what_shapes_leave_open():
 
 
 def test_a_schedule_is_chosen_and_what_is_given_is_not_touched(original, tmp_path, monkeypatch):
-    settings = {"num_heads": 4, "attention_order": "legacy", "prediction": "eps"}
+    settings: dict[str, Any] = {"num_heads": 4, "attention_order": "legacy", "prediction": "eps"}
     card = convert_weights.convert(original, tmp_path / "linear", **settings)
     assert card.schedule["name"] == "linear"
     assert "the nearest of them (the noise schedule by --noise-schedule" in card.notes[-1]
@@ -98,7 +102,7 @@ def _cosine_first(choose):
 def test_networks_that_denoise_with_no_setting_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "SIDE", QUICK)
     write_state_dict(tmp_path / "w.pt", synthetic(openai_shapes(32, (1,), 1, ())))
-    settings = {"num_heads": 1, "noise_schedule": "linear", "prediction": "eps"}
+    settings: dict[str, Any] = {"num_heads": 1, "noise_schedule": "linear", "prediction": "eps"}
     with pytest.raises(ValueError, match=r"w\.pt: with no setting that was tried .*--probe-images.*--no-probe"):
         convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
@@ -110,7 +114,7 @@ def test_networks_that_denoise_with_no_setting_are_refused(tmp_path, monkeypatch
     assert "not probed" in card.notes[-1]
     arrays = tmp_path / "arrays"
     arrays.mkdir()
-    np.save(arrays / "a.npy", np.asarray(jax.random.uniform(dd.noise.root_key(0), (32, 32, 2))))
+    np.save(arrays / "a.npy", np.asarray(jax.random.uniform(root_key(0), (32, 32, 2))))
     with pytest.raises(ValueError, match="with no setting"):
         convert_weights.convert(tmp_path / "two.pt", tmp_path / "again", probe_images=[arrays], **settings)
 

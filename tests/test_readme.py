@@ -28,6 +28,7 @@ from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt,
 
 import convert_weights
 import ddiff_jax as dd
+from convert_weights import adm_unet, probe
 from ddiff_jax import checkpoint, cli
 from ddiff_jax.training import result, state
 from ddiff_jax.training.judgement import Judge
@@ -247,8 +248,8 @@ def as_users_have_it(tmp_path, monkeypatch):
     modules = [m for name, m in sys.modules.items() if name.split(".")[0] == "ddiff_jax" and hasattr(m, "load_prior")]
     for loading in modules:
         monkeypatch.setattr(loading, "load_prior", load_prior)
-    monkeypatch.setattr(convert_weights.probe, "is_useless", lambda outcome: False)  # the weights are no trained ones
-    monkeypatch.setattr(convert_weights.adm_unet, "alternatives", lambda *_, **__: [])
+    monkeypatch.setattr(probe, "is_useless", lambda outcome: False)  # the weights are no trained ones
+    monkeypatch.setattr(adm_unet, "alternatives", lambda *_, **__: [])
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, SMALL)
     for module in (state, result):
