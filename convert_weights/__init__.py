@@ -12,6 +12,8 @@ import numpy as np
 from convert_weights import (
     adm_unet,
     consistency,
+    diffusers_folder,
+    diffusers_unet,
     edm_dhariwal,
     edm_song,
     kernel_wizard,
@@ -41,8 +43,9 @@ from ddiff_jax.types import Params
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
-FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, kernel_wizard, lpips)
+FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, diffusers_unet, kernel_wizard, lpips)
 
+UNSTATED = "not stated; see where the weights came from"
 Shapes = Mapping[str, mapping.Shape]
 
 
@@ -140,7 +143,7 @@ def convert(
     probe: bool = True,
     probe_images: Sequence[str | Path] = (),
     dtype: str = "float32",
-    licence: str = "not stated; see where the weights came from",
+    licence: str | None = None,
     verify: bool = False,
 ) -> Card:
     """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
@@ -171,7 +174,7 @@ def convert(
         probe_images: pictures for that, files, folders or globs, like those of the training; empty takes the packaged
             photograph.
         dtype: type of the stored numbers; "int16" (with a scale per column) halves the size and loses digits.
-        licence: terms of the weights, for the card.
+        licence: terms of the weights, for the card; None means what a model's page beside the weights says.
         verify: read back what was written and compare every number with the source; and probe what is known of
             published networks, too.
 
@@ -236,7 +239,7 @@ class _Source:
     network: networks.Network
     files: dict[str, str]
     dtype: str
-    licence: str
+    licence: str | None
 
     def describe(self, flags: Mapping[str, Any]) -> tuple[Plan, Card]:
         """Plan the conversion with these settings, and write its card but for the number of parameters."""
@@ -249,8 +252,9 @@ class _Source:
         notes = [*networks.notes(network), *described.pop("notes")]
         if made.skipped:
             notes.append(f"{len(made.skipped)} tensors that are not needed skipped")
+        described["licence"] = self.licence or described.get("licence") or network.about.get("licence") or UNSTATED
         card = Card(
-            **{"architecture": made.architecture, "licence": self.licence, **described},
+            **{"architecture": made.architecture, **described},
             kind=made.family.KIND,
             family=made.family.NAME,
             dtype=self.dtype,
@@ -314,8 +318,12 @@ class _Source:
 
 def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]]:
     """Read the network in a file, and what a card says of the file."""
-    first, *parts = weight_files(path)
+    folder = diffusers_folder.find(path)
+    first, *parts = weight_files(path if folder is None else folder.weights)
     found = read_contents(first)
+    settings: dict[str, Path] = {}
+    if folder is not None:
+        found, settings = dataclasses.replace(found, about={**found.about, **folder.about}), folder.settings
     try:
         network = networks.find(found, [family.ANCHORS for family in FAMILIES], key)
         about = {"file": first.name, "prefix": network.prefix, **network.about}
@@ -323,6 +331,7 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     hashes = {part.name: file_hash(part) for part in parts}
+    hashes |= {name: file_hash(part) for name, part in settings.items()}
     return network, {"file": first.name, "sha256": file_hash(first), **hashes}
 
 

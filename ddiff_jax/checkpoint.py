@@ -38,10 +38,11 @@ SCALE = "scale of "  # prefix of the names of packed arrays' scales
 MODULES = {
     "adm_unet": ("unet", "UNet"),
     "song_unet": ("song_unet", "SongUNet"),
+    "diffusers_unet": ("diffusers_unet", "UNet2D"),
     "kernel_wizard": ("kernel_wizard", "KernelWizard"),
     "lpips": ("lpips", "LPIPS"),
 }
-PRIORS = ("adm_unet", "song_unet")  # the kinds that denoise
+PRIORS = ("adm_unet", "song_unet", "diffusers_unet")  # the kinds that denoise
 
 
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
