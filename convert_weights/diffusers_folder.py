@@ -72,8 +72,8 @@ def find(source: Path) -> Folder | None:
     values = _settings(source, config)
     if "_class_name" not in values and weights is None and not _first(network):
         return None  # of another library
-    _check_class(config, values)
     _check_pipeline(whole)
+    _check_class(config, values)
     notes = []
     other = source / NETWORKS[1]
     if network == source / NETWORKS[0] and (other / CONFIG).is_file():

@@ -35,7 +35,7 @@ EDM: dict[str, tuple[Any, Any]] = {
 TABLES = re.compile(r"(DDPM|DDIM|PNDM|DPMSolver|UniPC|Euler|Heun|LMS|DEIS|KDPM2)\w*Scheduler")
 FLOWS = re.compile(r"FlowMatch(Euler|Heun)Discrete\w*Scheduler")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-LAST = 2.0**-24  # stands for an alpha_bar of zero, as in diffusers' own Euler scheduler
+LAST = 2.0**-24  # stands for an alpha_bar of zero, as in diffusers' own Euler scheduler, where the one before is larger
 FLAGS = ("eps", "v", "x0")
 
 
@@ -189,4 +189,5 @@ def _without_signal(alpha_bar: np.ndarray) -> list[float]:
     """
     signal = np.sqrt(alpha_bar)
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return [*(signal[:-1] ** 2).tolist(), LAST]
+    *others, last = (signal[:-1] ** 2).tolist()
+    return [*others, last, min(LAST, last / 4)]

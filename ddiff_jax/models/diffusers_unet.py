@@ -81,10 +81,10 @@ class UNet2D(Network):
     middle: bool = True
     middle_attention: bool = True
     middle_groups: int | None = None
-    middle_divisor: float = 1.0
+    middle_divisor: float | int = 1.0
     head_width: int | None = 8
     groups: int = 32
-    epsilon: float = 1e-5
+    epsilon: float | int = 1e-5
     scale_shift_norm: bool = False
     wave_order: Literal["cos", "sin"] = "cos"
     wave_shift: float | int = 0
@@ -153,7 +153,7 @@ class UNet2D(Network):
 
     def _embed(self, t: Array, y: Array | None, style: Style) -> Array:
         emb_width = self.emb_width or 4 * self.widths[0]
-        waves = timestep_embedding(t, self.widths[0], self.wave_order, self.wave_shift)
+        waves = timestep_embedding(t, self.widths[0], self.wave_order, float(self.wave_shift))
         emb = Linear(emb_width, name="time_1")(waves)
         emb = Linear(emb_width, name="time_2")(nn.silu(emb))
         if self.num_classes is not None:
