@@ -12,6 +12,10 @@ from ddiff_jax.files import quote
 from ddiff_jax.limits import LARGEST
 
 NAME, KIND = "diffusers' UNet2DModel", "diffusers_unet"
+FILES = (
+    "folders of UNet2DModel pipelines (google/ddpm-*), or `hf:OWNER/MODEL`; text-to-image and latent ones are refused"
+)
+LEFT_OPEN = "all: `config.json` and the scheduler's beside the weights are read, and needed"
 ANCHORS = ("time_embedding.linear_1.weight",)
 FLAGS = frozenset("image_size noise_schedule num_timesteps beta_range prediction".split())
 """Settings of `convert_weights.convert` that say something of this kind of network."""
