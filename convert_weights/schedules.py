@@ -108,7 +108,7 @@ def recognise(table: np.ndarray) -> dict[str, Any]:
         start, end = ends
         guesses += [linear(count, (start, end), name) for name in ("linear", "scaled_linear") if 0 < start <= end < 1]
     for guess in guesses:
-        if _close(table, _levels(guess)):
+        if _close(table, table_of(guess)):
             return guess
     if not exact:
         raise ValueError(f"its numbers in {table.dtype} are too coarse for a schedule without a name")
@@ -121,7 +121,8 @@ def linear(count: int, ends: tuple[float, float] | None = None, name: str = "lin
     return {"name": name, "num_timesteps": count, "beta_start": start, "beta_end": end}
 
 
-def _levels(values: Mapping[str, Any]) -> np.ndarray:
+def table_of(values: Mapping[str, Any]) -> np.ndarray:
+    """Compute alpha_bar of a card's schedule that has such a table."""
     return np.asarray(cast(VPSchedule, build_schedule(values)).alpha_bar)
 
 
@@ -172,7 +173,7 @@ def choose(
     count = found[1].size if found is not None else known.num_timesteps if known is not None else 1000
     count = count if num_timesteps is None else num_timesteps
     made = _read(name, num_timesteps, beta_range) if name.endswith(".npy") else _named(name, count, beta_range)
-    if from_buffer is not None and found is not None and not _close(found[1], _levels(made)):
+    if from_buffer is not None and found is not None and not _close(found[1], table_of(made)):
         raise ValueError(
             f"the buffer {found[0]} in the file is {in_words(from_buffer)}; --noise-schedule, --num-timesteps and "
             f"--beta-range say {in_words(made)}: leave them out"

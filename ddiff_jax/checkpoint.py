@@ -38,10 +38,11 @@ SCALE = "scale of "  # prefix of the names of packed arrays' scales
 MODULES = {
     "adm_unet": ("unet", "UNet"),
     "song_unet": ("song_unet", "SongUNet"),
+    "diffusers_unet": ("diffusers_unet", "UNet2D"),
     "kernel_wizard": ("kernel_wizard", "KernelWizard"),
     "lpips": ("lpips", "LPIPS"),
 }
-PRIORS = ("adm_unet", "song_unet")  # the kinds that denoise
+PRIORS = ("adm_unet", "song_unet", "diffusers_unet")  # the kinds that denoise
 
 
 def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
@@ -248,14 +249,21 @@ def available_priors() -> dict[str, Path]:
 
 
 def find_weights(name_or_path: str | Path) -> Path:
-    """Find the folder of a packaged name or of a path.
+    """Find the folder of a packaged name, of a model of the hub, or of a path.
 
     Raises:
+        ImportError: it is a model of the hub, and huggingface_hub is not installed.
+        OSError: that model cannot be fetched.
+        ValueError: that model is no prior, or needs flags to be converted.
         FileNotFoundError: there is neither; says what is known, or how to convert a PyTorch file.
     """
     known = available_priors()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
+    if str(name_or_path).startswith("hf:"):
+        from convert_weights.hub import converted
+
+        return converted(str(name_or_path))
     path = Path(name_or_path).absolute()  # Orbax takes no relative ones
     if path.is_file() and path.name == CARD:
         return path.parent
@@ -348,7 +356,9 @@ def load_prior(name_or_path: str | Path, dtype: str | None = None) -> DiffusionP
     """Load a diffusion prior.
 
     Args:
-        name_or_path: the name of a packaged prior ("faces64"), or a folder that `ddiff convert` wrote.
+        name_or_path: the name of a packaged prior ("faces64"), a folder that `ddiff convert` wrote, or "hf:OWNER/MODEL"
+            (with "@REVISION" a branch, tag or commit of it): a UNet2DModel of diffusers on the Hugging Face Hub, which
+            is fetched and converted once. That takes the extra `ddiff-jax[hf]`.
         dtype: type of the network's computation, "float32" (also None) or "bfloat16"; the statistics of the norms, the
             embedding of the timestep, the last layer and the output are float32 in both.
 

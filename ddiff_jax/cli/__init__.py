@@ -79,7 +79,7 @@ def _main(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has gone
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
         complain(str(error))

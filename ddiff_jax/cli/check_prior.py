@@ -33,7 +33,7 @@ class Options:
 
     Args:
         images: Clean images that the prior has not seen: files, folders or globs.
-        prior: Name of a packaged prior, or the folder of a converted one.
+        prior: Name of a packaged prior, the folder of a converted one, or hf:OWNER/MODEL.
         reference: Example images for the mean and the linear filter, best those of the training; by default one half of
             the images serves the other.
         levels: Number of noise levels, spread over the prior's schedule.

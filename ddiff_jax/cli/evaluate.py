@@ -88,7 +88,7 @@ class Options:
     Args:
         images: Clean image files, folders or quoted globs; without any, the packaged photograph.
         output: Folder for tables, records and pictures; nothing in it is ever deleted.
-        prior: Name of a packaged prior, or folder of a converted checkpoint.
+        prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         tasks: What happens to the images; the presets name the tasks.
         solvers: The methods.
         seeds: Roots of all random numbers.

@@ -46,7 +46,7 @@ class Options:
     Args:
         count: Number of images.
         output: Folder for the results.
-        prior: Name of a packaged prior, or the folder of a converted one.
+        prior: Name of a packaged prior, the folder of a converted one, or hf:OWNER/MODEL.
         label: Class of the images, for a class-conditional prior.
         steps: Network evaluations per image, spread evenly over the noise schedule.
         eta: Share of new noise in every step, from 0 to 1: 0 is DDIM, 1 with all steps is DDPM.

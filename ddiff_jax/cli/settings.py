@@ -42,7 +42,7 @@ class Options:
         output: Folder for the results; made if missing, nothing in it is ever deleted.
         task: What happened to the image; the presets name the tasks.
         solver: The method.
-        prior: Name of a packaged prior, or folder of a converted checkpoint.
+        prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         label: Class of the images, for a class-conditional prior.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         values: Which of them: this library's choice, or those of the papers with all their steps.

@@ -296,6 +296,7 @@ class Attention(nn.Module):
         normalise: whether a norm comes first.
         gain: factor of the result.
         style: of the network.
+        apart: q, k and v have kernels of their own instead of one for all; then there is no order.
     """
 
     num_heads: int
@@ -303,6 +304,7 @@ class Attention(nn.Module):
     normalise: bool = True
     gain: float = 1.0
     style: Style = PUBLISHED
+    apart: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
@@ -310,10 +312,14 @@ class Attention(nn.Module):
         num_images, height, width, channels = x.shape
         conv = functools.partial(Conv, size=1, style=self.style)
         seen = GroupNorm(self.style, name="norm")(x) if self.normalise else x
-        order = (self.num_heads, 3) if self.legacy_order else (3, self.num_heads)
-        qkv = conv(3 * channels, name="qkv")(seen)
-        qkv = qkv.reshape(num_images, height * width, *order, channels // self.num_heads)
-        q, k, v = jnp.moveaxis(qkv, 3 if self.legacy_order else 2, 0)
+        if self.apart:
+            heads = (num_images, height * width, self.num_heads, channels // self.num_heads)
+            q, k, v = (conv(channels, name=name)(seen).reshape(heads) for name in "qkv")
+        else:
+            order = (self.num_heads, 3) if self.legacy_order else (3, self.num_heads)
+            qkv = conv(3 * channels, name="qkv")(seen)
+            qkv = qkv.reshape(num_images, height * width, *order, channels // self.num_heads)
+            q, k, v = jnp.moveaxis(qkv, 3 if self.legacy_order else 2, 0)
         logits = jnp.einsum("nqhd,nkhd->nhqk", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         h = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape)

@@ -34,7 +34,7 @@ class Settings:
         task: name of the preset.
         dataset: where the preset comes from.
         values: which of its values.
-        prior: name of a packaged prior, or folder of a converted checkpoint.
+        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         card: what is known of it.
         label: class of the images, for a class-conditional prior.
         dtype: computation type of the network.
@@ -141,7 +141,7 @@ def resolve(
     Args:
         task: name of the preset.
         solver: name in `SOLVERS`.
-        prior: name of a packaged prior, or folder of a converted checkpoint.
+        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         preset: data set whose presets are used; None takes that of the prior.
         values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
         steps: number of steps; None is the preset's.
