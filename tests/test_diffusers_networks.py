@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,7 @@ def test_averaged_weights_and_the_better_file_are_preferred(tmp_path):
 
 def test_what_a_folder_lacks_is_asked_for(tmp_path):
     folder = write_pipeline(tmp_path / "p", {**SETTINGS, "sample_size": None}, scheduler=None)
-    flags = {"noise_schedule": "linear", "prediction": "eps"}
+    flags: dict[str, Any] = {"noise_schedule": "linear", "prediction": "eps"}
     with pytest.raises(ValueError, match="--image-size"):
         convert(folder, tmp_path / "out", **flags)
     with pytest.raises(ValueError, match=r"no scheduler_config\.json.*--noise-schedule and --prediction"):

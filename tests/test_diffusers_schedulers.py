@@ -1,5 +1,7 @@
 """Schedulers of diffusers say what noise a network was trained on: its levels, and what is predicted."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -98,7 +100,8 @@ def test_schedulers_that_are_not_known_are_refused():
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="give --prediction with another schedule"):
         chosen({"_class_name": "FlowMatchEulerDiscreteScheduler"}, noise_schedule="linear")
-    for flags in ({}, {"prediction": "v"}, {"noise_schedule": "linear"}):
+    incomplete: list[dict[str, Any]] = [{}, {"prediction": "v"}, {"noise_schedule": "linear"}]
+    for flags in incomplete:
         with pytest.raises(ValueError, match="give --noise-schedule and --prediction"):
             diffusers_schedulers.choose(None, **flags)
     card, _ = diffusers_schedulers.choose(None, noise_schedule="linear", prediction="v")
