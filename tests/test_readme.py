@@ -28,7 +28,7 @@ from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt,
 
 import convert_weights
 import ddiff_jax as dd
-from convert_weights import adm_unet, probe
+from convert_weights import adm_unet, hub, probe
 from ddiff_jax import checkpoint, cli
 from ddiff_jax.training import result, state
 from ddiff_jax.training.judgement import Judge
@@ -250,6 +250,8 @@ def as_users_have_it(tmp_path, monkeypatch):
         monkeypatch.setattr(loading, "load_prior", load_prior)
     monkeypatch.setattr(probe, "is_useless", lambda outcome: False)  # the weights are no trained ones
     monkeypatch.setattr(adm_unet, "alternatives", lambda *_, **__: [])
+    local = Path(__file__).parent / "golden" / "diffusers_legacy_bin"
+    monkeypatch.setattr(hub, "fetch", lambda name: hub.Snapshot(local, 40 * "0", {"repository": name}))
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, SMALL)
     for module in (state, result):
