@@ -24,7 +24,7 @@ from convert_weights import (
     schedules,
 )
 from convert_weights import probe as probing
-from convert_weights.families import Family
+from convert_weights.families import Family, unknown
 from convert_weights.torch_file import read_contents, weight_files
 from ddiff_jax.card import DTYPES, Card
 from ddiff_jax.checkpoint import (
@@ -86,10 +86,7 @@ def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any)
 
     family = next((family for family in FAMILIES if family.recognises(shapes)), None)
     if family is None:
-        raise ValueError(
-            f"no known network has these tensors (known: {', '.join(family.NAME for family in FAMILIES)}); the file "
-            f"begins with {', '.join(list(shapes)[:3])}"
-        )
+        raise ValueError(unknown(FAMILIES, [*shapes]))
     skips: Callable[[str], bool] = getattr(family, "skips", lambda key: False)
     shapes = {key: tuple(shape) for key, shape in shapes.items()}
     kept = {key: shape for key, shape in shapes.items() if not skips(key)}

@@ -24,6 +24,8 @@ FLAGS = frozenset(
 )
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 
+WORDS = frozenset("input_blocks middle_block output_blocks time_embed in_layers emb_layers out_layers".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = ("time_embed.0.weight",)
 """Names that find the network in a file."""
 

@@ -16,6 +16,8 @@ FILES = (
     "folders of UNet2DModel pipelines (google/ddpm-*), or `hf:OWNER/MODEL`; text-to-image and latent ones are refused"
 )
 LEFT_OPEN = "all: `config.json` and the scheduler's beside the weights are read, and needed"
+WORDS = frozenset("down_blocks mid_block up_blocks time_embedding resnets conv_in conv_norm_out".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = ("time_embedding.linear_1.weight",)
 FLAGS = frozenset("image_size noise_schedule num_timesteps beta_range prediction".split())
 """Settings of `convert_weights.convert` that say something of this kind of network."""

@@ -14,6 +14,7 @@ __all__ = [
     "KIND",
     "LEFT_OPEN",
     "NAME",
+    "WORDS",
     "alternatives",
     "card_fields",
     "examine",
@@ -26,6 +27,8 @@ __all__ = [
 NAME, KIND = "EDM's DhariwalUNet", "adm_unet"
 FILES = "NVIDIA's `edm-imagenet-64x64-cond-adm.pkl`, deepinv's `ADMUNet` files, InverseBench's fields and MRI"
 LEFT_OPEN = "as above"
+WORDS = frozenset("enc dec map_layer0 map_layer1 affine out_conv out_norm".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = ("map_layer0.weight",)
 """Names that find the network in a file."""
 

@@ -16,6 +16,7 @@ __all__ = [
     "KIND",
     "LEFT_OPEN",
     "NAME",
+    "WORDS",
     "alternatives",
     "card_fields",
     "examine",
@@ -31,6 +32,8 @@ FILES = (
     "InverseBench's black hole"
 )
 LEFT_OPEN = "preconditioning and sigma_data, and nothing in a `.pkl`: as published for these shapes, or by the probe"
+WORDS = frozenset("enc dec map_layer0 map_layer1 affine conv0 norm0".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = ("map_layer0.weight",)
 """Names that find the network in a file."""
 

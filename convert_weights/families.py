@@ -41,6 +41,11 @@ class Family(Protocol):
         ...
 
     @property
+    def WORDS(self) -> Collection[str]:
+        """Parts of names that occur in all such networks, to find the nearest family of a file that is of none."""
+        ...
+
+    @property
     def FLAGS(self) -> Collection[str]:
         """Settings of `convert_weights.convert` that say something of such a network."""
         ...
@@ -63,6 +68,23 @@ class Family(Protocol):
     def card_fields(self) -> Any:
         """Fill in a card from (fields, shapes, table of noise levels in the file or None, about=..., **flags)."""
         ...
+
+
+def unknown(families: Collection[Family], names: Collection[str]) -> str:
+    """Say that no family knows these names, which one is nearest, and what differs."""
+    words = {word for name in names for word in name.split(".")}
+    nearest = max(families, key=lambda family: len(words & {*family.WORDS}) / len(family.WORDS))
+    found = words & {*nearest.WORDS}
+    if not found:
+        listed = f"known: {', '.join(family.NAME for family in families)}"
+        return f"no known network has these tensors ({listed}); the file begins with {', '.join([*names][:3])}"
+    lacks = sorted({*nearest.WORDS} - found)
+    other = [name for name in names if not {*name.split(".")} & {*nearest.WORDS}]
+    return (
+        f"no known network has these tensors; the nearest is {nearest.NAME}, whose names have "
+        f"{', '.join(sorted(found))}, too, but {', '.join(lacks[:5]) or 'nothing'} is missing"
+        f"{' and it has ' * bool(other)}{', '.join(other[:3])}{' besides' * bool(other)}"
+    )
 
 
 def table(families: Collection[Family]) -> list[str]:

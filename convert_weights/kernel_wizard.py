@@ -24,6 +24,8 @@ FILES = "`GOPRO_wVAE.pth` and its kin, a measurement: `nonlinear_blur`"
 LEFT_OPEN = "nothing"
 FLAGS = frozenset(("image_size",))
 """Settings of `convert_weights.convert` that say something of this kind of network."""
+WORDS = frozenset("feature_extractor adapter recon_trunk submodule".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = (FIRST,)
 """Names that find the network in a file."""
 DEEPEST_DOWN = f"adapter.model{'.submodule' * (NUM_LEVELS - 1)}.down.1.weight"

@@ -27,6 +27,8 @@ FILES = "torchvision's AlexNet or VGG16 with `lpips/weights/v0.1/*.pth`, or lpip
 LEFT_OPEN = "nothing"
 FLAGS: frozenset[str] = frozenset()
 """Settings of `convert_weights.convert` that say something of this kind of network."""
+WORDS = frozenset("features lin0 lin1 model NetLinLayer_0".split())
+"""Parts of names that occur in all such networks."""
 ANCHORS = (FIRST, _linear(0), *(f"{module}.Conv_0.kernel" for module in FLAX.values()))
 """Names that find the network in a file."""
 

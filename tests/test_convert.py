@@ -185,6 +185,8 @@ def test_mismatches_are_listed_side_by_side(tmp_path, state_dict):
 def test_conversion_refuses_what_it_cannot_do(tmp_path, state_dict):
     write_state_dict(tmp_path / "w.pt", state_dict)
     write_state_dict(tmp_path / "other.pt", {"a.weight": np.zeros((2, 2), np.float32)})
+    near = {f"down_blocks.0.resnets.{i}.conv1.weight": np.zeros((2, 2), np.float32) for i in range(2)}
+    write_state_dict(tmp_path / "near.pt", near)
     poisoned = {**state_dict, "out.2.bias": np.full(6, np.nan, np.float32)}
     write_state_dict(tmp_path / "nan.pt", poisoned)
     (tmp_path / "there").mkdir()
@@ -194,6 +196,7 @@ def test_conversion_refuses_what_it_cannot_do(tmp_path, state_dict):
         ("w.pt", {"head_width": 16, "attention_order": "old"}, ValueError, "legacy or new"),
         ("w.pt", {"head_width": 16, "dtype": "int8"}, ValueError, "float32 or int16"),
         ("other.pt", {}, ValueError, "no known network"),
+        ("near.pt", {}, ValueError, r"nearest is diffusers' UNet2DModel, whose names have .*down_blocks.* is missing"),
         ("nan.pt", {"head_width": 16}, ValueError, "NaN"),
     ]
     for source, options, error, message in cases:

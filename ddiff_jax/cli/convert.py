@@ -24,7 +24,7 @@ examples:
   ddiff convert hf:google/ddpm-cifar10-32 --output cifar10
 
 The architecture is read off the tensors. What tensors cannot tell is taken from the published network that has the
-same shapes, or assumed; notes say which, and a flag changes it."""
+same shapes, or chosen by how well the network denoises pictures (--probe); notes say which, and a flag changes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,30 @@ def run(argv: Sequence[str]) -> int:
     console = Console(quiet=False)
     for note in card.notes:
         console.say(f"note: {note}")
+    fields = ", ".join(f"{name} {value}" for name, value in card.architecture.items())
+    console.say(f"{card.family}: {fields}")
+    if card.prediction is not None:
+        console.say(parameterisation_in_words(card))
     console.say(f"{options.output}/ holds {card_in_words(card)}{', verified' * options.verify}")
     if options.json:
         print(json.dumps(dataclasses.asdict(card), indent=1))
     return 0
+
+
+def parameterisation_in_words(card: Card) -> str:
+    """Say what a prior's network predicts, of which images, and at which noise levels."""
+    schedule = {**card.schedule}
+    name = schedule.pop("name")
+    if "alpha_bar" in schedule:
+        schedule = {"levels": len(schedule["alpha_bar"]), **{k: v for k, v in schedule.items() if k != "alpha_bar"}}
+    scaled = {"sigma_data": card.sigma_data} if card.prediction == "edm" else {}
+    values = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in schedule.items()
+    )
+    data = "".join(f" with {key} {value:g}" for key, value in scaled.items())
+    low, high = card.image_range
+    range_ = f"in [{low:g}, {high:g}]" if card.clip else "of any range"
+    return f"it predicts {card.prediction}{data}, of images {range_}; noise levels {name} ({values})"
 
 
 def card_in_words(card: Card) -> str:
