@@ -306,7 +306,7 @@ class _Source:
         if probing.is_useless(outcome):
             said = (
                 f"with no setting that was tried do these weights find the noise in pictures (mean squared error "
-                f"{outcome.errors.mean():.2g}, and 1 takes no network): they are not trained, of other images, or of "
+                f"up to {outcome.errors.max():.2g}, and 1 takes no network): not trained, of other images, or of "
                 "settings that are not among those tried"
             )
             if inputs or channels == 3:

@@ -138,8 +138,11 @@ def _alike(prior: DiffusionPrior, other: DiffusionPrior) -> bool:
 
 
 def is_useless(outcome: Outcome) -> bool:
-    """Tell whether the network is no denoiser of these pictures, however it is set."""
-    return not outcome.errors.mean() < USELESS
+    """Tell whether the network is no denoiser of these pictures, however it is set.
+
+    One level is enough: EDM's preconditioning alone, around any network, denoises at the high ones.
+    """
+    return not outcome.errors.max() < USELESS
 
 
 def spelled(flags: Flags) -> str:

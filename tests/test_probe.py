@@ -1,6 +1,7 @@
 """What shapes leave open is decided by how well the network denoises, and a network that never does is refused."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -106,6 +107,10 @@ def test_networks_that_denoise_with_no_setting_are_refused(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"w\.pt: with no setting that was tried .*--probe-images.*--no-probe"):
         convert_weights.convert(tmp_path / "w.pt", tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+    golden = Path(__file__).parent / "golden"
+    for file in ("nvidia_ncsnpp.pkl", "diffusers_legacy_bin"):  # at high levels EDM's formulas denoise by themselves
+        with pytest.raises(ValueError, match="with no setting that was tried"):
+            convert_weights.convert(golden / file, tmp_path / "out")
     write_state_dict(tmp_path / "grey.pt", synthetic(openai_shapes(32, (1,), 1, (), inputs=1, outputs=1)))
     card = convert_weights.convert(tmp_path / "grey.pt", tmp_path / "grey", **settings)  # of images we know nothing of
     assert any("--probe-images gives pictures" in note for note in card.notes)
