@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from budget import MEBIBYTES, SECONDS, Meter
+from budget import Meter
 from hostile import refused
 from weights import MAGIC, PROTOCOL, dumps
 
@@ -18,6 +18,8 @@ from convert_weights.inert_pickle import Call, Name, Reference
 from convert_weights.torch_file import read_contents
 
 pytestmark = pytest.mark.once
+
+SECONDS, MEBIBYTES = 1.0, 200  # what such a file may take: half of what others may
 
 
 convert = functools.partial(convert_weights.convert, probe=False)  # no network here is trained
@@ -296,6 +298,14 @@ def meter():
     found = Meter()
     yield found
     found.close()
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_costs_nothing(tmp_path, meter, damage):
+    cost = meter.measure("budget:convert", write(tmp_path / "w.pkl", DAMAGED[damage][0]))
+    assert cost.raised == "ValueError", cost
+    assert cost.seconds < SECONDS
+    assert cost.mebibytes < MEBIBYTES
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
