@@ -305,7 +305,7 @@ def test_how_norms_are_grouped_follows_from_the_names(tmp_path):
 def test_the_command_line_takes_the_settings(tmp_path, capsys):
     write_state_dict(tmp_path / "w.pt", tensors_of(edm_shapes(8, 32, (1,), 1, ())))
     flags = ["--precond", "edm", "--sigma-data", "0.75", "--image-range", "0", "1"]
-    assert cli.main(["convert", str(tmp_path / "w.pt"), "--output", str(tmp_path / "prior"), *flags]) == 0
+    assert cli.main(["convert", str(tmp_path / "w.pt"), "--output", str(tmp_path / "prior"), "--no-probe", *flags]) == 0
     card = json.loads((tmp_path / "prior" / "card.json").read_text())
     assert (card["sigma_data"], card["image_range"], card["schedule"]["sigma_max"]) == (1.5, [0.0, 1.0], 160.0)
     assert not any("assumed" in note for note in card["notes"])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Shaped
@@ -16,16 +15,15 @@ from ddiff_jax.models.layers import (
     Conv,
     GroupNorm,
     Linear,
-    Network,
     Resample,
     ResBlock,
     Style,
     average_pool,
-    check_inputs,
     keep,
     repeat_pixels,
     timestep_embedding,
 )
+from ddiff_jax.models.network import Network
 
 Resampling = Literal["conv", "block"]
 
@@ -160,30 +158,15 @@ class UNet2D(Network):
             emb = emb + self.param("label", nn.initializers.normal(), (self.num_classes, emb_width), jnp.float32)[y]
         return style.activate(emb)
 
-    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Describe the smallest inputs that the network takes."""
-        side = 2 ** (len(self.widths) - 1)
-        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-        inputs = (jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32), labels)
-        return inputs if self.num_classes is None else (*inputs, labels)
-
     @property
-    def num_blocks(self) -> int:
-        """Count the residual blocks, resampling ones included."""
-        return len(self.widths) * (2 * self.num_res_blocks + 3)
+    def num_levels(self) -> int:
+        """Count the levels."""
+        return len(self.widths)
 
     def check(self, shape: tuple[int, ...], labelled: bool) -> None:
-        """Refuse inputs that the network does not take, and fields that do not go together.
-
-        Args:
-            shape: of the images, [N, H, W, C].
-            labelled: whether they come with labels.
-
-        Raises:
-            ValueError: a side is no multiple, or channels or labels differ; or fields contradict each other.
-        """
+        """Refuse inputs that the network does not take, and fields that do not go together."""
         levels = len(self.widths)
-        check_inputs(shape, labelled, self.in_channels, levels, self.num_classes)
+        super().check(shape, labelled)
         if not len(self.down_resample) == len(self.up_resample) == levels - 1:
             raise ValueError(
                 f"{levels} levels need {levels - 1} entries in down_resample and in up_resample; got "

@@ -12,9 +12,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Shaped
 
-from ddiff_jax.checkpoint import abstract_params
-from ddiff_jax.types import Params
-
 
 @jax.custom_vjp
 def product(x: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
@@ -349,42 +346,6 @@ class Resample(nn.Module):
         if self.up:
             return Conv(x.shape[-1], style=self.style, name="conv")(repeat_pixels(x))
         return Conv(x.shape[-1], stride=2, uneven=self.uneven, style=self.style, name="conv")(x)
-
-
-class Network(nn.Module):
-    """Base of the networks that denoise, whose blocks compute in `dtype`."""
-
-    def cast(self, params: Params) -> Params:
-        """Store weights in the types in which the computation takes them.
-
-        The results stay the same, but bfloat16 takes half the memory, and no step has to convert the weights again.
-        """
-        stored = abstract_params(self.clone(param_dtype=vars(self)["dtype"]))
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, stored)
-
-
-def check_inputs(shape: tuple[int, ...], labelled: bool, channels: int, levels: int, num_classes: int | None) -> None:
-    """Refuse inputs that a network of several levels does not take.
-
-    Args:
-        shape: of the images, [N, H, W, C].
-        labelled: whether they come with labels.
-        channels: that the network takes.
-        levels: each half the size of the one before.
-        num_classes: number of labels, None if it takes none.
-
-    Raises:
-        ValueError: a side is no multiple, or channels or labels differ.
-    """
-    multiple = 2 ** (levels - 1)
-    if shape[1] % multiple or shape[2] % multiple or shape[3] != channels:
-        raise ValueError(
-            f"this network takes images whose height and width are multiples of {multiple}, with {channels} channels; "
-            f"got {shape[1]}x{shape[2]}x{shape[3]}"
-        )
-    if labelled != (num_classes is not None):
-        wanted = "labels y" if num_classes is not None else "no labels"
-        raise ValueError(f"this network takes {wanted} (num_classes = {num_classes})")
 
 
 def timestep_embedding(

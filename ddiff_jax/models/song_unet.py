@@ -16,17 +16,16 @@ from ddiff_jax.models.layers import (
     Conv,
     GroupNorm,
     Linear,
-    Network,
     ResBlock,
     Style,
     average_pool,
-    check_inputs,
     keep,
     repeat_pixels,
     smooth_double,
     smooth_half,
     timestep_embedding,
 )
+from ddiff_jax.models.network import Network
 
 HALF = math.sqrt(0.5)
 
@@ -155,28 +154,7 @@ class SongUNet(Network):
         emb = nn.silu(Linear(self.emb_width, name="time_1")(emb))
         return nn.silu(Linear(self.emb_width, name="time_2")(emb))
 
-    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Describe the smallest inputs that the network takes."""
-        side = 2 ** (len(self.channel_mult) - 1)
-        inputs = (
-            jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32),
-            jax.ShapeDtypeStruct((1,), jnp.float32),
-        )
-        return inputs if self.num_classes is None else (*inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
-
     @property
-    def num_blocks(self) -> int:
-        """Count the residual blocks, resampling ones included."""
-        return len(self.channel_mult) * (2 * self.num_res_blocks + 3)
-
-    def check(self, shape: tuple[int, ...], labelled: bool) -> None:
-        """Refuse inputs that the network does not take.
-
-        Args:
-            shape: of the images, [N, H, W, C].
-            labelled: whether they come with labels.
-
-        Raises:
-            ValueError: a side is no multiple, or channels or labels differ.
-        """
-        check_inputs(shape, labelled, self.in_channels, len(self.channel_mult), self.num_classes)
+    def num_levels(self) -> int:
+        """Count the levels."""
+        return len(self.channel_mult)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Shaped
@@ -13,16 +12,15 @@ from ddiff_jax.models.layers import (
     Conv,
     GroupNorm,
     Linear,
-    Network,
     Resample,
     ResBlock,
     Style,
     average_pool,
-    check_inputs,
     keep,
     repeat_pixels,
     timestep_embedding,
 )
+from ddiff_jax.models.network import Network
 
 
 class UNet(Network):
@@ -142,31 +140,13 @@ class UNet(Network):
         h = nn.silu(GroupNorm(style, "float32", name="norm_out")(h))
         return Conv(self.out_channels, name="conv_out")(h)
 
-    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Describe the smallest inputs that the network takes."""
-        side = 2 ** (len(self.channel_mult) - 1)
-        inputs = (
-            jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32),
-            jax.ShapeDtypeStruct((1,), jnp.int32),
-        )
-        return inputs if self.num_classes is None else (*inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
-
     @property
-    def num_blocks(self) -> int:
-        """Count the residual blocks, resampling ones included."""
-        levels = len(self.channel_mult)
-        return levels * (2 * self.num_res_blocks + 3)
+    def num_levels(self) -> int:
+        """Count the levels."""
+        return len(self.channel_mult)
 
     def check(self, shape: tuple[int, ...], labelled: bool) -> None:
-        """Refuse inputs that the network does not take.
-
-        Args:
-            shape: of the images, [N, H, W, C].
-            labelled: whether they come with labels.
-
-        Raises:
-            ValueError: a side is no multiple, or channels or labels differ.
-        """
-        check_inputs(shape, labelled, self.in_channels, len(self.channel_mult), self.num_classes)
+        """Refuse inputs that the network does not take, and an unknown order of attention."""
+        super().check(shape, labelled)
         if self.attention_order not in ("legacy", "new"):
             raise ValueError(f"the attention order must be legacy or new; got {self.attention_order!r}")
