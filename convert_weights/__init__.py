@@ -223,6 +223,8 @@ def convert(
     try:
         found = _Source(network, files | origin, dtype, licence)
         made, card = found.describe(given)
+        examine: Callable[[Mapping[str, np.ndarray]], None] = getattr(made.family, "examine", lambda tensors: None)
+        examine(network.tensors)
         params = mapping.convert(network.tensors, made.targets)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params)):
             raise ValueError("it holds weights that are NaN or infinite")
@@ -250,8 +252,6 @@ class _Source:
         """Plan the conversion with these settings, and write its card but for the number of parameters."""
         network = self.network
         made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **flags)
-        examine: Callable[[Mapping[str, np.ndarray]], None] = getattr(made.family, "examine", lambda tensors: None)
-        examine(network.tensors)
         fields = made.family.card_fields
         described = _called(fields, made.architecture, made.shapes, self._table, about=network.about, **flags)
         notes = [*networks.notes(network), *described.pop("notes")]
@@ -292,10 +292,13 @@ class _Source:
             return made, dataclasses.replace(card, notes=[*card.notes, note]), params
         images = probing.read_images(inputs, card.image_shape, made.module.example_inputs()[0].shape[1])
 
-        def make(flags: probing.Flags) -> DiffusionPrior:
+        def describe(flags: probing.Flags) -> tuple[Plan, Card, Params]:
             other, its_card = self.describe({**given, **flags})
             same = other.targets == made.targets
-            weights = params if same else mapping.convert(self.network.tensors, other.targets)
+            return other, its_card, params if same else mapping.convert(self.network.tensors, other.targets)
+
+        def make(flags: probing.Flags) -> DiffusionPrior:
+            other, its_card, weights = describe(flags)
             prior = build_prior(other.module, weights, its_card)
             return prior if other.module.num_classes is None else prior.with_label(0)
 
@@ -316,8 +319,7 @@ class _Source:
                 )
             outcome.notes.append(f"probe: {said}; --probe-images gives pictures like those of the training")
         if outcome.flags:
-            made, card = self.describe({**given, **outcome.flags})
-            params = mapping.convert(self.network.tensors, made.targets)
+            made, card, params = describe(outcome.flags)
         return made, dataclasses.replace(card, notes=[*card.notes, *outcome.notes]), params
 
 

@@ -9,9 +9,7 @@ from convert_weights.mapping import CONV, Shape, Target
 NAME, KIND = "OpenAI's consistency_models", "adm_unet"
 FILES = "`edm_*_ema.pt` of ImageNet 64, bedrooms and cats; `cd_*` and `ct_*` are refused"
 LEFT_OPEN = "nothing (heads are 64 wide)"
-WORDS = frozenset("input_blocks middle_block output_blocks time_embed in_layers emb_layers out_layers".split())
-"""Parts of names that occur in all such networks."""
-ANCHORS = adm_unet.ANCHORS
+WORDS, ANCHORS = adm_unet.WORDS, adm_unet.ANCHORS
 FLAGS = frozenset(("image_size", "head_width", "num_heads", "sigma_data"))
 """Settings of `convert_weights.convert` that say something of this kind of network."""
 

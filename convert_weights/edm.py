@@ -136,7 +136,13 @@ def _qkv(heads: int) -> Layout:
     return Layout(convert, lambda s: s if len(s) == 1 else CONV.file_shape(s))
 
 
-def negated(layout: Layout) -> Layout:
+def last_layouts(shapes: Shapes, about: Mapping[str, Any], precond: str | None) -> tuple[Layout, Layout]:
+    """Find how the kernel and the bias of the last layer are stored: "ve" networks give the negative of the noise."""
+    name, _ = precondition(shapes, about, precond)
+    return (_negated(CONV), _negated(SAME)) if name == "ve" else (CONV, SAME)
+
+
+def _negated(layout: Layout) -> Layout:
     """Store the negative of what the file has."""
     return Layout(lambda a: -layout.convert(a), layout.file_shape)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from convert_weights import edm
 from convert_weights.edm import FLAGS, alternatives, card_fields, examine, skips
-from convert_weights.mapping import CONV, LINEAR, SAME, Shape, Target
+from convert_weights.mapping import LINEAR, Layout, Shape, Target
 
 __all__ = [
     "ANCHORS",
@@ -76,14 +76,15 @@ def targets(
         about: as for `infer`.
         precond: a network with "ve" predicts the negative of the noise.
     """
-    name, _ = edm.precondition(shapes, about or {}, precond)
-    return dict(_targets(fields, edm.sides(shapes), negative=name == "ve"))
+    last = edm.last_layouts(shapes, about or {}, precond)
+    return dict(_targets(fields, edm.sides(shapes), *last))
 
 
-def _targets(fields: Mapping[str, Any], levels: list[int], *, negative: bool) -> Iterator[tuple[str, Target]]:
+def _targets(
+    fields: Mapping[str, Any], levels: list[int], kernel_out: Layout, bias_out: Layout
+) -> Iterator[tuple[str, Target]]:
     yield from edm.trunk(fields, levels, dhariwal=True)
     if fields["num_classes"] is not None:
         yield "map_label.weight", (("label",), LINEAR)
-    kernel, bias = (edm.negated(CONV), edm.negated(SAME)) if negative else (CONV, SAME)
     yield from edm.norm("out_norm", ("norm_out",))
-    yield from edm.layer("out_conv", ("conv_out",), kernel, bias)
+    yield from edm.layer("out_conv", ("conv_out",), kernel_out, bias_out)

@@ -91,11 +91,13 @@ def targets(
         about: as for `infer`.
         precond: a network with "ve" predicts the negative of the noise.
     """
-    name, _ = edm.precondition(shapes, about or {}, precond)
-    return dict(_targets(fields, edm.sides(shapes), negative=name == "ve"))
+    last = edm.last_layouts(shapes, about or {}, precond)
+    return dict(_targets(fields, edm.sides(shapes), *last))
 
 
-def _targets(fields: Mapping[str, Any], levels: list[int], *, negative: bool) -> Iterator[tuple[str, Target]]:
+def _targets(
+    fields: Mapping[str, Any], levels: list[int], kernel_out: Layout, bias_out: Layout
+) -> Iterator[tuple[str, Target]]:
     yield from edm.trunk(fields, levels, dhariwal=False)
     if fields["fourier"]:
         yield "map_noise.freqs", (("frequencies",), SAME)
@@ -108,9 +110,8 @@ def _targets(fields: Mapping[str, Any], levels: list[int], *, negative: bool) ->
         elif level and fields["encoder"] == "skip":
             yield from edm.layer(f"enc.{side}x{side}_aux_skip", (f"down_{level}_image",))
         if not level or fields["decoder"] == "skip":
-            kernel, bias = (edm.negated(CONV), edm.negated(SAME)) if negative else (CONV, SAME)
             yield from edm.norm(f"dec.{side}x{side}_aux_norm", (f"out_{level}_norm",))
-            yield from edm.layer(f"dec.{side}x{side}_aux_conv", (f"out_{level}",), kernel, bias)
+            yield from edm.layer(f"dec.{side}x{side}_aux_conv", (f"out_{level}",), kernel_out, bias_out)
 
 
 def _filtered(row: tuple[int, ...]) -> Layout:

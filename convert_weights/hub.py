@@ -10,10 +10,9 @@ from typing import Any
 from convert_weights import diffusers_folder, shards
 from ddiff_jax.caches import user_cache
 from ddiff_jax.card import FORMAT
-from ddiff_jax.checkpoint import CARD
+from ddiff_jax.checkpoint import CARD, HUB
 from ddiff_jax.files import quote
 
-PREFIX = "hf:"
 NAME = re.compile(r"hf:(?P<owner>\w[\w.-]{0,95})/(?P<model>\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]{0,199}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PART = re.compile(rf"{diffusers_folder.STEM}[\w.-]*", re.ASCII)
@@ -42,7 +41,7 @@ class Snapshot:
 
 def is_remote(source: str | Path) -> bool:
     """Tell whether a name is of the hub and not of a file."""
-    return str(source).startswith(PREFIX)
+    return str(source).startswith(HUB)
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
@@ -107,7 +106,7 @@ def fetch(name: str) -> Snapshot:
             continue
         parts = shards.read(network / file) if shards.is_index(network / file) else ()
         if not parts or arrives(*filter(PART.fullmatch, parts)):
-            source = {"repository": f"{PREFIX}{owner}/{model}", "revision": commit}
+            source = {"repository": f"{HUB}{owner}/{model}", "revision": commit}
             return Snapshot(folder, commit, source)
     why = f" ({problems[0]})" if problems else ""
     raise FileNotFoundError(f"{name} has no {diffusers_folder.STEM}.* that can be fetched{why}")
@@ -141,7 +140,7 @@ def _converted(name: str, cache: Path) -> Path:
         from convert_weights import convert
 
         try:
-            convert(f"{PREFIX}{owner}/{model}@{snapshot.commit}", folder)
+            convert(f"{HUB}{owner}/{model}@{snapshot.commit}", folder)
         except ValueError as error:
             raise ValueError(
                 f"{error} (what flags can say is said to: ddiff convert {name} --output FOLDER)"

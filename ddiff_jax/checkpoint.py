@@ -32,6 +32,7 @@ from ddiff_jax.types import Params
 CARD = "card.json"
 ORBAX = "weights"
 PACKED = "weights.safetensors"
+HUB = "hf:"  # before OWNER/MODEL: a model of the Hugging Face Hub
 SCALE = "scale of "  # prefix of the names of packed arrays' scales
 
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
@@ -260,7 +261,7 @@ def find_weights(name_or_path: str | Path) -> Path:
     known = available_priors()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    if str(name_or_path).startswith("hf:"):
+    if str(name_or_path).startswith(HUB):
         from convert_weights.hub import converted
 
         return converted(str(name_or_path))
