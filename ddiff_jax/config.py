@@ -28,7 +28,7 @@ class Task:
     """One task on one dataset.
 
     Args:
-        operator: name in `OPERATORS`.
+        operator: name in `OPERATORS`, or MODULE:NAME for one of your own.
         arguments: keyword arguments of its factory.
         sigma_y: noise standard deviation in units of the measurement.
         photons: expected count at white for Poisson noise, None for Gaussian noise.
@@ -136,6 +136,22 @@ def task_preset(dataset: str, task: str) -> Task:
     check_name(f"task for {dataset}", task, presets()[dataset])
     path = config_folder() / dataset / f"{task}.yaml"
     return parse_task(path.read_text(), str(path), path.with_stem(DEFAULTS).read_text())
+
+
+def task_without_preset(dataset: str, operator: str) -> Task:
+    """Put together what a dataset says of an operator that it has no task for: what its tasks share.
+
+    Args:
+        dataset: for example "faces64".
+        operator: in `OPERATORS`, or MODULE:NAME.
+
+    Raises:
+        ValueError: unknown dataset.
+    """
+    check_name("dataset", dataset, presets())
+    path = config_folder() / dataset / f"{DEFAULTS}.yaml"
+    shared = _read(path.read_text(), str(path))
+    return Task(**{**shared, "operator": operator, "arguments": {}})
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
