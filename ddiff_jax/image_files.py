@@ -235,7 +235,7 @@ def as_image(array: Shaped[np.ndarray, "..."], channels: int) -> tuple[Shaped[np
         return array, []
     if channels == 2:
         notes = [] if np.iscomplexobj(array) else ["taken for the real part, the imaginary part is 0"]
-        return np.stack([array.real, array.imag], axis=-1).astype(np.float32), notes
+        return np.stack([np.real(array), np.imag(array)], axis=-1).astype(np.float32), notes
     return np.repeat(array[..., None], channels, axis=2), ["grey replicated to all channels"] * (channels > 1)
 
 

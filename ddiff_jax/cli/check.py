@@ -38,7 +38,8 @@ examples:
 
 MODULE:NAME is a function of one image, an object with a method forward, or a function whose first argument is called
 shape and that returns one of these; its other arguments become flags. What passes is used by restore, evaluate and
-warmup as --operator MODULE:NAME. The exit code is 0 if all is well, and 1 if something is not or --seconds were too few.
+warmup as --operator MODULE:NAME. The exit code is 0 if all is well, and 1 if something is not or the
+time was too short.
 """
 
 

@@ -14,7 +14,8 @@ from ddiff_jax.cli.changes import read_changes
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
-from ddiff_jax.restoration.settings import TASK, choose_dataset
+from ddiff_jax.config import TASK
+from ddiff_jax.restoration.settings import choose_dataset
 from ddiff_jax.restoration.share import share_of
 
 DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.

@@ -10,13 +10,13 @@ import tyro
 
 from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
-from ddiff_jax.config import Task, presets, solver_parameters, task_preset
+from ddiff_jax.config import Task, find_task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
 from ddiff_jax.operators.named import maker
 from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type, takes_files
 from ddiff_jax.restoration.saving import Kind
-from ddiff_jax.restoration.settings import Settings, choose_dataset, find_task, resolve
+from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
 

@@ -8,13 +8,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddiff_jax.files import file_hash
 from ddiff_jax.names import UnknownName, nearest
@@ -57,20 +58,24 @@ class Maker:
         Raises:
             ValueError: the factory raises something, or what it makes is no operator for such images.
         """
-        drawn = {} if key is None else {"key": key}
+        if key is None and self.sha256:
+            return _built(self, tuple(shape), _Arguments(arguments))
+        return self._build(shape, {**arguments, **({} if key is None else {"key": key})})
+
+    def _build(self, shape: ImageShape, arguments: Mapping[str, Any]) -> Operator:
         if not self.sha256:
-            return self.factory(shape, **drawn, **arguments)
+            return self.factory(shape, **arguments)
         try:
             with _current_folder():
-                made = self.factory(shape, **drawn, **arguments)
+                made = self.factory(shape, **arguments)
         except Exception as error:  # whatever the stranger's code raises
             raise ValueError(
                 f"{self.name}, called with the image shape {shape}, raises {type(error).__name__}: {error}"
             ) from error
         if isinstance(made, Operator) and not inspect.isclass(made):
-            return registered(made, shape) if key is None else made
+            return made if "key" in arguments else registered(made, shape)
         if callable(made) and not inspect.isclass(made):
-            if key is not None:
+            if isinstance(arguments.get("key"), jax.Array):
                 raise ValueError(
                     f"{self.name} draws with a key and makes a function, whose arrays are constants of a program; make "
                     "an object whose fields are the arrays (ddiff_jax.pytree_dataclass), so that images differ in them"
@@ -111,6 +116,29 @@ class Maker:
         if not isinstance(made, jax.ShapeDtypeStruct) or made.dtype not in (jnp.float32, jnp.complex64):
             got = f"{made.dtype}{list(made.shape)}" if isinstance(made, jax.ShapeDtypeStruct) else type(made).__name__
             raise ValueError(f"{self.name} must measure one array of float32 or complex64; it makes {got}")
+
+
+class _Arguments(dict[str, Any]):
+    """Arguments that are compared by what they are, arrays by their bytes."""
+
+    def _token(self) -> Hashable:
+        def frozen(value: Any) -> Hashable:
+            if isinstance(value, np.ndarray):
+                return value.shape, value.dtype.str, hashlib.sha256(np.ascontiguousarray(value)).digest()
+            return type(value), value if isinstance(value, Hashable) else repr(value)
+
+        return tuple((name, frozen(value)) for name, value in sorted(self.items()))
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a dict has none
+        return hash(self._token())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Arguments) and self._token() == other._token()
+
+
+@functools.lru_cache(maxsize=8)  # the same function again, which JAX does not compile again
+def _built(maker: Maker, shape: ImageShape, arguments: _Arguments) -> Operator:
+    return maker._build(shape, arguments)
 
 
 def registered(made: Operator, shape: ImageShape) -> Operator:

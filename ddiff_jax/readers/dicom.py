@@ -22,7 +22,7 @@ def count(place: Place) -> int | None:
 
 def load(place: Place, share: int = 1) -> tuple[np.ndarray, Notes]:
     """Load a frame in the units of its modality; colours in levels of 0 to 255 as they are stored."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     with _dataset(place) as dataset:
         samples = int(dataset.get("SamplesPerPixel", 1))

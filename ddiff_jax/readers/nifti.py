@@ -25,8 +25,8 @@ def load(place: Place, share: int = 1) -> tuple[np.ndarray, Notes]:
         index = index_of(place, _counts(volume), "along the axes after the first two")
         shape = volume.shape if index is None else volume.shape[:2]
         check_size(place, shape, 8, share)
-        chosen = (...,) if index is None else (slice(None), slice(None), *index)
-        array = np.asarray(volume.dataobj[(*chosen, *(0,) * (volume.ndim - 2 - len(index or ())))[: volume.ndim]])
+        rest = (0,) * (volume.ndim - 2 - len(_counts(volume)))  # axes of length 1
+        array = np.asarray(volume.dataobj[...] if index is None else volume.dataobj[(..., *index, *rest)])
         return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32), []
 
 

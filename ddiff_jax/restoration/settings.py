@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ddiff_jax.checkpoint import Card, available_priors, read_card
-from ddiff_jax.config import Task, build_solver, change, presets, task_preset, task_without_preset, unsaid
+from ddiff_jax.config import TASK, Task, build_solver, change, find_task, presets, unsaid
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.noise import check_seed
@@ -25,7 +25,6 @@ from ddiff_jax.units import Units
 
 # Which published presets an unnamed prior borrows, by its image size.
 DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
-TASK = "super_resolution"  # where nothing is asked for
 WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
 SOURCE = "source_sha256"  # of an operator of one's own, among what decides the results
 OF_MASKS = ("threshold", "invert_mask")
@@ -215,7 +214,7 @@ def resolve(
             f"solver {solver} has no preset for {dataset}/{task or found.operator} and no default for "
             f"{', '.join(missing)}; give {' '.join(map(spelled, missing))}"
         )
-    units = None if data_range is None else Units(*data_range)
+    units = None if data_range is None else Units(*map(float, data_range))
     for kind in save:
         check_name("kind of file to save", kind, KINDS)
     if operator_name is not None and not _has_preset(found, dataset):
@@ -263,33 +262,6 @@ def resolve(
         units=units,
         save=tuple(dict.fromkeys(save)),
     )
-
-
-def find_task(dataset: str, task: str | None = None, operator: str | None = None) -> Task:
-    """Find the preset for a task, or for an operator that is named instead of the task's own.
-
-    An operator that is a task's too has that preset; any other one has what the tasks of the dataset share, or the
-    hyper-parameters and the noise of the task that is named with it.
-
-    Args:
-        dataset: whose presets.
-        task: name of the preset; None is "super_resolution" where no operator is named.
-        operator: in `OPERATORS`, or MODULE:NAME.
-
-    Raises:
-        UnknownName: there is no such dataset, task or operator.
-    """
-    if operator is None:
-        found = task_preset(dataset, task or TASK)
-        maker(found.operator)
-        return found
-    name = maker(operator).name
-    if task is None and name in presets().get(dataset, ()):
-        task = name
-    if task is None:
-        return task_without_preset(dataset, name)
-    found = task_preset(dataset, task)
-    return found if found.operator == name else dataclasses.replace(found, operator=name, arguments={})
 
 
 def _called(task: str | None, operator: str | None) -> str:
