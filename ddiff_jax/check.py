@@ -12,6 +12,7 @@ import numpy as np
 
 from ddiff_jax.linearity import linearity
 from ddiff_jax.noise import root_key
+from ddiff_jax.operators._affine import Affine
 from ddiff_jax.operators._function import Function, LinearFunction
 from ddiff_jax.operators.base import (
     Operator,
@@ -31,6 +32,7 @@ from ddiff_jax.types import Image, ImageShape, Measurement
 AGREEMENT = 1e-5  # of two float32 programs, relative to the largest entry
 GRADIENT = {jnp.dtype(jnp.float64): 1e-5, jnp.dtype(jnp.float32): 2e-2}  # relative, against a central difference
 STEP = {jnp.dtype(jnp.float64): 1e-6, jnp.dtype(jnp.float32): 1e-2}  # of the central difference
+GAP = "<A x, y> and <x, A^H y> differ by"
 THREAD = "check of an operator"  # name of the thread that works while the time is watched
 ERROR_LEVEL = 0.3  # root mean square of the error that the suggested step undoes
 
@@ -316,9 +318,12 @@ class _Check:
         adjoint = getattr(self.operator, "adjoint", None)
         if kind == "affine":
             text = f"affine: A(x) - A(0) is linear, and A(0) is {offset:.2g} times as large"
-            if not (hasattr(self.operator, "linear") and hasattr(self.operator, "offset")):
-                text += "; ddiff_jax.operators.affine(linear, offset) lets solvers see the linear part, and y - A(0)"
-            self.find("linearity", None, text)
+            if isinstance(self.operator, Affine):
+                self.find("linearity", None, text)
+                gap = float(dot_test(self.operator.linear, x, self._measurement()))
+                return self.find("adjoint", gap < AGREEMENT, f"{GAP} {gap:.1e} (relative), of the linear part")
+            text += "; ddiff_jax.operators.affine(linear, offset), or from_function(..., affine=True) of a function, "
+            self.find("linearity", None, text + "lets solvers see the linear part and y - A(0)")
         if kind == "nonlinear":
             self.find("linearity", None, "nonlinear: solvers that need an adjoint refuse it")
         if kind != "linear":
@@ -333,7 +338,7 @@ class _Check:
             self.find("linearity", None, "linear")
             operator = self.operator
         gap = float(dot_test(operator, x, self._measurement()))
-        return self.find("adjoint", gap < AGREEMENT, f"<A x, y> and <x, A^H y> differ by {gap:.1e} (relative)")
+        return self.find("adjoint", gap < AGREEMENT, f"{GAP} {gap:.1e} (relative)")
 
     def _measurement(self) -> Measurement:
         dtype = jnp.dtype(self.facts["dtype"])

@@ -87,12 +87,12 @@ def test_nonlinear_operators_are_refused():
 
 
 def test_settings_say_the_units():
-    settings = resolve(data_range=(0, 4000), sigma=100.0)
+    settings = resolve(data_range=(0.0, 4000.0), sigma=100.0)
     assert settings.sigma_y == 0.05
     assert settings.as_dict()["data_range"] == [0, 4000]
-    assert decided_by(settings) != decided_by(resolve(data_range=(0, 2000), sigma=50.0))
+    assert decided_by(settings) != decided_by(resolve(data_range=(0.0, 2000.0), sigma=50.0))
     assert "data_range" not in resolve().as_dict() and "save" not in resolve().as_dict()  # as before there were units
-    assert resolve(data_range=(0, 4000)).sigma_y == 0.05  # the preset's is in [-1, 1]
+    assert resolve(data_range=(0.0, 4000.0)).sigma_y == 0.05  # the preset's is in [-1, 1]
 
 
 def test_a_measurement_in_counts_is_restored_to_counts(ddiff, quick_prior):

@@ -143,7 +143,7 @@ def _built(maker: Maker, shape: ImageShape, arguments: _Arguments) -> Operator:
 
 def registered(made: Operator, shape: ImageShape) -> Operator:
     """Take the method `forward` of a plain object for a function, if nothing of what the object offers is lost."""
-    offers = ("adjoint", "observed", "equivalents", "measures_picture")
+    offers = ("adjoint", "observed", "equivalents", "measures_picture", "counts", "weighted")
     if not jax.tree_util.all_leaves([made]) or any(hasattr(made, name) for name in offers):
         return made
     return Function(made.forward, known_image_shape(made) or shape)
