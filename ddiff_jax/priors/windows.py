@@ -203,9 +203,11 @@ class WindowedPrior:
             return jax.vmap(lambda *corner: function(jax.lax.dynamic_slice(x_t, (*corner, origin), window)))(*corners)
 
         def weight(number: Array, counts: Array) -> Array:
-            shares = [cut.shares[number[axis]] for axis, cut in enumerate(cuts)]
-            product = functools.reduce(lambda left, right: left[..., None] * right, shares)[..., None]
-            return jnp.where(counts, product, 0)
+            spans = [tuple(p if a == axis else 1 for a in range(len(window))) for axis, p in enumerate(window[:-1])]
+            shares = [
+                cut.shares[number[a]].reshape(span) for a, (cut, span) in enumerate(zip(cuts, spans, strict=True))
+            ]
+            return jnp.where(counts, functools.reduce(jnp.multiply, shares), 0)
 
         def add(total: Image, made: Image, corner: list[Array], share: Array) -> Image:
             where = (*corner, jnp.zeros((), jnp.int32))
