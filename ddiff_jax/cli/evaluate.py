@@ -16,6 +16,7 @@ from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.restoration.settings import choose_dataset
 from ddiff_jax.restoration.share import share_of
+from ddiff_jax.restoration.sizes import Fit
 
 DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.
 
@@ -31,7 +32,10 @@ command that summary.json gives for it.
 
 
 # General flags that are arguments of a plan.
-PLANNED = ("preset", "values", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size")
+PLANNED = (
+    *("preset", "values", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size"),
+    *("fit", "overlap", "shift_windows"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Common:
         recursive: Enter the folders inside of folders.
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
+        fit: What is done with images of other sizes than the prior's: overlapping windows of its size (smaller images
+            become the middle of one), the whole image at once, or refuse them.
+        overlap: Overlap of the windows in pixels; by default a quarter of their side.
+        shift_windows: Move the windows at every step, so that nothing repeats at their borders.
         subset: Use the first so many images, by name.
         shard: Take one of several equal shares of the images, I/N; all processes write into one folder, and the same
             command without it makes the table of all.
@@ -68,6 +76,9 @@ class Common:
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     resize: bool = False
+    fit: Fit = "windows"
+    overlap: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    shift_windows: bool = True
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None

@@ -16,6 +16,7 @@ from ddiff_jax.operators import GIVEN_FORMS, OPERATORS
 from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type
 from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
+from ddiff_jax.restoration.sizes import Fit
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
 
@@ -50,6 +51,11 @@ class Options:
         recursive: Enter the folders inside of folders; the results lie in OUTPUT as the images lie in theirs.
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
+        fit: What is done with images of other sizes than the prior's: overlapping windows of its size (smaller images
+            become the middle of one), the whole image at once, or refuse them.
+        overlap: Overlap of the windows in pixels; by default a quarter of their side.
+        shift_windows: Move the windows at every step, so that nothing repeats at their borders.
+        image_size: Width x height of the images, such as 512x384, where a measurement does not tell it.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
         batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
@@ -77,6 +83,10 @@ class Options:
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     resize: bool = False
+    fit: Fit = "windows"
+    overlap: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    shift_windows: bool = True
+    image_size: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = None
     seed: int = 0
     restarts: int = 1
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -147,7 +157,7 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
 # Options that decide the results, by the same names in `resolve`.
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
-    *("measured", "resize", "full_scale"),
+    *("measured", "resize", "full_scale", "fit", "overlap", "shift_windows", "image_size"),
 )
 
 

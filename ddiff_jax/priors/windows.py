@@ -170,12 +170,11 @@ class WindowedPrior:
 
     def _cuts(self, level: Level) -> list[_Cuts]:
         """Lay the windows of a level."""
-        key = root_key(self.seed) if self.shift else None
-        for number in (level.signal, level.sigma) if self.shift else ():
+        key, cuts = root_key(self.seed), []
+        for number in (level.signal, level.sigma):  # of which one at least tells two levels apart
             key = jax.random.fold_in(key, jax.lax.bitcast_convert_type(jnp.asarray(number, jnp.float32), jnp.uint32))
-        cuts = []
         for axis, (n, p, o) in enumerate(self._axes()):
-            if key is None or n == p:
+            if not self.shift or n == p:
                 starts = np.asarray(_starts(n, p, o), np.int32)
                 is_new = np.ones(len(starts), bool)
             else:

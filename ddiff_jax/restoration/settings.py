@@ -16,6 +16,7 @@ from ddiff_jax.noise import check_seed
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, measures_picture
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters
+from ddiff_jax.restoration.sizes import Sizes, read_sizes
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 from ddiff_jax.stencils import check_threshold
@@ -54,6 +55,7 @@ class Settings:
         resize: whether clean images are cut to a centred square and resized to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
         notes: what was assumed, for the user.
+        sizes: what is done with images of other sizes than the prior's.
     """
 
     task: str
@@ -79,11 +81,13 @@ class Settings:
     resize: bool
     full_scale: int | None
     notes: tuple[str, ...]
+    sizes: Sizes
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the prior's images."""
-        return self.card.image_shape
+        """(H, W, C) of the images, unless they say otherwise: that of the prior's, or what was asked for."""
+        height, width, channels = self.card.image_shape
+        return (*(self.sizes.image_size or (height, width)), channels)
 
     def as_dict(self) -> dict[str, Any]:
         """Spell out what decides the results, in plain types."""
@@ -102,6 +106,7 @@ class Settings:
             "solver": {"name": self.method, **_fields(self.solver)},
             **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
             **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
+            **self.sizes.as_dict(),
         }
 
 
@@ -135,6 +140,10 @@ def resolve(
     measured: bool = False,
     resize: bool = False,
     full_scale: int | None = None,
+    fit: str = "windows",
+    overlap: int | None = None,
+    shift_windows: bool = True,
+    image_size: str | None = None,
 ) -> Settings:
     """Decide every value of a restoration: what is asked for replaces what the preset says.
 
@@ -158,6 +167,10 @@ def resolve(
         measured: the files are measurements.
         resize: cut clean images to a square and resize them to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
+        fit: what is done with images of other sizes than the prior's, see `Sizes`.
+        overlap: of windows in pixels; None is a quarter of their side.
+        shift_windows: move windows at every step.
+        image_size: width x height of the images where the input does not tell it, such as "512x384".
 
     Raises:
         UnknownName: there is no such task, solver, preset or argument; the nearest is in the message.
@@ -223,6 +236,7 @@ def resolve(
         resize=resize,
         full_scale=full_scale,
         notes=notes,
+        sizes=read_sizes(fit, overlap, shift_windows, image_size, card),
     )
 
 

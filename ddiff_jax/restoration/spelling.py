@@ -10,7 +10,7 @@ RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 GENERAL = (
     *("inputs", "output", "task", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
     *("full_scale", "resize", "seed", "restarts", "batch_size", "dtype", "shard", "distributed", "save_every"),
-    *("existing", "cache", "print_config", "quiet", "json"),
+    *("existing", "cache", "print_config", "quiet", "json", "fit", "overlap", "shift_windows", "image_size"),
 )
 
 NOISE = ("sigma", "photons")  # flags that every operator has
