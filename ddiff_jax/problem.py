@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from ddiff_jax.boundary import check_floats, check_part, check_stack
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.operators._masked import masked
-from ddiff_jax.operators.base import Operator, as_observed, observed_entries
+from ddiff_jax.operators.base import Operator, as_observed, observed_entries, prepared_operator
 from ddiff_jax.pytree import check_registered, pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar, float_type
 
@@ -124,6 +124,12 @@ class Problem:
         """
         rows, build = self.split()
         return jax.vmap(lambda rows, *of_image: function(build(rows), *of_image))(rows, *batches)
+
+    def prepared(self) -> "Problem":
+        """Let the operator work out what least squares need of it, see `prepared_operator`; all else stays."""
+        ready = copy.copy(self)  # built anew it would be checked, and y cleaned, once more
+        object.__setattr__(ready, "operator", prepared_operator(self.operator))
+        return ready
 
     @property
     def num_observed(self) -> int | Float[Array, ""]:

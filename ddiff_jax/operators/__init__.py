@@ -4,6 +4,16 @@ from collections.abc import Callable
 
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._coils import (
+    birdcage_maps,
+    from_channels,
+    mvue,
+    mvue_scale,
+    noise_covariance,
+    prewhiten,
+    to_channels,
+    zero_filled,
+)
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
@@ -20,6 +30,14 @@ from ddiff_jax.operators._inpainting import (
 )
 from ddiff_jax.operators._masked import LinearMasked, Masked, masked
 from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
+from ddiff_jax.operators._mri import MRI, ColumnMRI, mri, multicoil_mri, root_sum_of_squares
+from ddiff_jax.operators._mri_sampling import (
+    column_mask,
+    radial_trajectory,
+    released_fastmri_mask,
+    released_inversebench_mask,
+)
+from ddiff_jax.operators._noncartesian_mri import NonCartesianMRI, noncartesian_mri, radial_mri
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
@@ -35,6 +53,7 @@ from ddiff_jax.operators.base import (
     known_image_shape,
     measures_picture,
     observed_entries,
+    prepared_operator,
     spectral_norm,
 )
 from ddiff_jax.operators.separable import Separable, gaussian_blur, super_resolution
@@ -54,6 +73,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "colourisation": colourisation,
     "fourier": fourier,
     "undersampled_fourier": undersampled_fourier,
+    "mri": mri,
+    "multicoil_mri": multicoil_mri,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
 }
@@ -74,6 +95,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "colourisation": Colourisation,
     "fourier": Fourier,
     "undersampled_fourier": Fourier,
+    "mri": MRI,
+    "multicoil_mri": ColumnMRI,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
 }
@@ -85,6 +108,7 @@ GIVEN_FORMS = {
     "gaussian_blur": "blur",
     "motion_blur": "blur",
     "undersampled_fourier": "fourier",
+    "multicoil_mri": "mri",
     "sparse_tomography": "tomography",
 }
 
@@ -96,12 +120,14 @@ def serving(*needs: str) -> list[str]:
 
 __all__ = [
     "GIVEN_FORMS",
+    "MRI",
     "OPERATORS",
     "OPERATOR_TYPES",
     "Ambiguous",
     "Blur",
     "CameraBlur",
     "Colourisation",
+    "ColumnMRI",
     "Composition",
     "DecomposableOperator",
     "Decomposition",
@@ -114,20 +140,24 @@ __all__ = [
     "LinearMasked",
     "LinearOperator",
     "Masked",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
     "Separable",
     "Tomography",
+    "birdcage_maps",
     "blur",
     "box_inpainting",
     "camera_blur",
     "colourisation",
+    "column_mask",
     "compose",
     "dot_test",
     "equivalent_images",
     "fourier",
+    "from_channels",
     "from_function",
     "gaussian_blur",
     "high_dynamic_range",
@@ -137,18 +167,33 @@ __all__ = [
     "measures_picture",
     "motion_blur",
     "motion_kernel",
+    "mri",
+    "multicoil_mri",
+    "mvue",
+    "mvue_scale",
     "nearest_equivalent",
+    "noise_covariance",
+    "noncartesian_mri",
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",
+    "prepared_operator",
+    "prewhiten",
+    "radial_mri",
+    "radial_trajectory",
     "random_inpainting",
     "released_box_mask",
+    "released_fastmri_mask",
+    "released_inversebench_mask",
     "released_kernel_code",
     "released_random_mask",
+    "root_sum_of_squares",
     "serving",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",
+    "to_channels",
     "tomography",
     "undersampled_fourier",
+    "zero_filled",
 ]
