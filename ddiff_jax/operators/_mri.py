@@ -1,6 +1,8 @@
 """Magnetic resonance imaging with several receiver coils: Cartesian sampling of a complex image."""
 
 import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from ddiff_jax.operators.base import DecomposableOperator, Decomposition, Linear
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey, Scalar
 
-BLOCK = 16  # rows that are decomposed at a time, so that little more than the result is held in float64
+BLOCK = 8  # rows that a core decomposes at a time; only so many are held in float64
 
 
 @pytree_dataclass
@@ -190,13 +192,20 @@ def _decomposed(maps: np.ndarray, mask: np.ndarray) -> RowFactors:
     groups = np.split(maps, num_coils) if len(filters) > 1 else [maps]
     vectors = np.empty((height, width, width), np.complex128 if jax.config.read("jax_enable_x64") else np.complex64)
     values = np.empty((height, width))
-    for first in range(0, height, BLOCK):
+
+    def decompose(first: int) -> None:
         rows = slice(first, first + BLOCK)
         squares = sum(
             mixing * np.einsum("nrw,nrv->rwv", group[:, rows].conj(), group[:, rows])
             for mixing, group in zip(filters, groups, strict=True)
         )
         values[rows], vectors[rows] = np.linalg.eigh(squares)
+
+    from threadpoolctl import threadpool_limits  # takes as long to import as to use
+
+    # Matrices of this size keep one core busy: the threads of BLAS wait for each other, for ten times as long.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(decompose, range(0, height, BLOCK)))
     return RowFactors(jnp.asarray(vectors), jnp.asarray(np.sqrt(np.maximum(values, 0)), float))
 
 
