@@ -30,16 +30,17 @@ def load(golden, name):
     return operators.mri(case["x"].shape, mask=case["mask"], maps=case["maps"]), case
 
 
+@jax.jit
+def measured(operator, images):
+    return jax.vmap(operator.forward)(images)
+
+
 def dense(operator):
     """Write A as a real matrix in float64, real and imaginary parts of the measurement below each other."""
     with jax.enable_x64(True):
         images = jnp.eye(int(np.prod(operator.image_shape))).reshape(-1, *operator.image_shape)
-        columns = np.asarray(jax.jit(jax.vmap(operator.forward))(images)).reshape(len(images), -1).T
+        columns = np.asarray(measured(operator, images)).reshape(len(images), -1).T
     return np.concatenate([columns.real, columns.imag])
-
-
-def laid_out(y):
-    return np.concatenate([np.real(y).ravel(), np.imag(y).ravel()]).astype(np.float64)
 
 
 @pytest.mark.parametrize("name", [*COLUMNS, "mri_poisson"])
@@ -47,21 +48,30 @@ def test_values_are_those_of_the_reference_implementations(name, golden):
     operator, case = load(golden, name)
     assert type(operator) is (operators.ColumnMRI if name in COLUMNS else operators.MRI)
     assert hasattr(operator, "svd") is (name in COLUMNS)
-    x, v, z, y = (jnp.asarray(case[key]) for key in ("x", "v", "z", "y_noisy"))
-    assert distance(operator.forward(x), case["y"]) < ROUNDING
-    assert distance(operator.adjoint(v), case["adjoint_v"]) < ROUNDING
-    assert distance(operators.zero_filled(operator, y), case["zero_filled"]) < 2 * ROUNDING
-    assert distance(operators.mvue(operator, y), case["mvue"]) < 2 * ROUNDING
-    assert distance(operators.root_sum_of_squares(operator, y), case["rss"]) < 2 * ROUNDING
-    np.testing.assert_allclose(operators.mvue_scale(operator, y), case["quantile99"], rtol=2 * ROUNDING)
-    norm = operators.spectral_norm(operator, jax.random.key(0), num_iterations=100)
-    np.testing.assert_allclose(norm, case["norm"], rtol=1e-3)
-    assert norm < 1 + ROUNDING
-    for ready, tolerance in ((operator, ITERATED), (operators.prepared_operator(operator), EXACT)):
-        tolerance = tolerance if name in COLUMNS else ITERATED
-        prox = jax.jit(lambda z, rho, ready=ready: ready.prox(z, y, rho))
-        assert distance(prox(z, case["rho"]), case["prox"]) < tolerance
-        assert distance(prox(jnp.zeros_like(z), case["lam"]), case["tikhonov"]) < 5 * tolerance
+    ready = operators.prepared_operator(operator)
+    arguments = [jnp.asarray(case[key]) for key in ("x", "v", "z", "y_noisy")]
+    found = jax.jit(reconstructions)(operator, ready, *arguments, jnp.float32(case["rho"]), jnp.float32(case["lam"]))
+    for key, (value, tolerance) in found.items():
+        assert distance(value, case[key.partition(" ")[0]]) < tolerance, key
+    if name in COLUMNS:
+        np.testing.assert_allclose(ready.factors.values.max(), case["norm"], rtol=ROUNDING)
+
+
+def reconstructions(operator, ready, x, v, z, y, rho, lam):
+    """Compute what the files hold, in one program, with the tolerance of each."""
+    exact = EXACT if ready is not operator and hasattr(ready, "svd") else ITERATED
+    return {
+        "y": (operator.forward(x), ROUNDING),
+        "adjoint_v": (operator.adjoint(v), ROUNDING),
+        "zero_filled": (operators.zero_filled(operator, y), 2 * ROUNDING),
+        "mvue": (operators.mvue(operator, y), 2 * ROUNDING),
+        "rss": (operators.root_sum_of_squares(operator, y), 2 * ROUNDING),
+        "quantile99": (operators.mvue_scale(operator, y), 2 * ROUNDING),
+        "prox": (operator.prox(z, y, rho), ITERATED),
+        "tikhonov": (operator.prox(jnp.zeros_like(z), y, lam), 5 * ITERATED),
+        "prox by the decomposition": (ready.prox(z, y, rho), exact),
+        "tikhonov by the decomposition": (ready.prox(jnp.zeros_like(z), y, lam), 5 * exact),
+    }
 
 
 def test_the_image_of_odd_size_is_not_that_of_swapped_shifts(golden):
@@ -79,19 +89,19 @@ def test_rows_decompose(name, golden):
     np.testing.assert_allclose(np.sort(parts.s[..., 0] ** 2), np.sort(case["row_eigenvalues"]), atol=ROUNDING)
     x, y = jnp.asarray(case["x"]), jnp.asarray(case["y_noisy"])
     np.testing.assert_allclose(parts.to_image(parts.from_image(x)), x, atol=10 * ROUNDING)
-    np.testing.assert_allclose(
-        parts.from_measurement(operator.forward(x)), parts.s * (parts.inverse() > 0) * parts.from_image(x), atol=1e-4
-    )
+    seen = np.asarray(parts.s) * (np.asarray(parts.inverse()) > 0)
+    c = parts.from_measurement(operator.forward(x))
+    np.testing.assert_allclose(c, seen * np.asarray(parts.from_image(x)), atol=1e-4)
     pseudo_inverse = jax.jit(operator.pseudo_inverse)(y)  # decomposed while it is compiled
     assert distance(pseudo_inverse, case["pseudo_inverse"]) < SEEN
     again = operator.forward(operator.pseudo_inverse(operator.forward(pseudo_inverse)))
     np.testing.assert_allclose(again, operator.forward(pseudo_inverse), atol=1e-4)
 
 
-@pytest.mark.parametrize("axes", ["coils", "columns", "both", "whole"])
+@pytest.mark.parametrize("axes", ["coils", "columns", "whole"])
 def test_weights_of_coils_and_columns_keep_the_decomposition(axes, golden):
     operator, _ = load(golden, "mri_odd")
-    shape = {"coils": (4, 1, 1), "columns": (13,), "both": (4, 1, 13), "whole": (4, 15, 13)}[axes]
+    shape = {"coils": (4, 1, 1), "columns": (13,), "whole": (4, 15, 13)}[axes]
     root = np.random.RandomState(0).uniform(0, 2, shape if axes != "whole" else (4, 1, 13)).astype(np.float32)
     root = np.broadcast_to(root, shape)
     weighted = operator.prepared().weighted(jnp.asarray(root))
@@ -112,14 +122,16 @@ def test_other_weights_do_not(golden):
         operators.MRI(operator.maps, jnp.asarray(case["mask"])[None], operator.image_shape),
         jnp.asarray(case["x"]),
     )
-    np.testing.assert_allclose(free.weighted(root).forward(x), root * operator.forward(x), atol=ROUNDING)
+    np.testing.assert_allclose(
+        free.weighted(root).forward(x), np.asarray(root) * np.asarray(operator.forward(x)), atol=ROUNDING
+    )
 
 
 def test_a_stack_is_prepared_row_by_row_and_solved(golden):
     shape, keys = (6, 8, 2), jax.random.split(jax.random.key(0), 3)
-    each = [operators.multicoil_mri(shape, key, num_coils=2, acceleration=2) for key in keys]
+    each = [operators.multicoil_mri(shape, key, num_coils=2, acceleration=2.0) for key in keys]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    made = jax.vmap(lambda key: operators.multicoil_mri(shape, key, num_coils=2, acceleration=2))(keys)
+    made = jax.vmap(lambda key: operators.multicoil_mri(shape, key, num_coils=2, acceleration=2.0))(keys)
     assert made == stack
     assert stack.prepared() == jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.prepared() for one in each))
     prior = dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), shape)
@@ -140,7 +152,7 @@ def test_a_stack_is_prepared_row_by_row_and_solved(golden):
 
 def test_the_mean_of_samples_is_the_posterior_mean():
     shape, num, sigma = (6, 8, 2), 200, 0.1
-    operator = operators.multicoil_mri(shape, jax.random.key(0), num_coils=3, acceleration=2).prepared()
+    operator = operators.multicoil_mri(shape, jax.random.key(0), num_coils=3, acceleration=2.0).prepared()
     prior = dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), shape)
     y = dd.simulate(operator, jax.random.normal(jax.random.key(1), shape) / 2, sigma, jax.random.key(2))
     many = dd.Problem(operator, jnp.broadcast_to(y, (num, *y.shape)), sigma)
@@ -204,14 +216,16 @@ def test_masks_are_those_of_the_published_codes(golden):
 def test_columns_follow_their_rule_for_every_key(width):
     draw = jax.jit(operators.column_mask, static_argnames=("width", "acceleration", "pattern"))
     for pattern in ("random", "equispaced", "equispaced_fraction"):
-        masks = {tuple(np.asarray(draw(width, jax.random.key(i), acceleration=4, pattern=pattern))) for i in range(12)}
+        masks = {
+            tuple(np.asarray(draw(width, jax.random.key(i), acceleration=4.0, pattern=pattern))) for i in range(12)
+        }
         assert len(masks) > 2
         if pattern == "random":
             assert {sum(mask) for mask in masks} == {round(width / 4)}
             assert all(mask[width // 2] for mask in masks)
         else:  # the published rule, from any offset
             known = {
-                tuple(operators.released_fastmri_mask(width, pattern=pattern, offset=i).tolist()) for i in range(6)
+                tuple(operators.released_fastmri_mask(width, pattern=pattern, offset=i).tolist()) for i in range(5)
             }
             assert masks <= known
 

@@ -92,7 +92,7 @@ def noise_covariance(noise: ArrayLike) -> Complex[np.ndarray, "N N"]:
     return samples @ samples.conj().T / samples.shape[1]
 
 
-def prewhiten(y: Measurement, maps: ArrayLike, covariance: ArrayLike) -> tuple[Measurement, Complex[Array, "N H W"]]:
+def prewhiten(y: ArrayLike, maps: ArrayLike, covariance: ArrayLike) -> tuple[Measurement, Complex[Array, "N H W"]]:
     """Mix the coils so that their noise is independent, with standard deviation 1 in real and imaginary part each.
 
     With Psi = L L^H both are multiplied by sqrt(2) L^-1: y = M F(s x) stays true, with sigma_y = 1. Build the operator
@@ -112,8 +112,8 @@ def prewhiten(y: Measurement, maps: ArrayLike, covariance: ArrayLike) -> tuple[M
 
     Source: Pruessmann et al. 2001, "Advances in sensitivity encoding with arbitrary k-space trajectories".
     """
-    psi, coils = np.asarray(covariance, np.complex128), np.asarray(maps)
-    if psi.shape != (len(coils),) * 2 or len(y) != len(coils):
+    psi, coils, y = np.asarray(covariance, np.complex128), np.asarray(maps), jnp.asarray(y)
+    if psi.shape != (len(coils),) * 2 or y.shape[:1] != coils.shape[:1]:
         raise ValueError(
             f"the covariance of N coils has shape (N, N), y and maps have the coils first; got {psi.shape}, {y.shape} "
             f"and {coils.shape}"
@@ -126,7 +126,6 @@ def prewhiten(y: Measurement, maps: ArrayLike, covariance: ArrayLike) -> tuple[M
         raise ValueError(
             "the covariance must be positive definite: a coil without noise, or the sum of others, has to be left out"
         ) from error
-    y = jnp.asarray(y)
     return _mixed(mixing, y), _mixed(mixing, jnp.asarray(coils, y.dtype))
 
 

@@ -1,5 +1,6 @@
 """Magnetic resonance imaging with several receiver coils: Cartesian sampling of a complex image."""
 
+import copy
 import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,9 @@ class ColumnMRI(MRI, DecomposableOperator):
         """
         if self.factors is not None or isinstance(self.maps, Tracer) or isinstance(self.mask, Tracer):
             return self
-        return dataclasses.replace(self, factors=_decomposed(np.asarray(self.maps), np.asarray(self.mask)))
+        ready = copy.copy(self)  # of a stack as well, whose arrays have an axis more than those of one operator
+        object.__setattr__(ready, "factors", _decomposed(np.asarray(self.maps), np.asarray(self.mask)))
+        return ready
 
     def svd(self) -> Decomposition:
         """Decompose: the coefficients of a row are complex, in two real numbers each.

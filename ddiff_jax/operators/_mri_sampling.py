@@ -166,13 +166,13 @@ def _centre(width: int, num_centre: int) -> slice:
     return slice(first, first + num_centre)
 
 
-def _spacing(width: int, num_centre: int, acceleration: float, pattern: str) -> float:
+def _spacing(width: int, num_centre: int, acceleration: float | int, pattern: str) -> float | int:
     if pattern == "equispaced":
         return acceleration
     return acceleration * (num_centre - width) / (num_centre * acceleration - width)
 
 
-def _every(width: int, num_centre: int, acceleration: float, offset: int, pattern: str) -> np.ndarray:
+def _every(width: int, num_centre: int, acceleration: float | int, offset: int, pattern: str) -> np.ndarray:
     """Sample evenly spaced columns from an offset on; those of `equispaced_fraction` spare the last column."""
     mask = np.zeros(width, bool)
     end = width if pattern == "equispaced" else width - 1
@@ -180,7 +180,7 @@ def _every(width: int, num_centre: int, acceleration: float, offset: int, patter
     return mask
 
 
-def _check_rule(width: int, acceleration: float, centre_fraction: float, pattern: str) -> int:
+def _check_rule(width: int, acceleration: float | int, centre_fraction: float, pattern: str) -> int:
     """Return the number of columns in the centre, or refuse a rule that cannot be followed."""
     if pattern not in ("random", "equispaced", "equispaced_fraction"):
         raise ValueError(f"pattern must be random, equispaced or equispaced_fraction; got {pattern!r}")
