@@ -95,7 +95,7 @@ def solve_one(
         TypeError: solver, prior or problem is no such thing, or the key is not one typed key.
     """
     check_one(solver, prior, problem, key, x_init)
-    problem, dtype = _about(prior, problem), float_type(problem.y)
+    problem, dtype = _about(prior, problem.standardised()), float_type(problem.y)
     require_operator(solver, problem.operator)
     require_likelihood(solver, problem.likelihood)
     problem = problem.prepared() if solver.cost(problem.operator).operator_solves else problem
@@ -253,6 +253,7 @@ def solve(
     """
     shape = check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
     check_sigma(problem.sigma_y)
+    problem = problem.standardised_batch()
     seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
     require_operator(solver, seen)
     require_likelihood(solver, problem.likelihood)

@@ -26,7 +26,7 @@ def distance(a, b):
 
 
 def load(golden, name):
-    case = np.load(golden(f"{name}.npz"))
+    case = np.load(golden(f"instruments/{name}.npz"))
     return operators.mri(case["x"].shape, mask=case["mask"], maps=case["maps"]), case
 
 
@@ -188,7 +188,7 @@ def test_derivatives_with_respect_to_the_maps_equal_central_differences(golden, 
 
 
 def test_maps_of_a_birdcage(golden):
-    case = np.load(golden("birdcage.npz"))
+    case = np.load(golden("instruments/birdcage.npz"))
     for name in case.files:
         num_coils, height, width = map(int, name.split("x"))
         maps = operators.birdcage_maps((height, width, 2), num_coils)
@@ -197,7 +197,7 @@ def test_maps_of_a_birdcage(golden):
 
 
 def test_masks_are_those_of_the_published_codes(golden):
-    case, seen = np.load(golden("mri_masks.npz")), 0
+    case, seen = np.load(golden("instruments/mri_masks.npz")), 0
     for name in case.files:
         found = re.match(r"(fastmri|inversebench)_(\w+)_W(\d+)_R(\d)(?:_cf([\d.]+))?_(seed|offset)(\d)$", name)
         if not found:
@@ -232,7 +232,7 @@ def test_columns_follow_their_rule_for_every_key(width):
 
 
 def test_whitened_coils_have_independent_noise(golden):
-    case = np.load(golden("mri_whitening.npz"))
+    case = np.load(golden("instruments/mri_whitening.npz"))
     y, maps = operators.prewhiten(case["y"], case["maps"], case["psi"])
     assert distance(y, case["y_white"]) < ROUNDING
     assert distance(maps, case["maps_white"]) < ROUNDING
@@ -244,7 +244,7 @@ def test_whitened_coils_have_independent_noise(golden):
 
 
 def test_radial_samples_are_those_of_the_exact_transform(golden):
-    case = np.load(golden("mri_radial.npz"))
+    case = np.load(golden("instruments/mri_radial.npz"))
     shape = case["x"].shape
     trajectory = operators.radial_trajectory(shape, num_spokes=9, num_samples=16)
     np.testing.assert_allclose(trajectory, case["k"], atol=1e-12)

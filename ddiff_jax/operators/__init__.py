@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._coils import (
@@ -41,6 +42,7 @@ from ddiff_jax.operators._noncartesian_mri import NonCartesianMRI, noncartesian_
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
+from ddiff_jax.operators._weighted import LinearWeighted, Weighted, weighted
 from ddiff_jax.operators.base import (
     Ambiguous,
     DecomposableOperator,
@@ -48,7 +50,10 @@ from ddiff_jax.operators.base import (
     LinearOperator,
     Operator,
     PartlyObserved,
+    Redundant,
+    Weighable,
     dot_test,
+    entry_counts,
     equivalent_images,
     known_image_shape,
     measures_picture,
@@ -123,6 +128,7 @@ __all__ = [
     "MRI",
     "OPERATORS",
     "OPERATOR_TYPES",
+    "Affine",
     "Ambiguous",
     "Blur",
     "CameraBlur",
@@ -139,14 +145,19 @@ __all__ = [
     "LinearFunction",
     "LinearMasked",
     "LinearOperator",
+    "LinearWeighted",
     "Masked",
     "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
+    "Redundant",
     "Separable",
     "Tomography",
+    "Weighable",
+    "Weighted",
+    "affine",
     "birdcage_maps",
     "blur",
     "box_inpainting",
@@ -155,6 +166,7 @@ __all__ = [
     "column_mask",
     "compose",
     "dot_test",
+    "entry_counts",
     "equivalent_images",
     "fourier",
     "from_channels",
@@ -163,6 +175,7 @@ __all__ = [
     "high_dynamic_range",
     "inpainting",
     "known_image_shape",
+    "linear_part",
     "masked",
     "measures_picture",
     "motion_blur",
@@ -195,5 +208,6 @@ __all__ = [
     "to_channels",
     "tomography",
     "undersampled_fourier",
+    "weighted",
     "zero_filled",
 ]

@@ -185,8 +185,10 @@ def _product(axes: str, vectors: Array, z: Array) -> Array:
 def _decomposed(maps: np.ndarray, mask: np.ndarray) -> RowFactors:
     """Decompose the rows of one operator, [N, H, W] and [N or 1, 1, W], or of a stack of them."""
     if maps.ndim > 3:
-        found = [_decomposed(*one) for one in zip(maps, mask, strict=True)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        stack = list(zip(maps, mask, strict=True))
+        names = [(one.tobytes(), weights.tobytes()) for one, weights in stack]
+        found = {name: _decomposed(*one) for name, one in dict(zip(names, stack, strict=True)).items()}  # equals once
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(found[name] for name in names))
     num_coils, height, width = maps.shape
     at = np.arange(width) - width // 2
     transform = phases(at / width, at) / np.sqrt(width)
