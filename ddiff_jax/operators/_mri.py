@@ -32,8 +32,7 @@ class MRI(LinearOperator):
 
     Args:
         maps: s_c, how coil c sees every pixel.
-        mask: 1 where a frequency is sampled, 0 where it is not; other weights of at least 0 are those of `weighted`.
-            Broadcasts to the measurement.
+        mask: 1 where a frequency is sampled, 0 where it is not.
         image_shape: (H, W, 2).
     """
 
@@ -49,18 +48,6 @@ class MRI(LinearOperator):
     def observed(self) -> Bool[Array, "#N #H W"]:
         """Tell which frequencies are sampled."""
         return self.mask > 0
-
-    def weighted(self, root: Float[Array, "..."]) -> "MRI | None":
-        """Scale every entry of the measurement: the same operator with weights in its mask.
-
-        Args:
-            root: at least 0; broadcasts to the measurement.
-
-        Returns:
-            Operator of the same class; None from `ColumnMRI` where the weights change along a column.
-        """
-        root = jnp.asarray(root)
-        return dataclasses.replace(self, mask=self.mask.astype(root.dtype) * root.reshape(_three(root.shape)))
 
 
 @pytree_dataclass
