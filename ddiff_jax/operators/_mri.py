@@ -268,8 +268,8 @@ def multicoil_mri(
 ) -> ColumnMRI:
     """Build magnetic resonance imaging with a ring of coils on chosen columns: phase encoding along the width.
 
-    Its decomposition, for solvers that ask for one, takes 4 s at 128x128 and 8 coils on two slow processor cores, and
-    half a minute at 256x256.
+    Its decomposition, for solvers that ask for one, takes a second of a processor core at 128x128 and 8 coils, and
+    seven seconds at 256x256; all cores share the work.
 
     Args:
         shape: (H, W, 2): the real and the imaginary part of a complex image are its channels.

@@ -26,8 +26,8 @@ def column_mask(
     | pattern | columns beside the centre | how many in all |
     |---|---|---|
     | `random` | any, without replacement | round(W / acceleration) |
-    | `equispaced` | every acceleration-th, a whole number | about W / acceleration and 3/4 of the centre's at 4 |
-    | `equispaced_fraction` | evenly spaced, so many fewer as the centre has | about W / acceleration |
+    | `equispaced` | every acceleration-th, a whole number | about W / acceleration, and most of the centre on top |
+    | `equispaced_fraction` | evenly spaced, as many fewer as the centre has | about W / acceleration |
 
     Args:
         width: W, the number of columns.
