@@ -98,6 +98,7 @@ def solve_one(
     problem, dtype = _about(prior, problem.standardised()), float_type(problem.y)
     require_operator(solver, problem.operator)
     require_likelihood(solver, problem.likelihood)
+    problem = problem.prepared() if solver.cost(problem.operator).operator_solves else problem
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -257,8 +258,9 @@ def solve(
     problem = problem.standardised_batch()
     seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
     require_operator(solver, seen)
-    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
     require_likelihood(solver, problem.likelihood)
+    problem = problem.prepared() if solver.cost(seen).operator_solves else problem
+    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.

@@ -5,6 +5,16 @@ from collections.abc import Callable
 from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._coils import (
+    birdcage_maps,
+    from_channels,
+    mvue,
+    mvue_scale,
+    noise_covariance,
+    prewhiten,
+    to_channels,
+    zero_filled,
+)
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
@@ -21,6 +31,14 @@ from ddiff_jax.operators._inpainting import (
 )
 from ddiff_jax.operators._masked import LinearMasked, Masked, masked
 from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
+from ddiff_jax.operators._mri import MRI, ColumnMRI, mri, multicoil_mri, root_sum_of_squares
+from ddiff_jax.operators._mri_sampling import (
+    column_mask,
+    radial_trajectory,
+    released_fastmri_mask,
+    released_inversebench_mask,
+)
+from ddiff_jax.operators._noncartesian_mri import NonCartesianMRI, noncartesian_mri, radial_mri
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
@@ -40,6 +58,7 @@ from ddiff_jax.operators.base import (
     known_image_shape,
     measures_picture,
     observed_entries,
+    prepared_operator,
     spectral_norm,
 )
 from ddiff_jax.operators.separable import Separable, gaussian_blur, super_resolution
@@ -59,6 +78,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "colourisation": colourisation,
     "fourier": fourier,
     "undersampled_fourier": undersampled_fourier,
+    "mri": mri,
+    "multicoil_mri": multicoil_mri,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
 }
@@ -79,6 +100,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "colourisation": Colourisation,
     "fourier": Fourier,
     "undersampled_fourier": Fourier,
+    "mri": MRI,
+    "multicoil_mri": ColumnMRI,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
 }
@@ -90,6 +113,7 @@ GIVEN_FORMS = {
     "gaussian_blur": "blur",
     "motion_blur": "blur",
     "undersampled_fourier": "fourier",
+    "multicoil_mri": "mri",
     "sparse_tomography": "tomography",
 }
 
@@ -101,6 +125,7 @@ def serving(*needs: str) -> list[str]:
 
 __all__ = [
     "GIVEN_FORMS",
+    "MRI",
     "OPERATORS",
     "OPERATOR_TYPES",
     "Affine",
@@ -108,6 +133,7 @@ __all__ = [
     "Blur",
     "CameraBlur",
     "Colourisation",
+    "ColumnMRI",
     "Composition",
     "DecomposableOperator",
     "Decomposition",
@@ -121,6 +147,7 @@ __all__ = [
     "LinearOperator",
     "LinearWeighted",
     "Masked",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "PartlyObserved",
@@ -131,15 +158,18 @@ __all__ = [
     "Weighable",
     "Weighted",
     "affine",
+    "birdcage_maps",
     "blur",
     "box_inpainting",
     "camera_blur",
     "colourisation",
+    "column_mask",
     "compose",
     "dot_test",
     "entry_counts",
     "equivalent_images",
     "fourier",
+    "from_channels",
     "from_function",
     "gaussian_blur",
     "high_dynamic_range",
@@ -150,19 +180,34 @@ __all__ = [
     "measures_picture",
     "motion_blur",
     "motion_kernel",
+    "mri",
+    "multicoil_mri",
+    "mvue",
+    "mvue_scale",
     "nearest_equivalent",
+    "noise_covariance",
+    "noncartesian_mri",
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",
+    "prepared_operator",
+    "prewhiten",
+    "radial_mri",
+    "radial_trajectory",
     "random_inpainting",
     "released_box_mask",
+    "released_fastmri_mask",
+    "released_inversebench_mask",
     "released_kernel_code",
     "released_random_mask",
+    "root_sum_of_squares",
     "serving",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",
+    "to_channels",
     "tomography",
     "undersampled_fourier",
     "weighted",
+    "zero_filled",
 ]
