@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._back_projection import filtered_back_projection
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
+from ddiff_jax.operators._fan_beam import FanBeam, fan_beam_tomography, sparse_fan_beam_tomography
 from ddiff_jax.operators._fourier import Fourier, fourier, undersampled_fourier
 from ddiff_jax.operators._function import Function, LinearFunction, from_function
 from ddiff_jax.operators._high_dynamic_range import HighDynamicRange, high_dynamic_range
@@ -23,6 +25,15 @@ from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
+from ddiff_jax.operators._transmission import (
+    Transmission,
+    attenuation_to_hounsfield,
+    from_hounsfield,
+    hounsfield_to_attenuation,
+    post_log,
+    to_hounsfield,
+    transmission,
+)
 from ddiff_jax.operators.base import (
     Ambiguous,
     DecomposableOperator,
@@ -56,6 +67,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "undersampled_fourier": undersampled_fourier,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
+    "fan_beam_tomography": fan_beam_tomography,
+    "sparse_fan_beam_tomography": sparse_fan_beam_tomography,
 }
 
 # What each of them makes: methods and markers can be looked up without building anything.
@@ -76,6 +89,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "undersampled_fourier": Fourier,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
+    "fan_beam_tomography": FanBeam,
+    "sparse_fan_beam_tomography": FanBeam,
 }
 
 # What some make up, and which factory takes it as an array instead: a mask, a kernel, angles.
@@ -86,6 +101,7 @@ GIVEN_FORMS = {
     "motion_blur": "blur",
     "undersampled_fourier": "fourier",
     "sparse_tomography": "tomography",
+    "sparse_fan_beam_tomography": "fan_beam_tomography",
 }
 
 
@@ -105,6 +121,7 @@ __all__ = [
     "Composition",
     "DecomposableOperator",
     "Decomposition",
+    "FanBeam",
     "Fourier",
     "Function",
     "HighDynamicRange",
@@ -120,6 +137,8 @@ __all__ = [
     "PhaseRetrieval",
     "Separable",
     "Tomography",
+    "Transmission",
+    "attenuation_to_hounsfield",
     "blur",
     "box_inpainting",
     "camera_blur",
@@ -127,10 +146,14 @@ __all__ = [
     "compose",
     "dot_test",
     "equivalent_images",
+    "fan_beam_tomography",
+    "filtered_back_projection",
     "fourier",
     "from_function",
+    "from_hounsfield",
     "gaussian_blur",
     "high_dynamic_range",
+    "hounsfield_to_attenuation",
     "inpainting",
     "known_image_shape",
     "masked",
@@ -141,14 +164,18 @@ __all__ = [
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",
+    "post_log",
     "random_inpainting",
     "released_box_mask",
     "released_kernel_code",
     "released_random_mask",
     "serving",
+    "sparse_fan_beam_tomography",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",
+    "to_hounsfield",
     "tomography",
+    "transmission",
     "undersampled_fourier",
 ]
