@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._back_projection import filtered_back_projection
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
@@ -34,6 +35,7 @@ from ddiff_jax.operators._transmission import (
     to_hounsfield,
     transmission,
 )
+from ddiff_jax.operators._weighted import LinearWeighted, Weighted, weighted
 from ddiff_jax.operators.base import (
     Ambiguous,
     DecomposableOperator,
@@ -41,7 +43,10 @@ from ddiff_jax.operators.base import (
     LinearOperator,
     Operator,
     PartlyObserved,
+    Redundant,
+    Weighable,
     dot_test,
+    entry_counts,
     equivalent_images,
     known_image_shape,
     measures_picture,
@@ -111,9 +116,7 @@ def serving(*needs: str) -> list[str]:
 
 
 __all__ = [
-    "GIVEN_FORMS",
-    "OPERATORS",
-    "OPERATOR_TYPES",
+    "Affine",
     "Ambiguous",
     "Blur",
     "CameraBlur",
@@ -124,20 +127,28 @@ __all__ = [
     "FanBeam",
     "Fourier",
     "Function",
+    "GIVEN_FORMS",
     "HighDynamicRange",
     "Inpainting",
     "LinearComposition",
     "LinearFunction",
     "LinearMasked",
     "LinearOperator",
+    "LinearWeighted",
     "Masked",
     "NonlinearBlur",
+    "OPERATORS",
+    "OPERATOR_TYPES",
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
+    "Redundant",
     "Separable",
     "Tomography",
     "Transmission",
+    "Weighable",
+    "Weighted",
+    "affine",
     "attenuation_to_hounsfield",
     "blur",
     "box_inpainting",
@@ -145,6 +156,7 @@ __all__ = [
     "colourisation",
     "compose",
     "dot_test",
+    "entry_counts",
     "equivalent_images",
     "fan_beam_tomography",
     "filtered_back_projection",
@@ -156,6 +168,7 @@ __all__ = [
     "hounsfield_to_attenuation",
     "inpainting",
     "known_image_shape",
+    "linear_part",
     "masked",
     "measures_picture",
     "motion_blur",
@@ -178,4 +191,5 @@ __all__ = [
     "tomography",
     "transmission",
     "undersampled_fourier",
+    "weighted",
 ]
