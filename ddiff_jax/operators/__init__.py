@@ -116,6 +116,9 @@ def serving(*needs: str) -> list[str]:
 
 
 __all__ = [
+    "GIVEN_FORMS",
+    "OPERATORS",
+    "OPERATOR_TYPES",
     "Affine",
     "Ambiguous",
     "Blur",
@@ -127,7 +130,6 @@ __all__ = [
     "FanBeam",
     "Fourier",
     "Function",
-    "GIVEN_FORMS",
     "HighDynamicRange",
     "Inpainting",
     "LinearComposition",
@@ -137,8 +139,6 @@ __all__ = [
     "LinearWeighted",
     "Masked",
     "NonlinearBlur",
-    "OPERATORS",
-    "OPERATOR_TYPES",
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
