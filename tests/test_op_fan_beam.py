@@ -10,7 +10,7 @@ pytestmark = pytest.mark.once
 VALUES = 1e-6  # of the largest, float32 against dense float64
 SOLUTIONS = 1e-4  # by conjugate gradients in float32
 FBP = 1e-5
-# ASTRA integrates over pixels, Joseph's method interpolates between them: the difference of the two on 14 to 20 pixels.
+# Relative root mean squares on 14 to 20 pixels: ASTRA integrates over pixels, Joseph's method interpolates.
 ASTRA, DISC = 0.06, 0.08
 SCANS = ["square", "cm", "oblong"]
 
@@ -53,8 +53,9 @@ def test_projections_and_their_adjoint_are_those_of_the_dense_matrix(data):
 
 def test_projections_are_near_those_of_another_projector_and_near_the_chords_of_a_disc(data):
     forward = jax.jit(scan(data).forward)
-    close(forward(image(data["x"])), data["y_astra_line"], ASTRA)
-    close(forward(image(data["disc_image"])), data["y_disc_analytic"], DISC)
+    for name, want, bound in (("x", "y_astra_line", ASTRA), ("disc_image", "y_disc_analytic", DISC)):
+        difference = np.asarray(forward(image(data[name])))[..., 0] - data[want]
+        assert np.linalg.norm(difference) < bound * np.linalg.norm(data[want])
 
 
 def test_least_squares(data):
@@ -87,10 +88,10 @@ def test_with_the_source_far_away_it_is_the_parallel_beam():
 def test_the_detector_sees_all_of_the_image_by_default():
     for shape in ((9, 9, 1), (7, 12, 1)):
         operator = operators.sparse_fan_beam_tomography(shape, num_angles=7)
-        seen = np.asarray(operator.adjoint(jnp.ones((7, operator.length.shape[1], 1))))
-        wide = operators.sparse_fan_beam_tomography(shape, num_angles=7, num_detectors=99)
-        assert wide.length.shape == (7, 99)
-        np.testing.assert_allclose(seen, wide.adjoint(jnp.ones((7, 99, 1))), atol=1e-6)
+        cells = operator.length.shape[1]
+        wide = operators.sparse_fan_beam_tomography(shape, num_angles=7, num_detectors=cells + 40)
+        seen, all_of_it = (jax.jit(scan.adjoint)(jnp.ones((7, scan.length.shape[1], 1))) for scan in (operator, wide))
+        np.testing.assert_allclose(seen, all_of_it, atol=1e-6)
 
 
 def test_units_of_length_cancel():

@@ -57,10 +57,10 @@ def filtered_back_projection(operator: FanBeam | Tomography, y: Measurement, *, 
     height, width, channels = operator.image_shape
     count, num_detectors, _ = y.shape
     s = (jnp.arange(num_detectors, dtype=y.dtype) - (num_detectors - 1) / 2) * rays.spacing
-    weighted = y * (max(height, width) / jnp.sqrt(1 + (s * rays.nearness) ** 2))[:, None]
+    weighted = y * (max(height, width) / jnp.sqrt(1 + (s * rays.nearness) ** 2))[None, :, None]
     ramp = jnp.asarray(_ramp(num_detectors), y.dtype) / rays.spacing
     filtered = jnp.einsum("de,tec->tdc", ramp, weighted, precision=jax.lax.Precision.HIGHEST)
-    right = jnp.arange(width, dtype=y.dtype) - (width - 1) / 2
+    right = (jnp.arange(width, dtype=y.dtype) - (width - 1) / 2)[None]
     down = (jnp.arange(height, dtype=y.dtype) - (height - 1) / 2)[:, None]
 
     def smear(total: Image, one: tuple[Array, Array]) -> tuple[Image, None]:

@@ -151,7 +151,7 @@ def fan_beam_tomography(
 
     theta = turns[:, None] * (np.pi / 180)
     cos, sin = xp.cos(theta), xp.sin(theta)
-    u = (np.arange(num_detectors) - (num_detectors - 1) / 2) * step
+    u = (np.arange(num_detectors)[None] - (num_detectors - 1) / 2) * step
     x, y = -source * sin, source * cos  # the source; the detector's middle is at the opposite of it
     dx, dy = cos * u + (source + detector) * sin, sin * u - (source + detector) * cos
     is_flat = xp.abs(dx) > xp.abs(dy)
