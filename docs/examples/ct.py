@@ -4,8 +4,8 @@
     python docs/examples/ct.py [--photons 3000] [--angles 60] [--keys 4] [--figure ct.png]
 
 The object is CT_small.dcm, a slice of 128x128 pixels in Hounsfield units that comes with pydicom; without pydicom it
-is the Shepp-Logan phantom of scikit-image. A scanner sends photons through it, from a point source to a flat detector, and
-counts those that arrive. Four reconstructions:
+is the Shepp-Logan phantom of scikit-image. A scanner sends photons through it, from a point source to a flat detector,
+and counts those that arrive. Four reconstructions:
 
 * filtered back-projection of the logarithm, which knows neither noise nor prior;
 * DDiff on the logarithm, with one noise level per ray (`post_log`), for several keys;
@@ -13,8 +13,8 @@ counts those that arrive. Four reconstructions:
 * the exact posterior mean of the logarithm's problem, by conjugate gradients: what a perfect solver would find.
 
 The prior is modest, and known: a Gaussian random field, whose cosine coefficients are independent with a power that
-falls with the third power of the frequency, as those of most pictures do. It has never seen a CT scan: two numbers, its level
-and its power, are all that was chosen. It stands where a network trained on CT slices would stand; any `Prior` does.
+falls with the third power of the frequency, as those of most pictures do. It has never seen a CT scan: its mean, water,
+and its power are all that was chosen. It stands where a network trained on CT slices would stand; any `Prior` does.
 DDiff aims at one point, so that the spread of its results over keys is the solver's own uncertainty, no posterior's.
 """
 
