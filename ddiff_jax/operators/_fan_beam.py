@@ -135,19 +135,18 @@ def fan_beam_tomography(
     num_detectors = math.ceil(1.6 * size) if num_detectors is None else num_detectors
     if int(num_detectors) != num_detectors or num_detectors < 1:
         raise ValueError(f"num_detectors must be a whole number above 0; got {num_detectors}")
-    source_distance = 2.5 * size * pixel if source_distance is None else source_distance
-    detector_distance = 1.6 * size * pixel if detector_distance is None else detector_distance
-    magnification = (source_distance + detector_distance) / source_distance if _is_positive(source_distance) else 1.0
-    spacing = magnification * pixel if spacing is None else spacing
-    is_traced = any(
-        isinstance(leaf, Tracer) for leaf in [*_leaves(angles), source_distance, detector_distance, spacing, pixel]
-    )
+    unit: Any = size * pixel
+    source: Any = 2.5 * unit if source_distance is None else source_distance
+    detector: Any = 1.6 * unit if detector_distance is None else detector_distance
+    if spacing is None:
+        spacing = (source + detector) / source * pixel if _is_positive(source) else pixel
+    lengths = (source, detector, spacing, pixel)
+    is_traced = any(isinstance(leaf, Tracer) for leaf in (*_leaves(angles), *lengths))
     if not is_traced:
-        _check(shape, np.asarray(angles), source_distance, detector_distance, spacing, pixel)
+        _check(shape, np.asarray(angles), *lengths)
     # Known numbers stay on the host, in all their digits.
     xp: Any = jnp if is_traced else np
-    given = (angles, source_distance, detector_distance, spacing, pixel)
-    turns, source, detector, step, side = (xp.asarray(value, float) for value in given)
+    turns, source, detector, step, side = (xp.asarray(value, float) for value in (angles, *lengths))
 
     theta = turns[:, None] * (np.pi / 180)
     cos, sin = xp.cos(theta), xp.sin(theta)
