@@ -39,6 +39,7 @@ def build() -> dict[str, Any]:
         "colourisation": operators.colourisation(SHAPE),
         "undersampled_fourier": operators.undersampled_fourier(SHAPE, key),
         "sparse_tomography": operators.sparse_tomography(SHAPE, num_angles=30),
+        "sparse_fan_beam_tomography": operators.sparse_fan_beam_tomography(SHAPE, num_angles=60),
         "nonlinear_blur": operators.nonlinear_blur(SHAPE, params=random_params(KernelWizard())),
     }
 

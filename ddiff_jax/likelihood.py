@@ -19,7 +19,10 @@ def sum_of_squares(r: Measurement) -> Float[Array, ""]:
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What a problem needs to know of its noise."""
+    """What a problem needs to know of its noise.
+
+    One whose y is in other units than A(x) also has `mean(clean)`, the expected y, so that residuals can be taken.
+    """
 
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
         """Compute the negative log-likelihood of A(x) = clean up to a constant and up to the factor `precision`."""
@@ -66,7 +69,7 @@ def _coerce(noise: "Likelihood", least: float = 0.0, **numbers: str) -> None:
     for name, what in numbers.items():
         value = getattr(noise, name)
         if not isinstance(value, Tracer) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > least)):
-            bound = "positive and finite" if least == 0 else "finite"
+            bound = {0.0: "positive and finite", -np.inf: "finite"}.get(least, "at least 0, and finite")
             raise ValueError(f"{name}, {what}, must be {bound}; got {value}")
         object.__setattr__(noise, name, jnp.asarray(value, float))
 
@@ -186,6 +189,15 @@ class PoissonGaussian:
         _check_real(clean)
         return jnp.asarray(self.photons, clean.dtype) * (clean + 1) / 2
 
+    def mean(self, clean: Measurement) -> Measurement:
+        """Compute gain e + offset, the mean of y.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        gain, offset = (jnp.asarray(v, clean.dtype) for v in (self.gain, self.offset))
+        return gain * self._expected(clean) + offset
+
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
         """Compute sum e - (c + b) log(e + b), up to a constant.
 
@@ -225,3 +237,66 @@ class PoissonGaussian:
         """
         scale = 2 / (jnp.asarray(self.photons, y.dtype) * jnp.asarray(self.gain, y.dtype))
         return scale * (y - jnp.asarray(self.offset, y.dtype)) - 1, scale * self.levels(y)
+
+
+@pytree_dataclass
+class Counts:
+    """Raw counts of photons: k ~ Poisson(m) with m = incident A(x) + background, and y holds k itself.
+
+    For operators that measure which share of the photons arrives, such as `operators.transmission`. The likelihood is
+    exact, sum m - k log(m): it has no pole here, since it is the logarithm of A(x) that is linear in the image.
+
+    `sigma_y` plays no part in the likelihood; solvers that weigh their steps with it read it as the typical standard
+    deviation of y, the root of the mean count.
+
+    Args:
+        incident: photons sent to every cell of the detector; one number, or one for each that broadcasts to y.
+        background: expected counts that did not come through the object (scattered, dark); the same.
+
+    Raises:
+        ValueError: incident is not positive and finite, or background not at least 0 and finite.
+    """
+
+    incident: Scalar | Float[Array, "..."]
+    background: Scalar | Float[Array, "..."] = 0.0
+
+    def __post_init__(self):
+        _coerce(self, incident="the number of photons sent to every cell")
+        _coerce(self, np.nextafter(0.0, -1.0), background="the counts expected without them")
+
+    def mean(self, clean: Measurement) -> Measurement:
+        """Compute the expected counts.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        _check_real(clean)
+        return jnp.asarray(self.incident, clean.dtype) * clean + jnp.asarray(self.background, clean.dtype)
+
+    def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
+        """Compute sum m - k log(m), up to a constant.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        mean = self.mean(clean)
+        # Where m itself vanishes, through far more matter than there can be, the value stays finite.
+        return jnp.sum(mean - y * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
+
+    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
+        """Give 1: the data term is the negative log-likelihood."""
+        return jnp.ones_like(1.0 * sigma_y)
+
+    def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
+        """Count photons; a negative expectation counts none.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        return jax.random.poisson(key, jnp.maximum(self.mean(clean), 0)).astype(clean.dtype)
+
+
+def expected(likelihood: Likelihood, clean: Measurement) -> Measurement:
+    """Compute the mean of y where A(x) = clean: what the likelihood's `mean` says, clean itself if it has none."""
+    mean = getattr(likelihood, "mean", None)
+    return clean if mean is None else mean(clean)

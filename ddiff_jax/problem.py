@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from ddiff_jax.boundary import check_floats, check_part, check_stack
-from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
+from ddiff_jax.likelihood import Gaussian, Likelihood, expected, sum_of_squares
 from ddiff_jax.operators._affine import linear_part
 from ddiff_jax.operators._masked import Masked, masked
 from ddiff_jax.operators._weighted import weigh, weighted
@@ -49,7 +49,7 @@ class Problem:
             has this much in its real and in its imaginary part. 0 is allowed where a solver does not divide by it.
             Noise that differs between entries is an array with as many axes as y, of length 1 where it is the same: for
             a batch, a map for all of its images is `sigma[None]`. It is positive where something was observed.
-        likelihood: the noise model, `Gaussian()` or for photon counts `Poisson(photons)`.
+        likelihood: the noise model, `Gaussian()`, or for photons `Poisson`, `PoissonGaussian` or `Counts`.
         observed: what the operator does not know: booleans that broadcast to y, true where an entry was observed.
         operator_axis: 0 if every array in `operator` has a leading axis of N (built by
             `jax.tree.map(lambda *a: jnp.stack(a), *operators)` or a vmapped factory); None if one operator measured
@@ -230,12 +230,18 @@ class Problem:
 
     def measured(self, x: Image) -> Measurement:
         """Compute A(x), 0 where nothing was observed."""
-        clean = self.operator.forward(x)
+        return self._seen(self.operator.forward(x))
+
+    def expected(self, x: Image) -> Measurement:
+        """Compute the mean of y: A(x) unless the likelihood counts in other units; 0 where nothing was observed."""
+        return self._seen(expected(self.likelihood, self.operator.forward(x)))
+
+    def _seen(self, clean: Measurement) -> Measurement:
         return _where(observed_entries(self.operator, clean.shape), clean)
 
     def residual(self, x: Image) -> Measurement:
-        """Compute A(x) - y, 0 where nothing was observed."""
-        return self.measured(x) - self.y
+        """Compute the expected y - y, A(x) - y in the units of y; 0 where nothing was observed."""
+        return self.expected(x) - self.y
 
     def half_squared_residual(self, x: Image) -> Float[Array, ""]:
         """Compute ||A(x) - y||^2 / 2, whatever the noise model."""
@@ -274,7 +280,8 @@ class Problem:
 
         def value(x: Image) -> tuple[Float[Array, ""], Float[Array, ""]]:
             clean = self.measured(x)
-            return self.likelihood.data_term(clean, self.y), sum_of_squares(clean - self.y)
+            residual = self._seen(expected(self.likelihood, clean)) - self.y
+            return self.likelihood.data_term(clean, self.y), sum_of_squares(residual)
 
         (_, squares), gradient = jax.value_and_grad(value, has_aux=True)(x)
         return squares / self.num_observed, gradient

@@ -29,6 +29,12 @@ SHAPES_OF = {
 }
 
 
+def _arrays(name):
+    """List the arrays that a factory must be given."""
+    arguments = inspect.signature(OPERATORS[name]).parameters.values()
+    return [p.name for p in arguments if p.default is p.empty and p.name in ("mask", "kernel", "angles")]
+
+
 def _mask(shape):
     return np.random.RandomState(0).rand(*shape[:2]) < 0.5
 
@@ -58,6 +64,8 @@ OPERATOR_EXAMPLES = {
     "multicoil_mri": lambda shape: operators.multicoil_mri(shape, jax.random.key(0), num_coils=2),
     "tomography": lambda shape: operators.tomography(shape, angles=[10.0, 60.0, 0.0]),
     "sparse_tomography": lambda shape: operators.sparse_tomography(shape, num_angles=5),
+    "fan_beam_tomography": lambda shape: operators.fan_beam_tomography(shape, angles=[10.0, 150.0, 300.0]),
+    "sparse_fan_beam_tomography": lambda shape: operators.sparse_fan_beam_tomography(shape, num_angles=5),
     "nonlinear_blur": _nonlinear_blur,
 }
 
@@ -113,12 +121,11 @@ def test_operator_is_finite_and_keeps_its_type_and_shape(name, shape, dtype, x64
 def test_the_tables_beside_the_operators_name_them_all():
     assert OPERATOR_TYPES.keys() == OPERATORS.keys()
     linear = [name for name, made in OPERATOR_TYPES.items() if issubclass(made, LinearOperator)]
-    # What is called a kind of another linear operator makes up what that one is given.
-    assert GIVEN_FORMS == {name: given for name in linear for given in linear if name.endswith(f"_{given}")}
-    for given in GIVEN_FORMS.values():
-        arguments = inspect.signature(OPERATORS[given]).parameters.values()
-        arrays = [p.name for p in arguments if p.default is inspect.Parameter.empty and p.name != "shape"]
-        assert arrays in (["mask"], ["kernel"], ["angles"]), given
+    given = [name for name in linear if _arrays(name)]
+    # What is called a kind of another linear operator, and is given no array itself, makes up what that one is given.
+    kinds = {name: [of for of in given if name.endswith(f"_{of}")] for name in linear if name not in given}
+    assert GIVEN_FORMS == {name: max(of, key=len) for name, of in kinds.items() if of}
+    assert all(len(_arrays(name)) == 1 for name in GIVEN_FORMS.values())
     assert operators.serving("svd", "prox") == [name for name in OPERATORS if hasattr(OPERATOR_TYPES[name], "svd")]
 
 

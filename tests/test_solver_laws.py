@@ -25,6 +25,7 @@ PROGRAMS = 1e-5  # two compiled programs of the same mathematics
 HERE = {  # where the examples for 16x16 images do not fit; inpainting and blurs share their programs with others
     "box_inpainting": lambda shape: operators.box_inpainting(shape, jax.random.key(0), size=3, margin=1),
     "sparse_tomography": lambda shape: operators.sparse_tomography(shape, num_angles=3),
+    "sparse_fan_beam_tomography": lambda shape: operators.sparse_fan_beam_tomography(shape, num_angles=3),
     "motion_blur": lambda shape: operators.motion_blur(shape, 0, size=5),
     "blur": lambda shape: operators.blur(shape, kernel=np.random.RandomState(1).rand(5, 5)),
 }

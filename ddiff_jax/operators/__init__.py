@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ddiff_jax.operators._affine import Affine, affine, linear_part
+from ddiff_jax.operators._back_projection import filtered_back_projection
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._coils import (
@@ -18,6 +19,7 @@ from ddiff_jax.operators._coils import (
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
+from ddiff_jax.operators._fan_beam import FanBeam, fan_beam_tomography, sparse_fan_beam_tomography
 from ddiff_jax.operators._fourier import Fourier, fourier, undersampled_fourier
 from ddiff_jax.operators._function import Function, LinearFunction, from_function
 from ddiff_jax.operators._high_dynamic_range import HighDynamicRange, high_dynamic_range
@@ -42,6 +44,15 @@ from ddiff_jax.operators._noncartesian_mri import NonCartesianMRI, noncartesian_
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
+from ddiff_jax.operators._transmission import (
+    Transmission,
+    attenuation_to_hounsfield,
+    from_hounsfield,
+    hounsfield_to_attenuation,
+    post_log,
+    to_hounsfield,
+    transmission,
+)
 from ddiff_jax.operators._weighted import LinearWeighted, Weighted, weighted
 from ddiff_jax.operators.base import (
     Ambiguous,
@@ -82,6 +93,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "multicoil_mri": multicoil_mri,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
+    "fan_beam_tomography": fan_beam_tomography,
+    "sparse_fan_beam_tomography": sparse_fan_beam_tomography,
 }
 
 # What each of them makes: methods and markers can be looked up without building anything.
@@ -104,6 +117,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "multicoil_mri": ColumnMRI,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
+    "fan_beam_tomography": FanBeam,
+    "sparse_fan_beam_tomography": FanBeam,
 }
 
 # What some make up, and which factory takes it as an array instead: a mask, a kernel, angles.
@@ -115,6 +130,7 @@ GIVEN_FORMS = {
     "undersampled_fourier": "fourier",
     "multicoil_mri": "mri",
     "sparse_tomography": "tomography",
+    "sparse_fan_beam_tomography": "fan_beam_tomography",
 }
 
 
@@ -137,6 +153,7 @@ __all__ = [
     "Composition",
     "DecomposableOperator",
     "Decomposition",
+    "FanBeam",
     "Fourier",
     "Function",
     "HighDynamicRange",
@@ -155,9 +172,11 @@ __all__ = [
     "Redundant",
     "Separable",
     "Tomography",
+    "Transmission",
     "Weighable",
     "Weighted",
     "affine",
+    "attenuation_to_hounsfield",
     "birdcage_maps",
     "blur",
     "box_inpainting",
@@ -168,11 +187,15 @@ __all__ = [
     "dot_test",
     "entry_counts",
     "equivalent_images",
+    "fan_beam_tomography",
+    "filtered_back_projection",
     "fourier",
     "from_channels",
     "from_function",
+    "from_hounsfield",
     "gaussian_blur",
     "high_dynamic_range",
+    "hounsfield_to_attenuation",
     "inpainting",
     "known_image_shape",
     "linear_part",
@@ -190,6 +213,7 @@ __all__ = [
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",
+    "post_log",
     "prepared_operator",
     "prewhiten",
     "radial_mri",
@@ -202,11 +226,14 @@ __all__ = [
     "released_random_mask",
     "root_sum_of_squares",
     "serving",
+    "sparse_fan_beam_tomography",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",
     "to_channels",
+    "to_hounsfield",
     "tomography",
+    "transmission",
     "undersampled_fourier",
     "weighted",
     "zero_filled",

@@ -35,6 +35,7 @@ class Tomography(LinearOperator):
         line: which line an angle reads, of all slopes' for the image, then for its transpose.
         place: the last point before every detector.
         weights: linear interpolation between that point and the next, with length and units; 0 outside of the image.
+        angles: of the scan, in degrees, for filtered back-projection; `forward` does not read them.
         image_shape: (H, W, C) of the input.
     """
 
@@ -44,6 +45,7 @@ class Tomography(LinearOperator):
     line: Int[Array, "T 1"]
     place: Int[Array, "T D"]
     weights: Float[Array, "2 T D"]
+    angles: Float[Array, " T"]
     image_shape: ImageShape = static_field()
 
     def forward(self, x: Image) -> Measurement:
@@ -137,6 +139,7 @@ def tomography(shape: ImageShape, *, angles: ArrayLike, num_detectors: int | Non
         line=jnp.asarray(slope.reshape(-1, 1) + len(slopes) * flat, jnp.int32),
         place=jnp.asarray(np.clip(place, 0, 4 * reach), jnp.int32),
         weights=jnp.asarray(weights, float),
+        angles=jnp.asarray(angles, float),
         image_shape=shape,
     )
 

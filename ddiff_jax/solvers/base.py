@@ -195,7 +195,7 @@ def ratio(x: Float[Array, "..."], y: Float[Array, ""]) -> Float[Array, "..."]:
 
 def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:
     """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
-    _, change = jax.jvp(problem.measured, (x,), (direction,))
+    _, change = jax.jvp(problem.expected, (x,), (direction,))
     return sum_of_squares(change)
 
 
