@@ -1,6 +1,7 @@
 """Metrics: one image in, one scalar out. `PROTOCOLS` names the two ways in which PSNR and SSIM are computed."""
 
 from ddiff_jax.metrics._fidelity import PROTOCOLS, ProtocolName, psnr, ssim
+from ddiff_jax.metrics._interferometry import chi2_amp, chi2_ca, chi2_cp, chi2_vis, closure_chi2, shifted_psnr
 from ddiff_jax.metrics._measure import measure
 from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
 from ddiff_jax.metrics._table import METRICS, Metric
@@ -12,11 +13,17 @@ __all__ = [
     "Metric",
     "Perceptual",
     "ProtocolName",
+    "chi2_amp",
+    "chi2_ca",
+    "chi2_cp",
+    "chi2_vis",
+    "closure_chi2",
     "find_lpips",
     "installed_lpips",
     "load_lpips",
     "lpips_hashes",
     "measure",
     "psnr",
+    "shifted_psnr",
     "ssim",
 ]

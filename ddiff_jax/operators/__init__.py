@@ -2,8 +2,18 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._affine import Affine
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._closures import (
+    ClosureData,
+    ClosureParts,
+    Closures,
+    ClosureSets,
+    closure_interferometry,
+    closures,
+    minimal_closures,
+)
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
@@ -18,6 +28,7 @@ from ddiff_jax.operators._inpainting import (
     released_box_mask,
     released_random_mask,
 )
+from ddiff_jax.operators._interferometry import Visibilities, interferometry
 from ddiff_jax.operators._masked import LinearMasked, Masked, masked
 from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
@@ -56,6 +67,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "undersampled_fourier": undersampled_fourier,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
+    "interferometry": interferometry,
+    "closure_interferometry": closure_interferometry,
 }
 
 # What each of them makes: methods and markers can be looked up without building anything.
@@ -76,6 +89,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "undersampled_fourier": Fourier,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
+    "interferometry": Affine,
+    "closure_interferometry": Closures,
 }
 
 # What some make up, and which factory takes it as an array instead: a mask, a kernel, angles.
@@ -101,6 +116,10 @@ __all__ = [
     "Ambiguous",
     "Blur",
     "CameraBlur",
+    "ClosureData",
+    "ClosureParts",
+    "ClosureSets",
+    "Closures",
     "Colourisation",
     "Composition",
     "DecomposableOperator",
@@ -120,9 +139,12 @@ __all__ = [
     "PhaseRetrieval",
     "Separable",
     "Tomography",
+    "Visibilities",
     "blur",
     "box_inpainting",
     "camera_blur",
+    "closure_interferometry",
+    "closures",
     "colourisation",
     "compose",
     "dot_test",
@@ -132,9 +154,11 @@ __all__ = [
     "gaussian_blur",
     "high_dynamic_range",
     "inpainting",
+    "interferometry",
     "known_image_shape",
     "masked",
     "measures_picture",
+    "minimal_closures",
     "motion_blur",
     "motion_kernel",
     "nearest_equivalent",
