@@ -349,8 +349,8 @@ def simulate(
     Args:
         operator: A.
         x: the clean image.
-        sigma_y: noise standard deviation in units of the measurement, or one per entry. Codes that state it for images in [0, 1]
-            (DiffPIR, RED-diff, DDRM) mean twice their number here.
+        sigma_y: noise standard deviation in units of the measurement, or one per entry. Codes that state it for
+            images in [0, 1] (DiffPIR, RED-diff, DDRM) mean twice their number here.
         key: draws the noise.
         likelihood: another noise model, such as `Poisson(photons)`; None is Gaussian.
 

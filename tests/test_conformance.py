@@ -21,7 +21,11 @@ GRADIENT = 1e-5  # relative; float64 against a central difference
 ADJOINT = {jnp.float32: 1e-5, jnp.float64: 1e-12}  # relative to ||A x|| ||y||: rounding
 LINEARITY = {jnp.float32: 1e-5, jnp.float64: 1e-12}
 SHAPES = [(16, 16, 3), (15, 21, 1), (12, 20, 3)]
-SHAPES_OF = {"nonlinear_blur": [(128, 128, 3)]}  # the only size below 256 that its network takes
+SHAPES_OF = {
+    "nonlinear_blur": [(128, 128, 3)],  # the only size below 256 that its network takes
+    "interferometry": [(16, 16, 1), (15, 21, 1)],
+    "closure_interferometry": [(16, 16, 1), (15, 21, 1)],
+}
 
 
 def _mask(shape):
@@ -32,6 +36,13 @@ def _nonlinear_blur(shape):
     from ddiff_jax.models.kernel_wizard import KernelWizard
 
     return operators.nonlinear_blur(shape, params=normal_like(abstract_params(KernelWizard(2, 16, 0, 0)), 0.2))
+
+
+def _baselines():
+    """Four stations at two times; in units of the inverse pixel."""
+    u, v = np.random.RandomState(2).uniform(-0.3, 0.3, (2, 12))
+    pairs = np.array([(0, 1), (0, 2), (3, 0), (1, 2), (1, 3), (2, 3)] * 2)
+    return {"u": u, "v": v}, {"time": np.arange(12) // 6, "t1": pairs[:, 0], "t2": pairs[:, 1]}
 
 
 # One builder per name in OPERATORS, for any of SHAPES.
@@ -52,6 +63,10 @@ OPERATOR_EXAMPLES = {
     "tomography": lambda shape: operators.tomography(shape, angles=[10.0, 60.0, 0.0]),
     "sparse_tomography": lambda shape: operators.sparse_tomography(shape, num_angles=5),
     "nonlinear_blur": _nonlinear_blur,
+    "interferometry": lambda shape: operators.interferometry(shape, **_baselines()[0], pixel=1.0, scale=0.2),
+    "closure_interferometry": lambda shape: operators.closure_interferometry(
+        shape, **_baselines()[0], **_baselines()[1], pixel=1.0
+    ),
 }
 
 # One configuration per name in SOLVERS, short enough to run everywhere.
@@ -112,6 +127,8 @@ def test_the_tables_beside_the_operators_name_them_all():
         arguments = inspect.signature(OPERATORS[given]).parameters.values()
         arrays = [p.name for p in arguments if p.default is inspect.Parameter.empty and p.name != "shape"]
         assert arrays in (["mask"], ["kernel"], ["angles"]), given
+    for name, part in operators.LINEAR_PARTS.items():
+        assert type(operators.linear_part(build(name, SHAPES_OF.get(name, SHAPES)[0]))[0]) is part
     assert operators.serving("svd", "prox") == [name for name in OPERATORS if hasattr(OPERATOR_TYPES[name], "svd")]
 
 

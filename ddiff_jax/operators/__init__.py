@@ -107,14 +107,19 @@ GIVEN_FORMS = {
     "sparse_tomography": "tomography",
 }
 
+# What solvers by least squares see of those that are affine.
+LINEAR_PARTS: dict[str, type[LinearOperator]] = {"interferometry": Visibilities}
+
 
 def serving(*needs: str) -> list[str]:
-    """List the names in `OPERATORS` whose operators have all these methods."""
-    return [name for name, made in OPERATOR_TYPES.items() if all(hasattr(made, need) for need in needs)]
+    """List the names in `OPERATORS` whose operators, or their linear parts, have all these methods."""
+    types = {**OPERATOR_TYPES, **LINEAR_PARTS}
+    return [name for name, made in types.items() if all(hasattr(made, need) for need in needs)]
 
 
 __all__ = [
     "GIVEN_FORMS",
+    "LINEAR_PARTS",
     "OPERATORS",
     "OPERATOR_TYPES",
     "Affine",
