@@ -105,7 +105,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = declared(project["project"]["dependencies"])
     optional = project["project"]["optional-dependencies"]
-    extra = declared(r for name in ("report", "grain", "hf", "tensorboard") for r in optional[name])
+    extra = declared(r for name in ("report", "grain", "hf", "tensorboard", "fits") for r in optional[name])
     development = declared(r for group in project["dependency-groups"].values() for r in group)
     assert imported(*OURS) - extra == needed
     assert extra <= imported(*OURS)
