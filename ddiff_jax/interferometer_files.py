@@ -173,7 +173,8 @@ def _read_uvfits(path: Path) -> Observation:
         raise ImportError("UVFITS is read by astropy; install it with: pip install 'ddiff-jax[fits]'") from error
     with opened(path) as file, decoding(path, "cannot be read as UVFITS"):
         with fits.open(file, memmap=False, ignore_missing_simple=False) as content:
-            head = content[0].header
+            primary: Any = content[0]
+            head = primary.header
             if not head.get("GROUPS"):
                 raise Unusable(f"{path} is a FITS file without random groups, so no UVFITS")
             axes = [int(head[f"NAXIS{n}"]) for n in range(2, int(head["NAXIS"]) + 1)]

@@ -42,8 +42,7 @@ def separable_dft(
     Differs: peers interpolate from an oversampled grid (non-uniform fast Fourier transforms), which is faster for many
     samples and wrong by 1e-6 to 6e-3, depending on their settings.
     """
-    real = jnp.finfo(z.dtype).dtype
-    dtype = jnp.complex128 if real == jnp.float64 else jnp.complex64
+    dtype = jnp.complex128 if jnp.finfo(z.dtype).dtype == jnp.float64 else jnp.complex64
     highest = jax.lax.Precision.HIGHEST
 
     def sample(tables: tuple[Array, Array]) -> Array:
