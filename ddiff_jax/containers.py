@@ -125,12 +125,13 @@ def _check_header(file: BinaryIO) -> None:
         raise ValueError(f"its tensors take {total} bytes, and it holds {size - 8 - count}")
 
 
-def check_npy(file: Stream, num_bytes: int) -> tuple[tuple[int, ...], np.dtype]:
+def check_npy(file: Stream, num_bytes: int, kinds: str = "biufc") -> tuple[tuple[int, ...], np.dtype]:
     """Read the header of a .npy stream, and refuse it where the numbers behind it are not those that it declares.
 
     Args:
         file: at its start.
         num_bytes: length of the stream.
+        kinds: letters of NumPy for the kinds of types that are taken.
 
     Returns:
         Shape and type.
@@ -149,7 +150,7 @@ def check_npy(file: Stream, num_bytes: int) -> tuple[tuple[int, ...], np.dtype]:
     file.seek(start, os.SEEK_SET)
     read = np.lib.format.read_array_header_1_0 if wide == 2 else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    if dtype.hasobject or dtype.kind not in "biufc":
+    if dtype.hasobject or dtype.kind not in kinds:
         what = "Object arrays" if dtype.hasobject else "it"
         raise ValueError(f"{what} {'hold' if dtype.hasobject else 'holds'} no numbers but {quote(str(dtype))}")
     if any(n < 0 for n in shape) or len(shape) > LONGEST_RANK:

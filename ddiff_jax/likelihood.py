@@ -49,8 +49,8 @@ class Gaussian:
         """Give 1 / sigma_y^2."""
         return 1 / jnp.asarray(sigma_y) ** 2
 
-    def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
-        """Add the noise."""
+    def sample(self, clean: Measurement, sigma_y: Scalar | Float[Array, "..."], key: PRNGKey) -> Measurement:
+        """Add the noise; sigma_y may differ between entries."""
         real = jnp.finfo(clean.dtype).dtype
         if jnp.iscomplexobj(clean):
             parts = jax.random.normal(key, (2, *clean.shape), real)

@@ -354,7 +354,11 @@ def check_sigma(sigma_y: object) -> None:
 
 
 def simulate(
-    operator: Operator, x: Image, sigma_y: Scalar, key: PRNGKey, likelihood: Likelihood | None = None
+    operator: Operator,
+    x: Image,
+    sigma_y: Scalar | Float[Array, "..."],
+    key: PRNGKey,
+    likelihood: Likelihood | None = None,
 ) -> Measurement:
     """Measure an image with noise: A(x) + sigma_y n.
 
@@ -366,8 +370,8 @@ def simulate(
     Args:
         operator: A.
         x: the clean image.
-        sigma_y: noise standard deviation in units of the measurement. Codes that state it for images in [0, 1]
-            (DiffPIR, RED-diff, DDRM) mean twice their number here.
+        sigma_y: noise standard deviation in units of the measurement, or one per entry. Codes that state it for
+            images in [0, 1] (DiffPIR, RED-diff, DDRM) mean twice their number here.
         key: draws the noise.
         likelihood: another noise model, such as `Poisson(photons)`; None is Gaussian.
 

@@ -26,6 +26,8 @@ SHAPES_OF = {
     "nonlinear_blur": [(128, 128, 3)],  # the only size below 256 that its network takes
     "mri": COMPLEX,
     "multicoil_mri": COMPLEX,
+    "interferometry": [(16, 16, 1), (15, 21, 1)],
+    "closure_interferometry": [(16, 16, 1), (15, 21, 1)],
 }
 
 
@@ -43,6 +45,13 @@ def _nonlinear_blur(shape):
     from ddiff_jax.models.kernel_wizard import KernelWizard
 
     return operators.nonlinear_blur(shape, params=normal_like(abstract_params(KernelWizard(2, 16, 0, 0)), 0.2))
+
+
+def _baselines():
+    """Four stations at two times; in units of the inverse pixel."""
+    u, v = np.random.RandomState(2).uniform(-0.3, 0.3, (2, 12))
+    pairs = np.array([(0, 1), (0, 2), (3, 0), (1, 2), (1, 3), (2, 3)] * 2)
+    return {"u": u, "v": v}, {"time": np.arange(12) // 6, "t1": pairs[:, 0], "t2": pairs[:, 1]}
 
 
 # One builder per name in OPERATORS, for any of SHAPES.
@@ -67,6 +76,10 @@ OPERATOR_EXAMPLES = {
     "fan_beam_tomography": lambda shape: operators.fan_beam_tomography(shape, angles=[10.0, 150.0, 300.0]),
     "sparse_fan_beam_tomography": lambda shape: operators.sparse_fan_beam_tomography(shape, num_angles=5),
     "nonlinear_blur": _nonlinear_blur,
+    "interferometry": lambda shape: operators.interferometry(shape, **_baselines()[0], pixel=1.0, scale=0.2),
+    "closure_interferometry": lambda shape: operators.closure_interferometry(
+        shape, **_baselines()[0], **_baselines()[1], pixel=1.0
+    ),
 }
 
 # One configuration per name in SOLVERS, short enough to run everywhere.
@@ -126,6 +139,8 @@ def test_the_tables_beside_the_operators_name_them_all():
     kinds = {name: [of for of in given if name.endswith(f"_{of}")] for name in linear if name not in given}
     assert GIVEN_FORMS == {name: max(of, key=len) for name, of in kinds.items() if of}
     assert all(len(_arrays(name)) == 1 for name in GIVEN_FORMS.values())
+    for name, part in operators.LINEAR_PARTS.items():
+        assert type(operators.linear_part(build(name, SHAPES_OF.get(name, SHAPES)[0]))[0]) is part
     assert operators.serving("svd", "prox") == [name for name in OPERATORS if hasattr(OPERATOR_TYPES[name], "svd")]
 
 

@@ -1,6 +1,7 @@
 """Metrics: one image in, one scalar out. `PROTOCOLS` names the two ways in which PSNR and SSIM are computed."""
 
 from ddiff_jax.metrics._fidelity import PROTOCOLS, ProtocolName, psnr, ssim
+from ddiff_jax.metrics._interferometry import chi2_amp, chi2_ca, chi2_cp, chi2_vis, closure_chi2, shifted_psnr
 from ddiff_jax.metrics._measure import measure
 from ddiff_jax.metrics._perceptual import BACKBONES, Perceptual, find_lpips, installed_lpips, load_lpips, lpips_hashes
 from ddiff_jax.metrics._seams import seam_ratio
@@ -13,6 +14,11 @@ __all__ = [
     "Metric",
     "Perceptual",
     "ProtocolName",
+    "chi2_amp",
+    "chi2_ca",
+    "chi2_cp",
+    "chi2_vis",
+    "closure_chi2",
     "find_lpips",
     "installed_lpips",
     "load_lpips",
@@ -20,5 +26,6 @@ __all__ = [
     "measure",
     "psnr",
     "seam_ratio",
+    "shifted_psnr",
     "ssim",
 ]

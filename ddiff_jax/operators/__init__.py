@@ -6,6 +6,15 @@ from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._back_projection import filtered_back_projection
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._closures import (
+    ClosureData,
+    ClosureParts,
+    Closures,
+    ClosureSets,
+    closure_interferometry,
+    closures,
+    minimal_closures,
+)
 from ddiff_jax.operators._coils import (
     birdcage_maps,
     from_channels,
@@ -31,6 +40,7 @@ from ddiff_jax.operators._inpainting import (
     released_box_mask,
     released_random_mask,
 )
+from ddiff_jax.operators._interferometry import Visibilities, interferometry
 from ddiff_jax.operators._masked import LinearMasked, Masked, masked
 from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
 from ddiff_jax.operators._mri import MRI, ColumnMRI, mri, multicoil_mri, root_sum_of_squares
@@ -95,6 +105,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "sparse_tomography": sparse_tomography,
     "fan_beam_tomography": fan_beam_tomography,
     "sparse_fan_beam_tomography": sparse_fan_beam_tomography,
+    "interferometry": interferometry,
+    "closure_interferometry": closure_interferometry,
 }
 
 # What each of them makes: methods and markers can be looked up without building anything.
@@ -119,6 +131,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "sparse_tomography": Tomography,
     "fan_beam_tomography": FanBeam,
     "sparse_fan_beam_tomography": FanBeam,
+    "interferometry": Affine,
+    "closure_interferometry": Closures,
 }
 
 # What some make up, and which factory takes it as an array instead: a mask, a kernel, angles.
@@ -133,14 +147,19 @@ GIVEN_FORMS = {
     "sparse_fan_beam_tomography": "fan_beam_tomography",
 }
 
+# What solvers by least squares see of those that are affine.
+LINEAR_PARTS: dict[str, type[LinearOperator]] = {"interferometry": Visibilities}
+
 
 def serving(*needs: str) -> list[str]:
-    """List the names in `OPERATORS` whose operators have all these methods."""
-    return [name for name, made in OPERATOR_TYPES.items() if all(hasattr(made, need) for need in needs)]
+    """List the names in `OPERATORS` whose operators, or their linear parts, have all these methods."""
+    types = {**OPERATOR_TYPES, **LINEAR_PARTS}
+    return [name for name, made in types.items() if all(hasattr(made, need) for need in needs)]
 
 
 __all__ = [
     "GIVEN_FORMS",
+    "LINEAR_PARTS",
     "MRI",
     "OPERATORS",
     "OPERATOR_TYPES",
@@ -148,6 +167,10 @@ __all__ = [
     "Ambiguous",
     "Blur",
     "CameraBlur",
+    "ClosureData",
+    "ClosureParts",
+    "ClosureSets",
+    "Closures",
     "Colourisation",
     "ColumnMRI",
     "Composition",
@@ -173,6 +196,7 @@ __all__ = [
     "Separable",
     "Tomography",
     "Transmission",
+    "Visibilities",
     "Weighable",
     "Weighted",
     "affine",
@@ -181,6 +205,8 @@ __all__ = [
     "blur",
     "box_inpainting",
     "camera_blur",
+    "closure_interferometry",
+    "closures",
     "colourisation",
     "column_mask",
     "compose",
@@ -197,10 +223,12 @@ __all__ = [
     "high_dynamic_range",
     "hounsfield_to_attenuation",
     "inpainting",
+    "interferometry",
     "known_image_shape",
     "linear_part",
     "masked",
     "measures_picture",
+    "minimal_closures",
     "motion_blur",
     "motion_kernel",
     "mri",
