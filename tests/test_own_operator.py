@@ -186,6 +186,8 @@ def test_what_does_not_fit_the_prior_is_said_before_anything_runs(mine, ddiff, q
     assert code == 2 and "did you mean '--every'" in err
     code, _, err = ddiff("restore", "x.npy", "--measured", "--operator", "camera_of_mine:halve")
     assert code == 2 and "nothing is known of the noise of camera_of_mine:halve: give --sigma" in err
+    typed = read(["--measured", "--operator", "camera_of_mine:halve", "--sigma", "0.05"]).settings  # the same number
+    assert typed.sigma_y == 0.05
     code, _, err = ddiff("restore", "x.npy", "--measured", "--operator", "camera_of_mine:draw", "--share", "0.5")
     assert code == 2 and "give --sigma" in err
 

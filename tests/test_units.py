@@ -11,6 +11,7 @@ from PIL import Image
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, operators
+from ddiff_jax.cli.settings import read
 from ddiff_jax.files import Unusable
 from ddiff_jax.restoration import resolve
 from ddiff_jax.restoration.jobs import Job
@@ -91,6 +92,8 @@ def test_settings_say_the_units():
     assert settings.sigma_y == 0.05
     assert settings.as_dict()["data_range"] == [0, 4000]
     assert decided_by(settings) != decided_by(resolve(data_range=(0.0, 2000.0), sigma=50.0))
+    typed = read(["--data-range", "-4000", "4000", "--sigma", "0.05"]).settings  # by chance the preset's number
+    assert (typed.sigma_y, typed.as_dict()["data_range"]) == (0.05 / 4000, [-4000, 4000])
     assert "data_range" not in resolve().as_dict() and "save" not in resolve().as_dict()  # as before there were units
     assert resolve(data_range=(0.0, 4000.0)).sigma_y == 0.05  # the preset's is in [-1, 1]
 
