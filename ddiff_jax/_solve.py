@@ -15,7 +15,7 @@ from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
 from ddiff_jax.operators._compose import Composition
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.priors import Decoder, Latent, Prior
+from ddiff_jax.priors import Decoder, EmbeddedPrior, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo, require_likelihood, require_operator
@@ -181,6 +181,8 @@ class _Run:
 
 def _seen(prior: Prior, operator: Operator) -> Operator:
     """See an operator as one on the prior's own images: where these are latents, they are decoded first."""
+    if isinstance(prior, EmbeddedPrior):
+        return prior.see(operator)
     return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
 
 

@@ -17,6 +17,7 @@ from ddiff_jax.cli.flags import parse
 from ddiff_jax.config import TASK
 from ddiff_jax.restoration.settings import choose_dataset
 from ddiff_jax.restoration.share import share_of
+from ddiff_jax.restoration.sizes import Fit
 
 DESCRIPTION = """Restore a folder of clean images by several solvers and tabulate how well they did.
 
@@ -35,7 +36,7 @@ command that summary.json gives for it.
 # General flags that are arguments of a plan.
 PLANNED = (
     *("preset", "values", "dtype", "label", "recursive", "full_scale", "data_range", "resize", "subset"),
-    "batch_size",
+    *("batch_size", "fit", "overlap", "shift_windows"),
 )
 
 
@@ -53,6 +54,10 @@ class Common:
         data_range: The numbers of arrays that are black and white, where they are not -1 and 1; noise levels that are
             given are in these units then.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
+        fit: What is done with images of other sizes than the prior's: overlapping windows of its size (smaller images
+            become the middle of one), the whole image at once, or refuse them.
+        overlap: Overlap of the windows in pixels; by default a quarter of their side.
+        shift_windows: Move the windows at every step, so that nothing repeats at their borders.
         subset: Use the first so many images, by name.
         shard: Take one of several equal shares of the images, I/N; all processes write into one folder, and the same
             command without it makes the table of all.
@@ -76,6 +81,9 @@ class Common:
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     data_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
     resize: bool = False
+    fit: Fit = "windows"
+    overlap: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    shift_windows: bool = True
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None

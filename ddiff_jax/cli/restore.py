@@ -19,7 +19,7 @@ from ddiff_jax._solve import Progress
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
-from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.priors import Prior
 from ddiff_jax.restoration import document
 from ddiff_jax.restoration.batches import Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
@@ -149,11 +149,11 @@ class _Command:
         """Say why an image has no result."""
         self.console.fail(message if str(job.path) in message else f"{job.path}: {message}")
 
-    def begins(self, prior: DiffusionPrior, num_images: int) -> None:
+    def begins(self, prior: Prior, num_images: int) -> None:
         """Say before compiling what is about to happen."""
         settings, device, record = self.settings, jax.devices()[0], self.work.record
         cost, gflop = record["cost_per_image"], record["gigaflop_per_evaluation"]
-        shape = "x".join(map(str, prior.image_shape))
+        shape = "x".join(map(str, settings.card.image_shape))
         details = ", ".join(f"{k} {v}" for k, v in record["settings"]["operator"].items() if k not in ("name", SOURCE))
         level = "estimated for each image" if settings.estimated else f"{settings.sigma_y:g}"
         # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
@@ -180,7 +180,8 @@ class _Command:
     def stepped(self, batch: Batch, progress: Progress) -> None:
         """Show how far a batch is."""
         misfit = float(np.mean(progress.misfit[: len(batch.items)]))
-        self._bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit)
+        count = len(batch.items)
+        self._bar.update(batch.index, progress.step, progress.num_steps, batch.num_before, misfit, count=count)
 
     def restored(self, record: Record) -> None:
         """Count an image, and keep the first ones for the summary."""

@@ -17,6 +17,7 @@ from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type, takes_files
 from ddiff_jax.restoration.saving import Kind
 from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
+from ddiff_jax.restoration.sizes import Fit
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
 
@@ -60,6 +61,11 @@ class Options:
             --sigma and results are in these units then.
         save: As what the restored images are written: pictures, arrays, TIFF of floats.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
+        fit: What is done with images of other sizes than the prior's: overlapping windows of its size (smaller images
+            become the middle of one), the whole image at once, or refuse them.
+        overlap: Overlap of the windows in pixels; by default a quarter of their side.
+        shift_windows: Move the windows at every step, so that nothing repeats at their borders.
+        image_size: Width x height of the images, such as 512x384, where a measurement does not tell it.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
         batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
@@ -90,6 +96,10 @@ class Options:
     data_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
     save: Annotated[tuple[Kind, ...], tyro.conf.arg(metavar="{png,npy,tiff} ...")] = ("png",)
     resize: bool = False
+    fit: Fit = "windows"
+    overlap: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    shift_windows: bool = True
+    image_size: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = None
     seed: int = 0
     restarts: int = 1
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -166,6 +176,7 @@ KNOWN_FIRST = ("prior", "preset", "task", "operator", "solver", "values")
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
     *("measured", "resize", "full_scale", "data_range", "save"),
+    *("fit", "overlap", "shift_windows", "image_size"),
 )
 
 

