@@ -19,7 +19,9 @@ from ddiff_jax.evaluation import Plan
 from ddiff_jax.names import UnknownName
 from ddiff_jax.operators import Function, named
 from ddiff_jax.restoration import resolve
+from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.parameters import is_random, operator_parameters
+from ddiff_jax.restoration.reading import Reader
 
 QUICK = ("--steps", "2", "--batch-size", "1", "--no-cache")
 
@@ -88,7 +90,8 @@ def levels(x):
     return (255 * x).astype(jnp.int32)
 
 
-small = Function = dd.operators.from_function(lambda x: x, (8, 8, 3))
+small = dd.operators.from_function(lambda x: x, (8, 8, 1))
+wide = dd.operators.from_function(lambda x: x[::2], (80, 64, 3))
 
 
 def shifted(x):
@@ -173,7 +176,7 @@ def test_what_does_not_fit_the_prior_is_said_before_anything_runs(mine, ddiff, q
         "grey": "camera_of_mine:grey, called with the image shape (64, 64, 3), raises ValueError: one channel",
         "pairs": "camera_of_mine:pairs does not take images of [64, 64, 3] (the prior faces64): it raises TypeError",
         "levels": "must measure one array of float32 or complex64; it makes int32[64, 64, 3]",
-        "small": "camera_of_mine:small takes images of [8, 8, 3], and there are images of [64, 64, 3]",
+        "small": "camera_of_mine:small takes images of [8, 8, 1], and there are images of [8, 8, 3]",
         "number": "it is a int",
         "absent": "camera_of_mine has no absent; it holds jax",
         "draw_function": "draws with a key and makes a function",
@@ -186,6 +189,8 @@ def test_what_does_not_fit_the_prior_is_said_before_anything_runs(mine, ddiff, q
     assert code == 2 and "did you mean '--every'" in err
     code, _, err = ddiff("restore", "x.npy", "--measured", "--operator", "camera_of_mine:halve")
     assert code == 2 and "nothing is known of the noise of camera_of_mine:halve: give --sigma" in err
+    typed = read(["--measured", "--operator", "camera_of_mine:halve", "--sigma", "0.05"]).settings  # the same number
+    assert typed.sigma_y == 0.05
     code, _, err = ddiff("restore", "x.npy", "--measured", "--operator", "camera_of_mine:draw", "--share", "0.5")
     assert code == 2 and "give --sigma" in err
 
@@ -209,6 +214,22 @@ def test_settings_from_python_are_those_of_the_command_line(mine):
         resolve(operator_name="bluur")
     plan = Plan(images=("x.png",), tasks=("camera_of_mine:draw",), changes={"camera_of_mine:draw": {"share": 0.5}})
     assert plan.settings(plan.cells()[0]).arguments == {"share": 0.5}
+
+
+def test_an_operator_that_is_made_for_one_size_says_which(mine):
+    settings = resolve(operator_name="camera_of_mine:wide", measured=True, sigma=0.1)
+    assert settings.shape == (80, 64, 3)
+    np.save("y.npy", np.zeros((40, 64, 3), np.float32))
+    assert Reader(settings).read(Job(Path("y.npy"), "y", "y_", Path("out"))).shape == (80, 64, 3)
+    with pytest.raises(ValueError, match=r"takes images of \[80, 64, 3\], and there are images of \[64, 64, 3\]"):
+        Reader(resolve(operator_name="camera_of_mine:wide", measured=True, sigma=0.1, fit="refuse"))
+
+
+def test_a_grey_measurement_without_an_axis_of_channels_is_replicated(mine):
+    settings = resolve(measured=True)
+    np.save("y.npy", np.linspace(-1, 1, 20 * 16, dtype=np.float32).reshape(20, 16))
+    item = Reader(settings).read(Job(Path("y.npy"), "y", "y_", Path("out")))
+    assert (item.shape, item.y.shape) == ((80, 64, 3), (20, 16, 3))  # behind which there is a larger image
 
 
 def test_names_of_the_package_serve_too(mine):

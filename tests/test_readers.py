@@ -3,6 +3,7 @@
 import gzip
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import h5py
@@ -134,6 +135,16 @@ def test_hdf5_that_is_damaged_or_unfolds_too_far(monkeypatch):
         file.create_dataset("x", (2**20, 2**20), "f4", chunks=(1024, 1024), compression="gzip")
         file.create_dataset("chunk", (1, 2**27), "f4", chunks=(1, 2**27), compression="gzip")
     assert Path("bomb.h5").stat().st_size < 10**6
+    with h5py.File("chunks.h5", "w") as file:
+        for name, content in {"x": CUBE.tobytes(), "bomb": bytes(10**7)}.items():
+            dataset = file.create_dataset(name, CUBE.shape, "f4", chunks=CUBE.shape, compression="gzip")
+            dataset.id.write_direct_chunk((0, 0, 0), zlib.compress(content))
+        file.create_dataset("lzf", data=CUBE, chunks=(1, 6, 5), compression="lzf", shuffle=True, fletcher32=True)
+        file.create_dataset("all", data=CUBE, chunks=(1, 6, 5), compression="gzip", shuffle=True, fletcher32=True)
+    for name in ("x", "lzf", "all"):
+        np.testing.assert_array_equal(read(f"chunks.h5:{name}"), CUBE)
+        np.testing.assert_array_equal(read(f"chunks.h5:{name}[1]"), CUBE[1])
+    refused("chunks.h5:bomb", "unfolds to more than its 360 bytes")
     refused("bomb.h5:x", "too large: an array of shape")
     refused("bomb.h5:chunk[0]", "in chunks of")
     assert inputs("short.h5", "missing.h5") == {"short": "short.h5", "missing": "missing.h5"}
@@ -169,6 +180,9 @@ def test_fits_that_is_damaged_or_packed(tmp_path):
     refused("text.fits", "does not start with SIMPLE")
     Path("packed.fits").write_bytes(gzip.compress(whole))
     refused("packed.fits", "does not start with SIMPLE; unpack it")
+    packed = fits.CompImageHDU(RNG.normal(size=(60, 60)).astype(np.float32), compression_type="GZIP_1")
+    fits.HDUList([fits.PrimaryHDU(), packed]).writeto("tiles.fits")
+    refused("tiles.fits", "compressed in tiles; unpack it first")
     Path("header.fits").write_bytes(whole[:80] + b" " * 10**6)
     refused("header.fits", "its header has no end")
     huge = whole.replace(b"NAXIS1  =                   60", b"NAXIS1  =           6000000000")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from PIL import Image
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, operators
+from ddiff_jax.cli.settings import read
 from ddiff_jax.files import Unusable
 from ddiff_jax.restoration import resolve
 from ddiff_jax.restoration.jobs import Job
@@ -53,10 +55,10 @@ def test_images_go_there_and_back():
     x = UNITS.of_image(Path("x.npy"), V)
     assert x.min() >= -1 and x.max() <= 1
     np.testing.assert_allclose(UNITS.to_data(x), V, atol=1e-3)
-    assert UNITS.of_image(Path("x"), np.float32([-1000, 1000, 3000])).tolist() == [-1, 0, 1]
-    np.testing.assert_allclose(UNITS.difference_to_data(np.float32([0.5])), [1000])
+    assert UNITS.of_image(Path("x"), np.array([-1000, 1000, 3000])).tolist() == [-1, 0, 1]
+    np.testing.assert_allclose(UNITS.difference_to_data(np.array([0.5])), [1000])
     with pytest.raises(Unusable, match=r"x.npy holds values from -1000 to 5000; --data-range -1000 3000 does not"):
-        UNITS.of_image(Path("x.npy"), np.float32([-1000, 5000]))
+        UNITS.of_image(Path("x.npy"), np.array([-1000, 5000]))
     for low, high in ((1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))):
         with pytest.raises(ValueError, match="the smaller one first"):
             Units(low, high)
@@ -77,9 +79,10 @@ def test_measurements_of_data_are_measurements_of_images(name):
 def test_nonlinear_operators_are_refused():
     assert "is not linear" in (UNITS.why_not(Squared(), SHAPE) or "")
     assert "is not linear" in (UNITS.why_not(operators.phase_retrieval(SHAPE), SHAPE) or "")
-    asked = {"task": "phase_retrieval", "data_range": (0.0, 4095.0)}
+    asked: dict[str, Any] = {"task": "phase_retrieval", "data_range": (0.0, 4095.0)}
     Reader(resolve(**asked))  # of clean images alone nothing has to be linear
-    for more in ({"measured": True, "sigma": 3.0}, {"sigma": 3.0}):
+    cases: list[dict[str, Any]] = [{"measured": True, "sigma": 3.0}, {"sigma": 3.0}]
+    for more in cases:
         with pytest.raises(ValueError, match="this one is not linear"):
             Reader(resolve(**asked, **more))
     with pytest.raises(ValueError, match="counts of photons have no other units"):
@@ -91,6 +94,8 @@ def test_settings_say_the_units():
     assert settings.sigma_y == 0.05
     assert settings.as_dict()["data_range"] == [0, 4000]
     assert decided_by(settings) != decided_by(resolve(data_range=(0.0, 2000.0), sigma=50.0))
+    typed = read(["--data-range", "-4000", "4000", "--sigma", "0.05"]).settings  # by chance the preset's number
+    assert (typed.sigma_y, typed.as_dict()["data_range"]) == (0.05 / 4000, [-4000, 4000])
     assert "data_range" not in resolve().as_dict() and "save" not in resolve().as_dict()  # as before there were units
     assert resolve(data_range=(0.0, 4000.0)).sigma_y == 0.05  # the preset's is in [-1, 1]
 

@@ -43,7 +43,7 @@ class Options:
     """What to restore and how to run.
 
     Args:
-        inputs: Image files, folders or quoted globs; .npy and .npz arrays in units of [-1, 1] too.
+        inputs: Image files, folders or quoted globs; arrays too, in units of [-1, 1] or --data-range.
         output: Folder for the results; made if missing, nothing in it is ever deleted.
         task: What happened to the image; the presets name the tasks. By default super_resolution, unless --operator
             says it.
@@ -158,6 +158,8 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     if not options.save_every >= 0:  # NaN is not
         raise ValueError(f"--save-every must be at least 0 seconds; got {options.save_every}")
     operator, changes = given(parsed.operator, flags.operator), given(parsed.solver, flags.solver)
+    if peek(argv, {"sigma": None})["sigma"] is not None:  # in the data's units the preset's number is another level
+        operator["sigma"] = parsed.operator.sigma
     settings = resolve(
         **{name: getattr(options, name) for name in DECIDING},
         **{name: operator.pop(name, None) for name in NOISE},
@@ -168,8 +170,9 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     return Request(options, settings)
 
 
-# Options that decide the results, by the same names in `resolve`.
+# Options that decide which flags there are.
 KNOWN_FIRST = ("prior", "preset", "task", "operator", "solver", "values")
+# Options that decide the results, by the same names in `resolve`.
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
     *("measured", "resize", "full_scale", "data_range", "save"),

@@ -39,6 +39,7 @@ class Maker:
         made: type of what it makes; None where only the making tells.
         given: name of the factory that takes as an array what this one makes up; see `GIVEN_FORMS`.
         sha256: hash of the source files of an operator of one's own; empty for those of `OPERATORS`.
+        image_shape: of all images that it takes, where it is one object that says so.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Maker:
     made: type | None
     given: str | None = None
     sha256: str = ""
+    image_shape: ImageShape | None = None
 
     def build(self, shape: ImageShape, key: PRNGKey | None = None, **arguments: Any) -> Operator:
         """Make the operator.
@@ -191,7 +193,7 @@ def _own(name: str, folder: str) -> Maker:
     found, name = getattr(module, attribute), f"{module_name}:{attribute}"
     sha256 = _hash_of_sources(module)
     if isinstance(found, Operator) and not inspect.isclass(found):
-        return Maker(name, lambda shape: found, type(found), None, sha256)
+        return Maker(name, lambda shape: found, type(found), None, sha256, known_image_shape(found))
     if callable(found) and _first_argument(found) == "shape":
         return Maker(name, found, None, None, sha256)
     if inspect.isclass(found) or not callable(found):

@@ -40,11 +40,10 @@ def _image(place: Place) -> Iterator[Any]:
         file.seek(0)
         from astropy.io import fits
 
-        with fits.open(file, memmap=False, lazy_load_hdus=True) as units:
+        with fits.open(file, memmap=False, lazy_load_hdus=True, disable_image_compression=True) as units:
             unit = _find(units, place)
             size = abs(int(unit.header.get("BITPIX", 8))) // 8 * int(np.prod(unit.shape, dtype=object))
-            is_packed = type(unit).__name__ == "CompImageHDU"
-            if not is_packed and size > length(file):
+            if size > length(file):
                 raise Unusable(
                     f"{place.file} is truncated: its image of shape {unit.shape} takes {size} bytes, the file has "
                     f"{length(file)}; get a whole copy of the file"
@@ -69,6 +68,9 @@ def _find(units: Any, place: Place) -> Any:
     for number, unit in enumerate(units):
         if number >= MOST_EXTENSIONS:
             break
+        if "ZIMAGE" in unit.header and place.name in ("", str(number), str(unit.name)):
+            # Some of these compressions unfold whatever there is.
+            raise Unusable(f"{place.file}: its image is compressed in tiles; unpack it first, for example by funpack")
         is_image = bool(getattr(unit, "is_image", False)) and len(unit.shape) >= 1
         wanted = place.name in (str(number), str(unit.name)) if place.name else is_image and len(unit.shape) >= 2
         if wanted and not is_image:

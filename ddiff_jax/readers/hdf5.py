@@ -1,6 +1,7 @@
 """HDF5, with k-space as fastMRI stores it: `kspace` is [slices, coils, rows, columns], or without the coils."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from ddiff_jax.readers.places import Place
 from ddiff_jax.readers.volumes import check_numbers, check_size, index_of
 
 KSPACE = "kspace"
+DEFLATE = 1
+OTHER_FILTERS = (2, 3, 5, 6, 32000)  # shuffle, checksum, nbit, scale-offset, and LZF, which h5py brings along
+SLACK = 1024  # bytes for a checksum
 LISTED, MOST_OBJECTS = 20, 1000
 VERDICT = "cannot be read as HDF5"
 
@@ -32,6 +36,7 @@ def load(place: Place, share: int = 1) -> tuple[np.ndarray, Notes]:
         index = index_of(place, dataset.shape[:1] if indexed else (), "along the first axis")
         shape = dataset.shape[1:] if index else dataset.shape
         check_size(place, shape, dataset.dtype.itemsize, share)
+        _check_chunks(place, dataset, index[0] if index else None)
         array = np.asarray(dataset[index[0]] if index else dataset[()])
         return (array[None] if index and dataset.ndim == 3 and _has_slices(dataset) else array), []
 
@@ -54,6 +59,34 @@ def _dataset(place: Place) -> Iterator[Any]:
             size = int(np.prod(dataset.chunks, dtype=object)) * dataset.dtype.itemsize
             check_unfolded(place.file, size, f"{dataset.name} in chunks of {dataset.chunks}")
         yield dataset
+
+
+def _check_chunks(place: Place, dataset: Any, row: int | None) -> None:
+    """Refuse compressed chunks that unfold to more than they declare, or by filters that are no part of HDF5.
+
+    Args:
+        place: the file.
+        dataset: in it.
+        row: along the first axis, which is to be read; None is all.
+    """
+    pipeline = dataset.id.get_create_plist()
+    filters = [pipeline.get_filter(i)[0] for i in range(pipeline.get_nfilters())]
+    known = {DEFLATE, *OTHER_FILTERS}
+    if not known.issuperset(filters) or filters.count(DEFLATE) > 1:
+        raise Unusable(f"{place.file}: {dataset.name} is packed by filters {filters}, which are not read; repack it")
+    if DEFLATE not in filters:
+        return
+    size = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+    for i in range(dataset.id.get_num_chunks()):
+        info = dataset.id.get_chunk_info(i)
+        first = info.chunk_offset[0]
+        if row is not None and not first <= row < first + dataset.chunks[0]:
+            continue
+        check_unfolded(place.file, info.size, f"a compressed chunk of {dataset.name}")
+        _, raw = dataset.id.read_direct_chunk(info.chunk_offset)
+        is_plain = info.filter_mask >> filters.index(DEFLATE) & 1  # such a chunk left this filter out
+        if not is_plain and len(zlib.decompressobj().decompress(raw, size + SLACK)) == size + SLACK:
+            raise Unusable(f"{place.file} is damaged: a chunk of {dataset.name} unfolds to more than its {size} bytes")
 
 
 def _find(h5py: Any, file: Any, place: Place) -> Any:

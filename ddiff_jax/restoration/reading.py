@@ -200,7 +200,10 @@ class Reader:
 
         def measured(shape: tuple[int, int, int]) -> tuple[int, ...]:
             operator = self._operator_for(shape, arrays, key)
-            return jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+            expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
+            return (
+                expected.shape if _as_measured(y, expected.shape, expected.dtype).shape != expected.shape else y.shape
+            )
 
         if not self._takes_all or settings.sizes.image_size is not None:
             return settings.shape
@@ -239,10 +242,7 @@ class Reader:
         """Bring what a file holds into the shape and the units of a measurement; which axes are of length 1 is free."""
         units = self._settings.units
         expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
-        if len(expected.shape) == 3 and y.shape == expected.shape[:2] and y.dtype == expected.dtype:
-            y, _ = image_files.as_image(y, expected.shape[2])
-        if _squeezed(y.shape) == _squeezed(expected.shape):
-            y = y.reshape(expected.shape)
+        y = _as_measured(y, expected.shape, expected.dtype)
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise ValueError(
                 f"{path} is {y.dtype}{list(y.shape)}, but {self._settings.operator} makes measurements of "
@@ -316,8 +316,11 @@ def _fixing(operator: str) -> list[str]:
     return [spelled(name) for name in named]
 
 
-def _squeezed(shape: Sequence[int]) -> list[int]:
-    return [n for n in shape if n != 1]
+def _as_measured(y: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Give an array the axes of a measurement, where it lacks or has more of length 1, or is grey and has none."""
+    if len(shape) == 3 and y.shape == shape[:2] and y.dtype == dtype:
+        y, _ = image_files.as_image(y, shape[2])
+    return y.reshape(shape) if [n for n in y.shape if n != 1] == [n for n in shape if n != 1] else y
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -227,7 +227,7 @@ def resolve(
             f"solver {solver} has no preset for {dataset}/{task or found.operator} and no default for "
             f"{', '.join(missing)}; give {' '.join(map(spelled, missing))}"
         )
-    units = None if data_range is None else Units(*map(float, data_range))
+    units = None if data_range is None else Units(float(data_range[0]), float(data_range[1]))
     for kind in save:
         check_name("kind of file to save", kind, KINDS)
     if operator_name is not None and not _has_preset(found, dataset):
@@ -274,8 +274,16 @@ def resolve(
         notes=notes,
         units=units,
         save=tuple(dict.fromkeys(save)),
-        sizes=read_sizes(fit, overlap, shift_windows, image_size, card),
+        sizes=_of_operator(read_sizes(fit, overlap, shift_windows, image_size, card), name),
     )
+
+
+def _of_operator(sizes: Sizes, operator: str) -> Sizes:
+    """Take the size of images from an operator that is made for one, where nothing else is asked for."""
+    made_for = maker(operator).image_shape
+    if made_for is None or len(made_for) != 3 or sizes.image_size is not None or sizes.fit == "refuse":
+        return sizes
+    return dataclasses.replace(sizes, image_size=made_for[:2])
 
 
 def _called(task: str | None, operator: str | None) -> str:

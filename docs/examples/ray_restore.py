@@ -8,7 +8,6 @@ both folders under the same path. What Ray loses it computes again; the same com
 """
 
 import argparse
-import inspect
 import math
 import os
 from pathlib import Path
@@ -21,8 +20,9 @@ import ray
 
 import ddiff_jax as dd
 from ddiff_jax import image_files, metrics
-from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators.named import maker
 from ddiff_jax.restoration import Job, find_jobs, resolve
+from ddiff_jax.restoration.parameters import is_random
 from ddiff_jax.safe_text import csv_cell
 
 
@@ -31,7 +31,7 @@ class Restorer:
 
     def __init__(self, asked: dict[str, Any], output: str, batch_size: int):
         self.settings = settings = resolve(**asked)
-        self.operator = OPERATORS[settings.operator](settings.shape, **settings.arguments)
+        self.operator = maker(settings.operator).build(settings.shape, **settings.arguments)
         self.prior = dd.load_prior(settings.prior, dtype=settings.dtype).with_label(settings.label)
         self.root = jax.random.key(settings.seed)
         self.simulate = jax.jit(dd.simulate)
@@ -96,7 +96,7 @@ def main() -> None:
     folder, output, size = asked.pop("folder"), asked.pop("output"), asked.pop("batch_size")
     actors, gpus = asked.pop("actors"), asked.pop("gpus")
     settings = resolve(**asked)  # says now what does not fit
-    if "key" in inspect.signature(OPERATORS[settings.operator]).parameters and "key" not in settings.arguments:
+    if is_random(settings.operator, settings.arguments):
         parser.error(f"{settings.operator} is drawn anew for every picture; here all share one")
     output.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in find_jobs([folder], output).jobs if not job.result("restored").exists()]
