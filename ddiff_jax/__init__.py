@@ -18,13 +18,16 @@ from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stre
 from ddiff_jax.operators import nearest_equivalent
 from ddiff_jax.priors import (
     DiffusionPrior,
+    EmbeddedPrior,
     GaussianPrior,
     LatentPrior,
     MixturePrior,
     OnSchedule,
     Prior,
     SlicePrior,
+    WindowedPrior,
     from_denoiser,
+    with_shape,
 )
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
@@ -43,6 +46,7 @@ __all__ = [
     "Counts",
     "DiffusionPrior",
     "EDMSchedule",
+    "EmbeddedPrior",
     "FlowSchedule",
     "Gaussian",
     "GaussianPrior",
@@ -66,6 +70,7 @@ __all__ = [
     "TapeNoise",
     "VPSDESchedule",
     "VPSchedule",
+    "WindowedPrior",
     "__version__",
     "check_operator",
     "cosine_schedule",
@@ -87,4 +92,5 @@ __all__ = [
     "solvers",
     "static_field",
     "stream_key",
+    "with_shape",
 ]

@@ -34,6 +34,16 @@ def block_size(num_images: int, shape: ImageShape) -> int | None:
     return max(n for n in range(1, most + 1) if num_images % n == 0)
 
 
+# Pixels of windows that a step denoises at a time on accelerators, which want more at once than CPUs.
+ACCELERATOR_BLOCK = 64 * 64 * 64
+
+
+def windows_at_a_time(window: ImageShape) -> int:
+    """Choose how many windows of an image are denoised at a time."""
+    most = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    return max(1, most // math.prod(window[:-1]))
+
+
 def rows(grid: Any, k: Any) -> Any:
     """Read row k of a table of steps."""
     return jax.tree.map(lambda column: column[k], grid)

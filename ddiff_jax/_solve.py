@@ -15,7 +15,7 @@ from ddiff_jax.boundary import check_batch, check_one, check_tape
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
 from ddiff_jax.operators._compose import Composition
 from ddiff_jax.operators.base import Operator
-from ddiff_jax.priors import Decoder, Latent, Prior
+from ddiff_jax.priors import Decoder, EmbeddedPrior, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.solvers.base import Cost, Solver, StepInfo, require_likelihood, require_operator
@@ -98,6 +98,7 @@ def solve_one(
     problem, dtype = _about(prior, problem.standardised()), float_type(problem.y)
     require_operator(solver, problem.operator)
     require_likelihood(solver, problem.likelihood)
+    problem = problem.prepared() if solver.cost(problem.operator).operator_solves else problem
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
     grid = to_type(solver.grid(prior.schedule), dtype)
     num_steps = jax.tree.leaves(grid)[0].shape[0]
@@ -181,6 +182,8 @@ class _Run:
 
 def _seen(prior: Prior, operator: Operator) -> Operator:
     """See an operator as one on the prior's own images: where these are latents, they are decoded first."""
+    if isinstance(prior, EmbeddedPrior):
+        return prior.see(operator)
     return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
 
 
@@ -255,8 +258,9 @@ def solve(
     problem = problem.standardised_batch()
     seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
     require_operator(solver, seen)
-    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
     require_likelihood(solver, problem.likelihood)
+    problem = problem.prepared() if solver.cost(seen).operator_solves else problem
+    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
     backend = jax.default_backend()
     # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
     # anyway, but not those of its gradient: in a loop they take 3.5 times as long.

@@ -16,7 +16,15 @@ from ddiff_jax.likelihood import Gaussian, Likelihood, expected, sum_of_squares
 from ddiff_jax.operators._affine import linear_part
 from ddiff_jax.operators._masked import Masked, masked
 from ddiff_jax.operators._weighted import weigh, weighted
-from ddiff_jax.operators.base import Operator, Weighable, as_observed, entry_counts, observed_entries, own_counts
+from ddiff_jax.operators.base import (
+    Operator,
+    Weighable,
+    as_observed,
+    entry_counts,
+    observed_entries,
+    own_counts,
+    prepared_operator,
+)
 from ddiff_jax.pytree import check_registered, pytree_dataclass, static_field
 from ddiff_jax.types import Image, Measurement, PRNGKey, Scalar, float_type
 
@@ -134,6 +142,12 @@ class Problem:
         """
         rows, build = self.split()
         return jax.vmap(lambda rows, *of_image: function(build(rows), *of_image))(rows, *batches)
+
+    def prepared(self) -> "Problem":
+        """Let the operator work out what least squares need of it, see `prepared_operator`; all else stays."""
+        ready = copy.copy(self)  # built anew it would be checked, and y cleaned, once more
+        object.__setattr__(ready, "operator", prepared_operator(self.operator))
+        return ready
 
     @property
     def num_observed(self) -> int | Float[Array, ""]:

@@ -21,7 +21,12 @@ GRADIENT = 1e-5  # relative; float64 against a central difference
 ADJOINT = {jnp.float32: 1e-5, jnp.float64: 1e-12}  # relative to ||A x|| ||y||: rounding
 LINEARITY = {jnp.float32: 1e-5, jnp.float64: 1e-12}
 SHAPES = [(16, 16, 3), (15, 21, 1), (12, 20, 3)]
-SHAPES_OF = {"nonlinear_blur": [(128, 128, 3)]}  # the only size below 256 that its network takes
+COMPLEX = [(16, 16, 2), (15, 21, 2), (12, 20, 2)]
+SHAPES_OF = {
+    "nonlinear_blur": [(128, 128, 3)],  # the only size below 256 that its network takes
+    "mri": COMPLEX,
+    "multicoil_mri": COMPLEX,
+}
 
 
 def _arrays(name):
@@ -55,6 +60,8 @@ OPERATOR_EXAMPLES = {
     "colourisation": lambda shape: operators.Colourisation(jnp.array([0.299, 0.587, 0.114])[-shape[2] :], shape),
     "fourier": lambda shape: operators.fourier(shape, _mask(shape)),
     "undersampled_fourier": lambda shape: operators.undersampled_fourier(shape, jax.random.key(0)),
+    "mri": lambda shape: operators.mri(shape, mask=_mask(shape), maps=operators.birdcage_maps(shape, 3)),
+    "multicoil_mri": lambda shape: operators.multicoil_mri(shape, jax.random.key(0), num_coils=2),
     "tomography": lambda shape: operators.tomography(shape, angles=[10.0, 60.0, 0.0]),
     "sparse_tomography": lambda shape: operators.sparse_tomography(shape, num_angles=5),
     "fan_beam_tomography": lambda shape: operators.fan_beam_tomography(shape, angles=[10.0, 150.0, 300.0]),

@@ -31,6 +31,7 @@ HERE = {  # where the examples for 16x16 images do not fit; inpainting and blurs
 }
 # Its network takes no image below 128x128: one solver, of those that follow gradients, takes minutes.
 ONE_SOLVER = {"nonlinear_blur": "ddiff"}
+SHAPES_OF = {"nonlinear_blur": (128, 128, 3), "mri": (8, 8, 2), "multicoil_mri": (8, 8, 2)}
 PAIRED = [name for name in OPERATORS if name not in ONE_SOLVER]
 
 # Least-squares problems of condition 1e7 by conjugate gradients in float32: two programs end in different digits.
@@ -38,7 +39,7 @@ ILL_CONDITIONED = [(name, solver) for name in ("tomography", "sparse_tomography"
 
 
 def build(name):
-    shape = (128, 128, 3) if name in ONE_SOLVER else SHAPE
+    shape = SHAPES_OF.get(name, SHAPE)
     assert name in OPERATOR_EXAMPLES, f"add an example of the operator {name} to OPERATOR_EXAMPLES"
     return HERE.get(name, OPERATOR_EXAMPLES[name])(shape), shape
 
@@ -82,6 +83,7 @@ def example(operator_name, name):
     """Make a solver, an operator, the images of a batch and what was measured of them."""
     assert name in SOLVER_EXAMPLES, f"add an example of the solver {name} to SOLVER_EXAMPLES"
     operator, shape = build(operator_name)
+    operator = operators.prepared_operator(operator)  # it will be an argument of a compiled program
     truth = draw(0, (IMAGES, *shape), FLOAT)
     clean = jax.vmap(operator.forward)(truth)
     y = clean + SIGMA * draw(1, clean.shape, FLOAT).astype(clean.dtype)

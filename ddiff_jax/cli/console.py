@@ -86,9 +86,23 @@ class Bar:
         self._started = time.monotonic()
         self._progress.reset(self._task)
 
-    def update(self, batch: int, step: int, num_steps: int, num_done: int, measured: float | None = None) -> None:
-        """Show where the run stands: steps of this batch, images done before it, and the current measure if any."""
+    def update(
+        self,
+        batch: int,
+        step: int,
+        num_steps: int,
+        num_done: int,
+        measured: float | None = None,
+        *,
+        count: int | None = None,
+    ) -> None:
+        """Show where the run stands: steps of this batch, images done before it, and the current measure if any.
+
+        Where batches differ in size, the images of this one say better than its number how much is done.
+        """
         done, total = batch * num_steps + step, self._num_batches * num_steps
+        if count is not None:
+            done, total = num_done * num_steps + count * step, self._num_images * num_steps
         text = f"step {step}/{num_steps}  " * (num_steps > 1) + f"images {num_done}/{self._num_images}"
         text += "" if measured is None else f"  {self._measure} {measured:.4f}"
         self._progress.update(self._task, completed=done, total=total, text=text)

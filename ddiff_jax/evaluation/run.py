@@ -18,7 +18,7 @@ from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE, Row, rows_of
 from ddiff_jax.evaluation.summary import Setup, Summary, summarise
-from ddiff_jax.files import Caution, file_hash, warning
+from ddiff_jax.files import Caution, warning
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.names import UnknownName
 from ddiff_jax.noise import restart_keys
@@ -28,9 +28,11 @@ from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
-from ddiff_jax.restoration.results import Written, is_picture, put, why_not_written
+from ddiff_jax.restoration.results import is_picture, why_not_written
+from ddiff_jax.restoration.saving import Written, put
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
+from ddiff_jax.restoration.sizes import caution, describe, fitted
 from ddiff_jax.restoration.store import Record, Standing, decided_by
 
 TRACE_POINTS = 100  # kept of what the steps report
@@ -125,6 +127,7 @@ class _Run:
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
         self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
         self._prior: DiffusionPrior | None = None
+        self._told_sizes: set[str] = set()
 
     def _find(self) -> tuple[list[Job], dict[str, Path]]:
         """List the inputs, and where the inputs are measurements, the clean images by their stems."""
@@ -235,6 +238,15 @@ class _Run:
             self.cautioned.add((path, note))
             self.say(warning(str(path), note))
 
+    def _tell_of_size(self, told: str) -> None:
+        """Say how images of another size than the prior's are seen, and once, what that cannot give."""
+        if not told or told in self._told_sizes:
+            return
+        if not self._told_sizes:
+            self.say(f"  note: {caution(self.plan.prior, self.prior.image_shape)}")
+        self._told_sizes.add(told)
+        self.say(f"  note: {told}")
+
     def _solve(self, cell: Cell, batch: Batch, run: int) -> _Solved:
         """Restore one batch."""
         settings = self.settings[cell]
@@ -255,8 +267,10 @@ class _Run:
             resumed = time.monotonic()
 
         with out_of_memory(len(batch.y)):
+            prior = fitted(self.prior, settings.sizes, batch.shape)
+            self._tell_of_size(describe(prior, self.prior.image_shape))
             solution = solve(
-                *(settings.solver, self.prior, problem, keys),
+                *(settings.solver, prior, problem, keys),
                 num_chunks=FRAMES if wants_strip else 1,
                 on_chunk=on_chunk,
                 mesh=image_mesh(len(batch.y)),
@@ -317,12 +331,13 @@ class _Run:
         stem, y, places = item.job.stem, np.asarray(item.y), self.places
         drawn = {}
         if item.truth is not None:
-            drawn["truth"] = places.truth(stem), item.truth
+            drawn["truth"] = places.truth(stem), image_files.as_picture(item.truth)
         if is_picture(y):
             drawn["measurement"] = places.measurement(cell, stem), y
         if frames:
-            drawn["trajectory"] = places.strip(cell, stem), np.nan_to_num(np.concatenate(frames, axis=1))
-        drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(x)
+            strip = np.concatenate([image_files.as_picture(frame) for frame in frames], axis=1)
+            drawn["trajectory"] = places.strip(cell, stem), np.nan_to_num(strip)
+        drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(image_files.as_picture(x))
         written: Written = {}
         for kind, (path, picture) in drawn.items():
             put(written, kind, image_files.write_png, picture, path)
@@ -388,7 +403,7 @@ class _Run:
 
 
 def _hash(path: Path) -> str:
-    return file_hash(path) if path.is_file() else ""
+    return image_files.source_hash(path) if image_files.source(path).is_file() else ""
 
 
 def _too_small(record: Record, absent: dict[str, str]) -> dict[str, str]:

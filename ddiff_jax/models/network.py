@@ -33,9 +33,14 @@ class Network(nn.Module):
         """Count the residual blocks, resampling ones included."""
         return self.num_levels * (2 * self.num_res_blocks + 3)
 
+    @property
+    def size_multiple(self) -> int:
+        """What divides the height and the width of every image that the network takes."""
+        return 2 ** (self.num_levels - 1)
+
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Describe the smallest inputs that the network takes."""
-        side = 2 ** (self.num_levels - 1)
+        side = self.size_multiple
         inputs = (
             jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32),
             jax.ShapeDtypeStruct((1,), jnp.float32),
@@ -60,7 +65,7 @@ class Network(nn.Module):
         Raises:
             ValueError: a side is no multiple, or channels or labels differ; or fields contradict each other.
         """
-        multiple = 2 ** (self.num_levels - 1)
+        multiple = self.size_multiple
         if shape[1] % multiple or shape[2] % multiple or shape[3] != self.in_channels:
             raise ValueError(
                 f"this network takes images whose height and width are multiples of {multiple}, with "

@@ -6,6 +6,16 @@ from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._back_projection import filtered_back_projection
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
+from ddiff_jax.operators._coils import (
+    birdcage_maps,
+    from_channels,
+    mvue,
+    mvue_scale,
+    noise_covariance,
+    prewhiten,
+    to_channels,
+    zero_filled,
+)
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
 from ddiff_jax.operators._compose import Composition, LinearComposition, compose
 from ddiff_jax.operators._equivalents import nearest_equivalent
@@ -23,6 +33,14 @@ from ddiff_jax.operators._inpainting import (
 )
 from ddiff_jax.operators._masked import LinearMasked, Masked, masked
 from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
+from ddiff_jax.operators._mri import MRI, ColumnMRI, mri, multicoil_mri, root_sum_of_squares
+from ddiff_jax.operators._mri_sampling import (
+    column_mask,
+    radial_trajectory,
+    released_fastmri_mask,
+    released_inversebench_mask,
+)
+from ddiff_jax.operators._noncartesian_mri import NonCartesianMRI, noncartesian_mri, radial_mri
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
@@ -51,6 +69,7 @@ from ddiff_jax.operators.base import (
     known_image_shape,
     measures_picture,
     observed_entries,
+    prepared_operator,
     spectral_norm,
 )
 from ddiff_jax.operators.separable import Separable, gaussian_blur, super_resolution
@@ -70,6 +89,8 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "colourisation": colourisation,
     "fourier": fourier,
     "undersampled_fourier": undersampled_fourier,
+    "mri": mri,
+    "multicoil_mri": multicoil_mri,
     "tomography": tomography,
     "sparse_tomography": sparse_tomography,
     "fan_beam_tomography": fan_beam_tomography,
@@ -92,6 +113,8 @@ OPERATOR_TYPES: dict[str, type[Operator]] = {
     "colourisation": Colourisation,
     "fourier": Fourier,
     "undersampled_fourier": Fourier,
+    "mri": MRI,
+    "multicoil_mri": ColumnMRI,
     "tomography": Tomography,
     "sparse_tomography": Tomography,
     "fan_beam_tomography": FanBeam,
@@ -105,6 +128,7 @@ GIVEN_FORMS = {
     "gaussian_blur": "blur",
     "motion_blur": "blur",
     "undersampled_fourier": "fourier",
+    "multicoil_mri": "mri",
     "sparse_tomography": "tomography",
     "sparse_fan_beam_tomography": "fan_beam_tomography",
 }
@@ -117,6 +141,7 @@ def serving(*needs: str) -> list[str]:
 
 __all__ = [
     "GIVEN_FORMS",
+    "MRI",
     "OPERATORS",
     "OPERATOR_TYPES",
     "Affine",
@@ -124,6 +149,7 @@ __all__ = [
     "Blur",
     "CameraBlur",
     "Colourisation",
+    "ColumnMRI",
     "Composition",
     "DecomposableOperator",
     "Decomposition",
@@ -138,6 +164,7 @@ __all__ = [
     "LinearOperator",
     "LinearWeighted",
     "Masked",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "PartlyObserved",
@@ -150,10 +177,12 @@ __all__ = [
     "Weighted",
     "affine",
     "attenuation_to_hounsfield",
+    "birdcage_maps",
     "blur",
     "box_inpainting",
     "camera_blur",
     "colourisation",
+    "column_mask",
     "compose",
     "dot_test",
     "entry_counts",
@@ -161,6 +190,7 @@ __all__ = [
     "fan_beam_tomography",
     "filtered_back_projection",
     "fourier",
+    "from_channels",
     "from_function",
     "from_hounsfield",
     "gaussian_blur",
@@ -173,23 +203,38 @@ __all__ = [
     "measures_picture",
     "motion_blur",
     "motion_kernel",
+    "mri",
+    "multicoil_mri",
+    "mvue",
+    "mvue_scale",
     "nearest_equivalent",
+    "noise_covariance",
+    "noncartesian_mri",
     "nonlinear_blur",
     "observed_entries",
     "phase_retrieval",
     "post_log",
+    "prepared_operator",
+    "prewhiten",
+    "radial_mri",
+    "radial_trajectory",
     "random_inpainting",
     "released_box_mask",
+    "released_fastmri_mask",
+    "released_inversebench_mask",
     "released_kernel_code",
     "released_random_mask",
+    "root_sum_of_squares",
     "serving",
     "sparse_fan_beam_tomography",
     "sparse_tomography",
     "spectral_norm",
     "super_resolution",
+    "to_channels",
     "to_hounsfield",
     "tomography",
     "transmission",
     "undersampled_fourier",
     "weighted",
+    "zero_filled",
 ]

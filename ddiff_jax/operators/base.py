@@ -31,6 +31,7 @@ class Operator(Protocol):
     | `weighted(root)`, see `Weighable` | `operators.weighted` | the operator, then the weights |
     | `equivalents(x)`, see `Ambiguous` | `equivalent_images` | x alone |
     | `measures_picture = True`: the measurement is in the range of images | `measures_picture` | it is not |
+    | `prepared()`, the same with what its least squares need worked out | `prepared_operator` | it is ready |
 
     `LinearOperator` and `DecomposableOperator` add what solvers by least squares need.
     """
@@ -204,6 +205,22 @@ def measures_picture(operator: Any) -> bool:
 def equivalent_images(operator: Operator, x: Image) -> Shaped[jax.Array, "E ..."]:
     """List images that measure the same as x, itself first; x alone if the operator knows no others."""
     return operator.equivalents(x) if isinstance(operator, Ambiguous) else x[None]
+
+
+def prepared_operator(operator: Any) -> Any:
+    """Let an operator work out what its least squares need: what is too costly for every operator, or not to be traced.
+
+    `solve` and `solve_one` do this for solvers that solve least squares, on the host and before anything is compiled.
+    Where the operator is an argument of your own `jit` or `vmap`, or serves several calls, do it once before.
+
+    Args:
+        operator: one, or a stack.
+
+    Returns:
+        The same operator, or one of its type with more arrays; the operator itself if it has no method `prepared`.
+    """
+    offer = getattr(operator, "prepared", None)
+    return operator if offer is None else offer()
 
 
 def observed_entries(operator: Operator, shape: tuple[int, ...] | None = None) -> Bool[jax.Array, "..."] | None:

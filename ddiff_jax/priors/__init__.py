@@ -13,23 +13,29 @@ from ddiff_jax.priors.base import (
 from ddiff_jax.priors.derived import Decoder, LatentPrior, OnSchedule, SlicePrior, picture_shape
 from ddiff_jax.priors.function import from_denoiser
 from ddiff_jax.priors.network import Denoising, DiffusionPrior
+from ddiff_jax.priors.sizes import EmbeddedPrior, PaddedPrior, with_shape
+from ddiff_jax.priors.windows import WindowedPrior
 
 __all__ = [
     "Decoder",
     "Denoising",
     "DiffusionPrior",
+    "EmbeddedPrior",
     "GaussianPrior",
     "Latent",
     "LatentPrior",
     "LearnedVariance",
     "MixturePrior",
     "OnSchedule",
+    "PaddedPrior",
     "PredictsNoise",
     "Prior",
     "SlicePrior",
+    "WindowedPrior",
     "denoise_with_variance",
     "from_denoiser",
     "picture_shape",
     "predict",
     "to_schedule",
+    "with_shape",
 ]

@@ -46,6 +46,11 @@ class Batch:
         return Problem(self.operator, self.y, self.sigma_y, noise, operator_axis=self.operator_axis)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images."""
+        return self.items[0].shape
+
+    @property
     def truths(self) -> np.ndarray | None:
         """Stack the clean images, one per row of y, with a stand-in for those not known; None if none is."""
         known = [item.truth for item in self.items if item.truth is not None]
@@ -67,17 +72,32 @@ def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_ima
 
 
 def batches(reader: Reader, jobs: Sequence[Job], size: int, on_failure: Callable[[Job, str], None]) -> Iterator[Batch]:
-    """Read jobs into batches; a job that cannot be read is reported and left out."""
-    items: list[Item] = []
+    """Read jobs into batches of one shape; a job that cannot be read is reported and left out.
+
+    Images of another size than the prior's go one by one, or one to a device: their windows are a batch already. So
+    their results do not depend on which others of their size there are.
+    """
+    waiting: dict[tuple[int, int, int], list[Item]] = {}
     index = num_before = 0
-    for position, job in enumerate(jobs, start=1):
+
+    def full(shape: tuple[int, int, int]) -> int:
+        return size if shape == reader.usual_shape else min(size, jax.local_device_count())
+
+    for job in jobs:
         try:
-            items.append(reader.read(job))
+            item = reader.read(job)
         except (ValueError, TypeError, OSError) as error:
             on_failure(job, str(error))
-        if items and (len(items) == size or position == len(jobs)):
-            yield _stack(items, size, index, num_before, per_image=reader.per_image)
-            index, num_before, items = index + 1, position, []
+            num_before += 1
+            continue
+        items = waiting.setdefault(item.shape, [])
+        items.append(item)
+        if len(items) == full(item.shape):
+            yield _stack(waiting.pop(item.shape), len(items), index, num_before, per_image=reader.per_image)
+            index, num_before = index + 1, num_before + len(items)
+    for shape, items in waiting.items():
+        yield _stack(items, full(shape), index, num_before, per_image=reader.per_image)
+        index, num_before = index + 1, num_before + len(items)
 
 
 @jax.jit

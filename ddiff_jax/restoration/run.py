@@ -19,9 +19,9 @@ import numpy as np
 
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
-from ddiff_jax.files import file_hash
+from ddiff_jax.image_files import source, source_hash
 from ddiff_jax.operators import Operator
-from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior, Prior
 from ddiff_jax.restarts import solve_restarts
 from ddiff_jax.restoration import results
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
@@ -29,10 +29,13 @@ from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
+from ddiff_jax.restoration.saving import result_paths
 from ddiff_jax.restoration.settings import Settings
+from ddiff_jax.restoration.sizes import caution, describe, evaluations, fitted
 from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots, drop_orphans
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
 from ddiff_jax.solvers.base import count_steps, require_operator
+from ddiff_jax.types import ImageShape
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
 AHEAD = 2  # batches that are read before they are needed
@@ -56,8 +59,8 @@ class Watch(Protocol):
         """Hear why an image has no result."""
         ...
 
-    def begins(self, prior: DiffusionPrior, num_images: int) -> None:
-        """Hear that all is known and compiling starts."""
+    def begins(self, prior: Prior, num_images: int) -> None:
+        """Hear that all is known and compiling starts; the prior is fitted to the first images."""
         ...
 
     def compiled(self, seconds: float) -> None:
@@ -115,6 +118,7 @@ class Restoration:
         self._decided, self._save_every = decided_by(settings), save_every
         self._telling = threading.Lock()
         self.failed: dict[str, str] = {}
+        self._is_cautioned = False
         self.seconds = {"compile": 0.0, "run": 0.0}
         self.record: dict[str, Any] = {}  # of this run; empty until all is known
         self._recorded: float | None = None  # when it was last written
@@ -144,7 +148,7 @@ class Restoration:
         )
 
     def _standing(self, job: Job) -> Standing:
-        sha256 = file_hash(job.path) if job.path.is_file() else None
+        sha256 = source_hash(job.path) if source(job.path).is_file() else None
         if sha256 is None:  # an input that is gone is as it was
             earlier = self.store.load(job.stem)
             sha256 = None if earlier is None else earlier.input_sha256
@@ -158,7 +162,7 @@ class Restoration:
         earlier = (self.store.made_by(record.made) or {}).get("settings", {})
         settings = json.loads(json.dumps(self.settings.as_dict()))
         different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-        if job.path.is_file() and record.input_sha256 != file_hash(job.path):
+        if source(job.path).is_file() and record.input_sha256 != source_hash(job.path):
             different.append("input")
         return different or ["set of weights, masks or kernels"]
 
@@ -180,12 +184,15 @@ class Restoration:
                 for item in batch.items:
                     for note in item.notes:
                         self._watch.note(str(item.job.path), note)
-                if prior is None:
-                    prior = load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
-                    self._begin(prior, batch.operator, batch_size)
-                    self._watch.begins(prior, len(jobs))
+                is_first = prior is None
+                prior = self._load() if prior is None else prior
+                seen_by = fitted(prior, self.settings.sizes, batch.shape)
+                self._tell_of_size(seen_by, prior.image_shape, batch)
+                if is_first:
+                    self._begin(seen_by, batch.operator, batch_size)
+                    self._watch.begins(seen_by, len(jobs))
                 snapshots = self._snapshots(batch)
-                solution = self._solve(prior, batch, snapshots)
+                solution = self._solve(seen_by, batch, snapshots)
                 writing.append(saver.submit(self._save, batch, solution, snapshots, writers))
                 while len(writing) > BEHIND or (writing and writing[0].done()):
                     writing.popleft().result()
@@ -193,12 +200,25 @@ class Restoration:
                 last.result()
         drop_orphans(self.store, self._running)
 
+    def _load(self) -> DiffusionPrior:
+        return load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
+
+    def _tell_of_size(self, prior: Prior, own: ImageShape, batch: Batch) -> None:
+        """Say how images of another size than the prior's are seen, and once, what that cannot give."""
+        told = describe(prior, own)
+        for item in batch.items if told else []:
+            item.notes.append(told)
+            self._watch.note(str(item.job.path), told)
+        if told and not self._is_cautioned:
+            self._is_cautioned = True
+            self._watch.note("prior", caution(self.settings.prior, own))
+
     def _fail(self, job: Job, message: str) -> None:
         with self._telling:
             self.failed[str(job.path)] = message
             self._watch.failed(job, message)
 
-    def _begin(self, prior: DiffusionPrior, operator: Operator, batch_size: int) -> None:
+    def _begin(self, prior: Prior, operator: Operator, batch_size: int) -> None:
         settings, device = self.settings, jax.devices()[0]
         require_operator(settings.solver, operator)
         cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * settings.restarts
@@ -236,7 +256,7 @@ class Restoration:
         """Stand for everything that decides an image's results."""
         return fingerprint(self._decided, sha256)
 
-    def _solve(self, prior: DiffusionPrior, batch: Batch, snapshots: Snapshots) -> Solution:
+    def _solve(self, prior: Prior, batch: Batch, snapshots: Snapshots) -> Solution:
         started = time.monotonic()
 
         def on_chunk(progress: Progress) -> bool:
@@ -325,15 +345,16 @@ class Restoration:
 
 
 def _has_result(job: Job) -> bool:
-    return os.path.exists(job.result("restored"))  # of a name that is too long, too
+    return any(map(os.path.exists, result_paths("restored", job)))  # of a name that is too long, too
 
 
-def evaluation_flops(prior: DiffusionPrior) -> float:
-    """Count the floating-point operations of one evaluation of the network on one image, without compiling it."""
+def evaluation_flops(prior: Prior) -> float:
+    """Count the floating-point operations of denoising one image, windows and all, without compiling it."""
+    prior, times = evaluations(prior)
     x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
     level = jax.tree.map(jnp.float32, prior.schedule.levels(1)[0])
     analysis = jax.jit(lambda prior, x, level: prior.denoise(x, level)).lower(prior, x, level).cost_analysis()
-    return float((analysis or {}).get("flops", float("nan")))
+    return times * float((analysis or {}).get("flops", float("nan")))
 
 
 def _ahead(values: Iterator[T], depth: int) -> Iterator[T]:
