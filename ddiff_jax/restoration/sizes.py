@@ -121,7 +121,7 @@ def shape_behind(
     shape: tuple[int, int, int],
     arguments: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
-    measured: Callable[[tuple[int, int, int]], tuple[int, ...]],
+    fits: Callable[[tuple[int, int, int]], bool],
 ) -> tuple[int, int, int] | None:
     """Find the shape of the image behind a measurement.
 
@@ -130,7 +130,8 @@ def shape_behind(
         shape: of the image, if nothing speaks against it.
         arguments: numbers of the operator, one of which may be a factor between the two.
         arrays: of the operator, which may have the image's size.
-        measured: tells the shape of what the operator measures of an image; raises a ValueError where there is none.
+        fits: tells whether the operator makes such a measurement of images of a shape; raises a ValueError where there
+            is none for them.
 
     Returns:
         The first that makes such a measurement: the one given, the measurement's own, one larger by a factor, or that
@@ -143,7 +144,7 @@ def shape_behind(
     candidates += [(*array.shape[:2], channels) for array in arrays.values() if array.ndim >= 2]
     for candidate in dict.fromkeys(candidates):
         try:
-            if measured(candidate) == tuple(y_shape):  # pyright: ignore[reportArgumentType] - three numbers
+            if fits(candidate):  # pyright: ignore[reportArgumentType] - three numbers
                 return candidate  # pyright: ignore[reportReturnType]
         except ValueError:
             continue
