@@ -108,6 +108,26 @@ def caution(name: str, own: ImageShape) -> str:
     )
 
 
+class SizeNotes:
+    """What is said of images of other sizes than the prior's: of every size once, and what it cannot give before all.
+
+    Args:
+        name: of the prior.
+    """
+
+    def __init__(self, name: str):
+        self._name, self._told = name, set[str]()
+
+    def of(self, prior: Any, own: ImageShape) -> list[str]:
+        """List what is still to be said of a prior that is fitted to images of another shape than its own."""
+        told = describe(prior, own)
+        if not told or told in self._told:
+            return []
+        notes = [told] if self._told else [caution(self._name, own), told]
+        self._told.add(told)
+        return notes
+
+
 def arguments_to_try(shape: ImageShape, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, int]]:
     """List shapes of images for which an operator may be buildable, if it is for any."""
     height, width, channels = shape
