@@ -172,7 +172,8 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
 KNOWN_FIRST = ("prior", "preset", "task", "operator", "solver", "values")
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
-    *("measured", "resize", "full_scale", "data_range", "save", "fit", "overlap", "shift_windows", "image_size"),
+    *("measured", "resize", "full_scale", "data_range", "save"),
+    *("fit", "overlap", "shift_windows", "image_size"),
 )
 
 

@@ -124,7 +124,7 @@ class _Arguments(dict[str, Any]):
     def _token(self) -> Hashable:
         def frozen(value: Any) -> Hashable:
             if isinstance(value, np.ndarray):
-                return value.shape, value.dtype.str, hashlib.sha256(np.ascontiguousarray(value)).digest()
+                return value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).digest()
             return type(value), value if isinstance(value, Hashable) else repr(value)
 
         return tuple((name, frozen(value)) for name, value in sorted(self.items()))

@@ -85,7 +85,7 @@ class Reader:
             self._arrays[name], notes = self._read_file(name, path)
             self.notes += [(path, note) for note in notes]
         self._maker = maker(settings.operator)
-        self._is_checked = False
+        self._checked: set[tuple[int, int, int]] = set()
         self._takes_all = settings.sizes.fit != "refuse" and not settings.resize
         self._shared: dict[tuple[int, int, int], Operator] = {}  # by the images' shape
         if not self.per_image or (self.random and not settings.files):
@@ -120,9 +120,9 @@ class Reader:
         except ValueError as error:
             files = ", ".join(map(str, settings.files.values()))
             raise ValueError(f"{files}: {error}" if files else str(error)) from error
-        if not self._is_checked:
+        if shape not in self._checked:
             self._check(operator, shape)
-            self._is_checked = True
+            self._checked.add(shape)
         return operator
 
     def _check(self, operator: Operator, shape: tuple[int, int, int]) -> None:

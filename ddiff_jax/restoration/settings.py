@@ -123,8 +123,8 @@ class Settings:
             "solver": {"name": self.method, **_fields(self.solver)},
             **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
             **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
-            **more,
             **self.sizes.as_dict(),
+            **more,
         }
 
 
@@ -159,7 +159,7 @@ def resolve(
     measured: bool = False,
     resize: bool = False,
     full_scale: int | None = None,
-    data_range: Sequence[float] | None = None,
+    data_range: tuple[float, float] | None = None,
     save: Sequence[Kind] = ("png",),
     fit: str = "windows",
     overlap: int | None = None,

@@ -9,21 +9,9 @@ RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 # Flags that every restoration has; a hyper-parameter of the same name is spelled --solver-NAME.
 GENERAL = (
     *("inputs", "output", "task", "operator", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
-    *(
-        "full_scale",
-        "data_range",
-        "save",
-        "resize",
-        "seed",
-        "restarts",
-        "batch_size",
-        "dtype",
-        "shard",
-        "distributed",
-        "save_every",
-    ),
+    *("full_scale", "data_range", "save", "resize", "fit", "overlap", "shift_windows", "image_size", "seed"),
+    *("restarts", "batch_size", "dtype", "shard", "distributed", "save_every"),
     *("existing", "cache", "print_config", "quiet", "json"),
-    *("fit", "overlap", "shift_windows", "image_size"),
 )
 
 NOISE = ("sigma", "photons")  # flags that every operator has
