@@ -505,7 +505,10 @@ BAD = {
     "missing": (("missing.png",), "missing.png cannot be read: No such file"),
     "all bad": (("empty",), "folder empty holds no image"),
     "no match": (("*.jpg",), "no file matches '*.jpg'"),
-    "wrong size": (("large.png",), "large.png is 80x60 pixels, the prior is for 64x64 pixels; add --resize"),
+    "wrong size": (
+        ("large.png", "--fit", "refuse"),
+        "large.png is 80x60 pixels, the prior is for 64x64 pixels; add --resize",
+    ),
     "colliding": (("good.png", "good.webp"), "would both become good_restored.png"),
     "own output": (("good.png", "--output", "."), "good.png lies in the output folder itself"),
     "unwritable": (("good.png", "--output", "file/out"), "cannot write to file/out"),

@@ -334,3 +334,83 @@ def test_what_is_damaged_or_missing_is_made_again(ddiff, quick_prior):
     Path("out/metrics.json").unlink()
     assert ddiff(*arguments)[0] == 0
     assert rows("out").keys() == images.keys()
+
+
+# Images of other sizes than the prior's
+
+
+def wide(x):
+    return np.concatenate([x, x[:, :32]], axis=1)[:, :96]
+
+
+def test_images_of_any_size_are_restored_as_they_are(ddiff, quick_prior, x):
+    image_files.write_png(Path("usual.png"), x)
+    image_files.write_png(Path("wide.png"), wide(x))
+    image_files.write_png(Path("other.png"), wide(x)[::-1])
+    image_files.write_png(Path("low.png"), x[:40])
+    code, _, err = ddiff("restore", "low.png", "wide.png", "usual.png", "other.png", *QUICK)
+    assert code == 0 and rows().keys() == {"low", "wide", "usual", "other"}
+    (told,) = rows()["wide"]["notes"]
+    assert told == "96x64 pixels in 3 x 1 windows of 64x64 that overlap by 16, at other places in every step"
+    assert f"note: wide.png: {told}" in err and err.count("has seen pictures of 64x64 pixels") == 1
+    assert rows()["low"]["notes"] == [
+        "64x40 pixels are the middle of 64x64, of which the prior makes up the rest",
+    ]
+    assert rows()["usual"]["notes"] == []
+    for name, sides in {"low": (64, 40), "wide": (96, 64), "usual": (64, 64)}.items():
+        assert image_files.read_picture(Path(f"restored/{name}_restored.png"))[0].shape == (*sides[::-1], 3)
+    # No image depends on its company.
+    code, _, err = ddiff("restore", "wide.png", "--output", "alone", *QUICK)
+    assert code == 0
+    for name in ("wide_restored.png", "wide_measurement.png"):
+        assert Path("alone", name).read_bytes() == Path("restored", name).read_bytes()
+    assert "skipped 4 of 4" in ddiff("restore", "low.png", "wide.png", "usual.png", "other.png", *QUICK)[2]
+
+
+def test_sizes_are_what_the_flags_say(ddiff, quick_prior, x):
+    image_files.write_png(Path("wide.png"), wide(x))
+    flags = ("--overlap", "8", "--no-shift-windows", "--fit")
+    code, _, err = ddiff("restore", "wide.png", *flags, "windows", *QUICK)
+    assert code == 0 and "96x64 pixels in 2 x 1 windows of 64x64 that overlap by 8\n" in err
+    assert ddiff("restore", "wide.png", "--fit", "refuse", "--output", "no", *QUICK)[0] == 2
+    assert "--overlap must be from 0 to 63" in ddiff("restore", "wide.png", "--overlap", "64", *QUICK)[2]
+    for wrong, said in (
+        ("64", "such as 512x384; got '64'"),
+        ("64x0", "such as 512x384"),
+        ("96x64", "prior's size only"),
+    ):
+        assert said in ddiff("restore", "wide.png", "--fit", "refuse", "--image-size", wrong, *QUICK)[2]
+
+
+def test_measurements_tell_the_size_of_their_images(ddiff, quick_prior, x):
+    y = wide(x).reshape(16, 4, 24, 4, 3).mean((1, 3))
+    np.save("y.npy", y)
+    code, _, err = ddiff("restore", "y.npy", "--measured", *QUICK)
+    assert code == 0 and image_files.read_picture(Path("restored/y_restored.png"))[0].shape == (64, 96, 3), err
+    mask = np.full((64, 96), 255, np.uint8)
+    mask[20:40, 30:60] = 0
+    Image.fromarray(mask).save("mask.png")
+    image_files.write_png(Path("holes.png"), np.where(mask[..., None] > 0, wide(x), 0))
+    task = ("--task", "random_inpainting", "--mask", "mask.png")
+    code, _, err = ddiff("restore", "holes.png", "--measured", *task, "--output", "painted", *QUICK)
+    assert code == 0 and image_files.read_picture(Path("painted/holes_restored.png"))[0].shape == (64, 96, 3), err
+    # Of a clean image of the prior's size the mask is of another size, and of an odd measurement nothing is known.
+    image_files.write_png(Path("usual.png"), x)
+    code, _, err = ddiff("restore", "usual.png", *task, "--output", "bad", *QUICK)
+    assert code == 2 and "height and width of the image" in err
+    np.save("odd.npy", y[:, :, :1])
+    code, _, err = ddiff("restore", "odd.npy", "--measured", "--output", "bad", *QUICK)
+    assert code == 2 and "--image-size" in err
+
+
+def test_an_evaluation_takes_images_of_any_size(ddiff, quick_prior, monkeypatch, x):
+    from ddiff_jax.evaluation import run as evaluation
+    from ddiff_jax.restoration import run as restoration
+
+    monkeypatch.setattr(evaluation, "load_prior", restoration.load_prior)
+    image_files.write_png(Path("usual.png"), x)
+    image_files.write_png(Path("wide.png"), wide(x))
+    code, _, err = ddiff("evaluate", "usual.png", "wide.png", "--steps", "3", "--no-cache", "--no-shift-windows")
+    assert code == 0 and "note: 96x64 pixels in 2 x 1 windows of 64x64" in err, err
+    table = Path("evaluation", "results.csv").read_text()
+    assert table.count(",ok,") == 2

@@ -32,7 +32,7 @@ from ddiff_jax.restoration.results import is_picture, why_not_written
 from ddiff_jax.restoration.saving import Written, put
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
-from ddiff_jax.restoration.sizes import caution, describe, fitted
+from ddiff_jax.restoration.sizes import SizeNotes, fitted
 from ddiff_jax.restoration.store import Record, Standing, decided_by
 
 TRACE_POINTS = 100  # kept of what the steps report
@@ -127,7 +127,7 @@ class _Run:
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
         self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
         self._prior: DiffusionPrior | None = None
-        self._told_sizes: set[str] = set()
+        self._size_notes = SizeNotes(plan.prior)
 
     def _find(self) -> tuple[list[Job], dict[str, Path]]:
         """List the inputs, and where the inputs are measurements, the clean images by their stems."""
@@ -238,15 +238,6 @@ class _Run:
             self.cautioned.add((path, note))
             self.say(warning(str(path), note))
 
-    def _tell_of_size(self, told: str) -> None:
-        """Say how images of another size than the prior's are seen, and once, what that cannot give."""
-        if not told or told in self._told_sizes:
-            return
-        if not self._told_sizes:
-            self.say(f"  note: {caution(self.plan.prior, self.prior.image_shape)}")
-        self._told_sizes.add(told)
-        self.say(f"  note: {told}")
-
     def _solve(self, cell: Cell, batch: Batch, run: int) -> _Solved:
         """Restore one batch."""
         settings = self.settings[cell]
@@ -268,7 +259,8 @@ class _Run:
 
         with out_of_memory(len(batch.y)):
             prior = fitted(self.prior, settings.sizes, batch.shape)
-            self._tell_of_size(describe(prior, self.prior.image_shape))
+            for note in self._size_notes.of(prior, self.prior.image_shape):
+                self.say(f"  note: {note}")
             solution = solve(
                 *(settings.solver, prior, problem, keys),
                 num_chunks=FRAMES if wants_strip else 1,

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ddiff_jax.operators.base import (
     DecomposableOperator,
@@ -14,6 +14,7 @@ from ddiff_jax.operators.base import (
     equivalent_images,
     measures_picture,
     observed_entries,
+    own_counts,
 )
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement, Scalar
@@ -62,6 +63,10 @@ class Cropped:
     def observed(self) -> Bool[Array, "..."] | None:
         """Tell which entries were observed, as the operator says."""
         return observed_entries(self.operator)
+
+    def counts(self) -> Float[Array, "..."] | None:
+        """Count entries as the operator does."""
+        return own_counts(self.operator)
 
     @property
     def measures_picture(self) -> bool:

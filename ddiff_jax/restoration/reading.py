@@ -198,16 +198,14 @@ class Reader:
         """Find the shape of the image behind a measurement; that of the prior's where nothing fits."""
         settings, key = self._settings, self._root
 
-        def measured(shape: tuple[int, int, int]) -> tuple[int, ...]:
+        def fits(shape: tuple[int, int, int]) -> bool:
             operator = self._operator_for(shape, arrays, key)
             expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
-            return (
-                expected.shape if _as_measured(y, expected.shape, expected.dtype).shape != expected.shape else y.shape
-            )
+            return _as_measured(y, expected.shape, expected.dtype).shape == expected.shape
 
         if not self._takes_all or settings.sizes.image_size is not None:
             return settings.shape
-        found = shape_behind(y.shape, settings.shape, settings.arguments, {**self._arrays, **arrays}, measured)
+        found = shape_behind(y.shape, settings.shape, settings.arguments, {**self._arrays, **arrays}, fits)
         return found or settings.shape
 
     def _clean(self, path: Path, notes: list[str]) -> np.ndarray:

@@ -108,6 +108,26 @@ def caution(name: str, own: ImageShape) -> str:
     )
 
 
+class SizeNotes:
+    """What is said of images of other sizes than the prior's: of every size once, and what it cannot give before all.
+
+    Args:
+        name: of the prior.
+    """
+
+    def __init__(self, name: str):
+        self._name, self._told = name, set[str]()
+
+    def of(self, prior: Any, own: ImageShape) -> list[str]:
+        """List what is still to be said of a prior that is fitted to images of another shape than its own."""
+        told = describe(prior, own)
+        if not told or told in self._told:
+            return []
+        notes = [told] if self._told else [caution(self._name, own), told]
+        self._told.add(told)
+        return notes
+
+
 def arguments_to_try(shape: ImageShape, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, int]]:
     """List shapes of images for which an operator may be buildable, if it is for any."""
     height, width, channels = shape
@@ -121,7 +141,7 @@ def shape_behind(
     shape: tuple[int, int, int],
     arguments: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
-    measured: Callable[[tuple[int, int, int]], tuple[int, ...]],
+    fits: Callable[[tuple[int, int, int]], bool],
 ) -> tuple[int, int, int] | None:
     """Find the shape of the image behind a measurement.
 
@@ -130,7 +150,8 @@ def shape_behind(
         shape: of the image, if nothing speaks against it.
         arguments: numbers of the operator, one of which may be a factor between the two.
         arrays: of the operator, which may have the image's size.
-        measured: tells the shape of what the operator measures of an image; raises a ValueError where there is none.
+        fits: tells whether the operator makes such a measurement of images of a shape; raises a ValueError where there
+            is none for them.
 
     Returns:
         The first that makes such a measurement: the one given, the measurement's own, one larger by a factor, or that
@@ -143,7 +164,7 @@ def shape_behind(
     candidates += [(*array.shape[:2], channels) for array in arrays.values() if array.ndim >= 2]
     for candidate in dict.fromkeys(candidates):
         try:
-            if measured(candidate) == tuple(y_shape):  # pyright: ignore[reportArgumentType] - three numbers
+            if fits(candidate):  # pyright: ignore[reportArgumentType] - three numbers
                 return candidate  # pyright: ignore[reportReturnType]
         except ValueError:
             continue
