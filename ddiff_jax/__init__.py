@@ -30,6 +30,7 @@ from ddiff_jax.priors import (
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.restarts import Restarts, solve_restarts
+from ddiff_jax.samples import Samples, solve_samples
 from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,
@@ -59,6 +60,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Restarts",
+    "Samples",
     "Schedule",
     "SlicePrior",
     "Solution",
@@ -84,6 +86,7 @@ __all__ = [
     "solve",
     "solve_one",
     "solve_restarts",
+    "solve_samples",
     "solvers",
     "static_field",
     "stream_key",

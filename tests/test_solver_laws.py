@@ -127,8 +127,8 @@ def test_every_solver_obeys_the_laws_on_every_operator(operator_name, name):
         for value in (jnp.nan, 1e6):
             same(restore(*run[:3], jnp.where(seen, y, value), *run[4:]), solution)
 
-    # Where the prior is sure of an image, a method meets the data at that image, and reports its misfit there; without a
-    # prior it does so where it starts. Not so those that report where their step ends: DAPS, and estimates in one step.
+    # Where the prior is sure of an image, a method meets the data at that image, and reports its misfit there; without
+    # a prior, where it starts. Not so those that report where their step ends: DAPS, and estimates by a formula.
     if name in REPORT_THE_END:
         return
     sure = dd.GaussianPrior(truth[0], jnp.asarray(1e-14), dd.linear_schedule(), shape)

@@ -52,7 +52,10 @@ class Options:
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
-        batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
+        samples: Answers per image from other noise: their mean, standard deviation and maps of 5 and 95% are written.
+        keep_samples: Write all samples too, as one array per image.
+        batch_size: Images restored together, each with all its restarts or samples; by default all, at most 8 per
+            device (16 on accelerators).
         dtype: Computation type of the network.
         shard: Take one of several equal shares of the images, I/N: the second of four processes takes 2/4. All write
             into one folder and need not know of each other; run the command once more without it to see the whole.
@@ -79,6 +82,8 @@ class Options:
     resize: bool = False
     seed: int = 0
     restarts: int = 1
+    samples: int = 1
+    keep_samples: tyro.conf.FlagCreatePairsOff[bool] = False
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
@@ -147,6 +152,7 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
 # Options that decide the results, by the same names in `resolve`.
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
+    *("samples", "keep_samples"),
     *("measured", "resize", "full_scale"),
 )
 

@@ -9,7 +9,19 @@ RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 # Flags that every restoration has; a hyper-parameter of the same name is spelled --solver-NAME.
 GENERAL = (
     *("inputs", "output", "task", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
-    *("full_scale", "resize", "seed", "restarts", "batch_size", "dtype", "shard", "distributed", "save_every"),
+    *(
+        "full_scale",
+        "resize",
+        "seed",
+        "restarts",
+        "samples",
+        "keep_samples",
+        "batch_size",
+        "dtype",
+        "shard",
+        "distributed",
+        "save_every",
+    ),
     *("existing", "cache", "print_config", "quiet", "json"),
 )
 
