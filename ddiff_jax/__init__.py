@@ -13,7 +13,7 @@ from ddiff_jax.check import check_operator
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.config import preset
 from ddiff_jax.levels import Level, Schedule
-from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
+from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson, PoissonGaussian
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, image_keys, stream_key
 from ddiff_jax.operators import nearest_equivalent
 from ddiff_jax.priors import (
@@ -56,6 +56,7 @@ __all__ = [
     "Noise",
     "OnSchedule",
     "Poisson",
+    "PoissonGaussian",
     "Prior",
     "Problem",
     "Progress",

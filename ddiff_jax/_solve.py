@@ -95,7 +95,7 @@ def solve_one(
         TypeError: solver, prior or problem is no such thing, or the key is not one typed key.
     """
     check_one(solver, prior, problem, key, x_init)
-    problem, dtype = _about(prior, problem), float_type(problem.y)
+    problem, dtype = _about(prior, problem.standardised()), float_type(problem.y)
     require_operator(solver, problem.operator)
     require_likelihood(solver, problem.likelihood)
     solver, problem, noise, x_init = to_type((solver, problem, noise, x_init), dtype)
@@ -252,6 +252,7 @@ def solve(
     """
     shape = check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
     check_sigma(problem.sigma_y)
+    problem = problem.standardised_batch()
     seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
     require_operator(solver, seen)
     solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))

@@ -142,7 +142,7 @@ def check_one(solver: Any, prior: Any, problem: Any, key: Any, x_init: Any | Non
     if not _is_key(key) or key.ndim:
         raise TypeError(f"key must be one typed JAX key, such as jax.random.key(seed); got {_shown(key)}")
     shape = check_image_shape(prior, problem.operator, x_init)
-    if jnp.shape(problem.sigma_y) or problem.operator_axis is not None:
+    if jnp.ndim(problem.sigma_y) not in (0, jnp.ndim(problem.y)) or problem.operator_axis is not None:
         given = "a stack of operators" if problem.operator_axis == 0 else f"sigma_y of shape {problem.sigma_y.shape}"
         raise ValueError(
             f"solve_one takes the problem of one image; this one has {given}: a batch is restored by `solve`, or by "
@@ -170,8 +170,11 @@ def check_batch(
     _check_not_traced((solver, prior, problem, keys, x_init, noise))
     _check_keys(keys)
     y, sigma_y, num_images = problem.y, problem.sigma_y, keys.shape[0]
-    if jnp.ndim(sigma_y) > 1:
-        raise ValueError(f"sigma_y must be one number, or one per image; got shape {sigma_y.shape}")
+    if jnp.ndim(sigma_y) not in (0, 1, jnp.ndim(y)):
+        raise ValueError(
+            f"sigma_y must be one number, one per image, or one per entry of y, whose shape is {jnp.shape(y)}; got "
+            f"shape {sigma_y.shape}"
+        )
     batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if jnp.ndim(sigma_y) else None}
     for name, batch in batches.items():
         if batch is not None and batch.shape[:1] != (num_images,):

@@ -1,6 +1,8 @@
 """Tell whether a measurement operator is sound before any time is spent on it."""
 
 import dataclasses
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddiff_jax.linearity import linearity
 from ddiff_jax.noise import root_key
+from ddiff_jax.operators._affine import Affine
 from ddiff_jax.operators._function import Function, LinearFunction
-from ddiff_jax.operators.base import Operator, check_any_shape, dot_test, observed_entries, spectral_norm
+from ddiff_jax.operators.base import (
+    Operator,
+    check_any_shape,
+    dot_test,
+    known_image_shape,
+    observed_entries,
+    spectral_norm,
+)
+from ddiff_jax.operators.named import registered
 from ddiff_jax.operators.tracing import diagnosis
+from ddiff_jax.pytree import check_registered
 from ddiff_jax.solvers.base import size_factor
 from ddiff_jax.solvers.step_length import Fixed
 from ddiff_jax.types import Image, ImageShape, Measurement
@@ -19,7 +32,8 @@ from ddiff_jax.types import Image, ImageShape, Measurement
 AGREEMENT = 1e-5  # of two float32 programs, relative to the largest entry
 GRADIENT = {jnp.dtype(jnp.float64): 1e-5, jnp.dtype(jnp.float32): 2e-2}  # relative, against a central difference
 STEP = {jnp.dtype(jnp.float64): 1e-6, jnp.dtype(jnp.float32): 1e-2}  # of the central difference
-LINEARITY = 1e-5  # relative to A(x)
+GAP = "<A x, y> and <x, A^H y> differ by"
+THREAD = "check of an operator"  # name of the thread that works while the time is watched
 ERROR_LEVEL = 0.3  # root mean square of the error that the suggested step undoes
 
 
@@ -50,6 +64,7 @@ class Report:
         linear: whether A is linear; None if it was not reached.
         spectral_norm: largest singular value of A, or of its derivative at a test image.
         gamma: suggested `Fixed.gamma` of DDiff.
+        complete: whether all that can be looked at was, in the time that there was.
     """
 
     findings: tuple[Finding, ...]
@@ -59,10 +74,11 @@ class Report:
     linear: bool | None = None
     spectral_norm: float | None = None
     gamma: float | None = None
+    complete: bool = True
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether nothing is wrong of what was looked at."""
         return all(finding.ok is not False for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,16 +90,25 @@ class Report:
         width = max(len(finding.name) for finding in self.findings)
         lines = [f"{marks[f.ok]:<6}{f.name:<{width}}  {f.text}" for f in self.findings]
         wrong = sum(finding.ok is False for finding in self.findings)
-        verdict = "The operator is sound." if self.ok else f"{wrong} thing{'s' * (wrong > 1)} to mend."
+        sound = "The operator is sound." if self.complete else "Nothing is wrong, but not everything was looked at."
+        verdict = sound if self.ok else f"{wrong} thing{'s' * (wrong > 1)} to mend."
         return "\n".join([*lines, verdict])
 
 
-def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape, *, seed: int = 0) -> Report:
+def check_operator(
+    operator: Operator | Callable[[Any], Any],
+    shape: ImageShape,
+    *,
+    seed: int = 0,
+    prior_shape: ImageShape | None = None,
+    seconds: float | None = None,
+    tell: Callable[[str], None] = lambda doing: None,
+) -> Report:
     """Check an operator on test images: can it be traced, batched, differentiated, and is its adjoint the adjoint?
 
     Looks at shape and type, finiteness inside and outside of [-1, 1], repeatability, agreement of plain, compiled and
-    batched calls, gradients against central differences in float64, linearity, and for a linear operator the adjoint
-    (by <A x, y> = <x, A^H y>). Estimates the spectral norm and suggests a step length.
+    batched calls, gradients against central differences in float64, linearity with or without an offset, and for a
+    linear operator the adjoint (by <A x, y> = <x, A^H y>). Estimates the spectral norm and suggests a step length.
 
     The suggested gamma of `Fixed` is the step that best undoes an error of white noise with root mean square 0.3: with
     g = J^T J e that is |g|^3 / |J g|^2, for the derivative J of A at a test image. It is divided by 3.3, the factor on
@@ -96,6 +121,10 @@ def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape,
         operator: any object with `forward`, or a function of one image.
         shape: (H, W, C) of the images, or (L, C) of signals, or (D, H, W, C) of volumes.
         seed: draws the test images.
+        prior_shape: of the images of the prior that is to be used; then the channels must be the same.
+        seconds: after which the report says what was found by then; what is running goes on in a thread of its own and
+            ends after its next step. None takes as long as it takes.
+        tell: told what is looked at, before it is.
 
     Returns:
         A report; `report.ok` says whether all is well, and printing it says what is not. Errors that the operator
@@ -110,16 +139,25 @@ def check_operator(operator: Operator | Callable[[Any], Any], shape: ImageShape,
         if not callable(operator):
             raise TypeError(f"an operator has a method forward, or is a function; got {type(operator).__name__}")
         operator = Function(operator, shape)
-    check = _Check(operator, shape, seed)
-    check.run()
-    return Report(tuple(check.findings), shape, **check.facts)
+    check = _Check(registered(operator, shape), shape, seed, prior_shape, tell)
+    complete = check.run(seconds)
+    return Report(tuple(check.findings), shape, **check.facts, complete=complete)
 
 
 class _Check:
     """The checks in their order; the first that makes the others pointless ends the run."""
 
-    def __init__(self, operator: Operator, shape: ImageShape, seed: int):
-        self.operator, self.shape = operator, shape
+    def __init__(
+        self,
+        operator: Operator,
+        shape: ImageShape,
+        seed: int,
+        prior_shape: ImageShape | None,
+        tell: Callable[[str], None],
+    ):
+        self.operator, self.shape, self.prior_shape, self.tell = operator, shape, prior_shape, tell
+        self._is_over = threading.Event()
+        self._doing = ""
         self.findings: list[Finding] = []
         self.facts: dict[str, Any] = {}
         self._keys = iter(jax.random.split(root_key(seed), 32))
@@ -128,9 +166,39 @@ class _Check:
         self.findings.append(Finding(name, ok, text))
         return ok
 
-    def run(self) -> None:
-        steps = (self.trace, self.programs, self.observed, self.finite, self.gradient, self.linearity, self.size)
-        for step in steps:
+    def run(self, seconds: float | None) -> bool:
+        """Look at everything, or at what can be looked at in some seconds; tells whether that was everything."""
+        if seconds is None:
+            self.look()
+            return True
+        thread = threading.Thread(target=self.look, name=THREAD, daemon=True)
+        started = time.monotonic()
+        thread.start()
+        thread.join(seconds)
+        if not thread.is_alive():
+            return True
+        self._is_over.set()
+        self.findings, self.facts = list(self.findings), dict(self.facts)  # the thread has the others
+        text = f"over after {time.monotonic() - started:.0f} s, while it looked at the {self._doing}; give it more, or"
+        self.findings.append(Finding("time", None, f"{text} a smaller shape"))
+        return False
+
+    def look(self) -> None:
+        steps = {
+            "registration": self.registration,
+            "prior": self.prior,
+            "shape and type": self.trace,
+            "plain, compiled and batched calls": self.programs,
+            "observed entries": self.observed,
+            "values and gradients in and around [-1, 1]": self.finite,
+            "gradient against central differences": self.gradient,
+            "linearity and adjoint": self.linearity,
+            "spectral norm and step length": self.size,
+        }
+        for self._doing, step in steps.items():
+            if self._is_over.is_set():
+                return
+            self.tell(self._doing)
             try:
                 if step() is False:
                     return
@@ -147,6 +215,23 @@ class _Check:
 
     def white(self, dtype: Any = jnp.float32) -> Image:
         return jax.random.normal(next(self._keys), self.shape, jnp.float32).astype(dtype)
+
+    def registration(self) -> bool | None:
+        try:
+            check_registered("operator", self.operator)
+        except TypeError as error:
+            return self.find("registration", False, str(error))
+        return None
+
+    def prior(self) -> bool | None:
+        if self.prior_shape is None:
+            return None
+        own, priors = known_image_shape(self.operator) or self.shape, self.prior_shape
+        shapes = f"images of {list(own)}, and the prior's are {list(priors)}"
+        if own[-1] != priors[-1] or len(own) != len(priors):
+            cure = "; complex images are two channels, real and imaginary part" if 2 in (own[-1], priors[-1]) else ""
+            return self.find("prior", False, f"it takes {shapes}: the channels must be the same{cure}")
+        return self.find("prior", True, f"it takes {shapes}")
 
     def trace(self) -> bool | None:
         try:
@@ -227,14 +312,21 @@ class _Check:
         return self.find("gradient", worst < GRADIENT[dtype], text)
 
     def linearity(self) -> bool | None:
-        forward = jax.jit(self.operator.forward)
-        x, v = self.image(), self.white()
-        defect = jnp.linalg.norm((forward(x + v) - forward(x) - forward(v)).ravel())
-        linear = bool(defect < LINEARITY * jnp.linalg.norm(forward(x).ravel()))
-        self.facts["linear"] = linear
+        x = self.image()
+        kind, offset = linearity(self.operator, x, self.white())
+        self.facts["linear"] = kind == "linear"
         adjoint = getattr(self.operator, "adjoint", None)
-        if not linear:
+        if kind == "affine":
+            text = f"affine: A(x) - A(0) is linear, and A(0) is {offset:.2g} times as large"
+            if isinstance(self.operator, Affine):
+                self.find("linearity", None, text)
+                gap = float(dot_test(self.operator.linear, x, self._measurement()))
+                return self.find("adjoint", gap < AGREEMENT, f"{GAP} {gap:.1e} (relative), of the linear part")
+            text += "; ddiff_jax.operators.affine(linear, offset), or from_function(..., affine=True) of a function, "
+            self.find("linearity", None, text + "lets solvers see the linear part and y - A(0)")
+        if kind == "nonlinear":
             self.find("linearity", None, "nonlinear: solvers that need an adjoint refuse it")
+        if kind != "linear":
             if adjoint is not None:
                 return self.find("adjoint", False, "it has a method adjoint, but is not linear")
             return None
@@ -246,7 +338,7 @@ class _Check:
             self.find("linearity", None, "linear")
             operator = self.operator
         gap = float(dot_test(operator, x, self._measurement()))
-        return self.find("adjoint", gap < AGREEMENT, f"<A x, y> and <x, A^H y> differ by {gap:.1e} (relative)")
+        return self.find("adjoint", gap < AGREEMENT, f"{GAP} {gap:.1e} (relative)")
 
     def _measurement(self) -> Measurement:
         dtype = jnp.dtype(self.facts["dtype"])

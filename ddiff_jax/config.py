@@ -12,6 +12,7 @@ import yaml
 
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators.named import maker
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
 
 # The two choices of values that every task has.
@@ -19,6 +20,7 @@ VALUES = {
     "default": "this library's choice, by measurement: DDiff finds its step length itself, in 100 evaluations",
     "published": "those of the papers and of their released code, with all steps",
 }
+TASK = "super_resolution"  # where nothing is asked for
 DEFAULTS = "defaults"  # of every dataset: the file that says what its tasks share
 STEP_LENGTH = tuple(f.name for f in dataclasses.fields(Fixed))  # pyright: ignore[reportArgumentType] - a dataclass
 
@@ -28,7 +30,7 @@ class Task:
     """One task on one dataset.
 
     Args:
-        operator: name in `OPERATORS`.
+        operator: name in `OPERATORS`, or MODULE:NAME for one of your own.
         arguments: keyword arguments of its factory.
         sigma_y: noise standard deviation in units of the measurement.
         photons: expected count at white for Poisson noise, None for Gaussian noise.
@@ -136,6 +138,35 @@ def task_preset(dataset: str, task: str) -> Task:
     check_name(f"task for {dataset}", task, presets()[dataset])
     path = config_folder() / dataset / f"{task}.yaml"
     return parse_task(path.read_text(), str(path), path.with_stem(DEFAULTS).read_text())
+
+
+def find_task(dataset: str, task: str | None = None, operator: str | None = None) -> Task:
+    """Find the preset for a task, or for an operator that is named instead of the task's own.
+
+    An operator that is a task's too has that preset; any other one has what the tasks of the dataset share, or the
+    hyper-parameters and the noise of the task that is named with it.
+
+    Args:
+        dataset: whose presets.
+        task: name of the preset; None is "super_resolution" where no operator is named.
+        operator: in `OPERATORS`, or MODULE:NAME.
+
+    Raises:
+        UnknownName: there is no such dataset, task or operator.
+    """
+    if operator is None:
+        found = task_preset(dataset, task or TASK)
+        maker(found.operator)
+        return found
+    name = maker(operator).name
+    if task is None and name in presets().get(dataset, ()):
+        task = name
+    if task is None:
+        check_name("dataset", dataset, presets())
+        path = config_folder() / dataset / f"{DEFAULTS}.yaml"
+        return Task(**{**_read(path.read_text(), str(path)), "operator": name, "arguments": {}})
+    found = task_preset(dataset, task)
+    return found if found.operator == name else dataclasses.replace(found, operator=name, arguments={})
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -53,12 +53,13 @@ class Row:
 
 
 def picture(x: Float[np.ndarray, "H W C"]) -> Levels:
-    """Turn an image in [-1, 1] into what a screen shows: of more than three channels the first three, of two the first.
+    """Turn an image in [-1, 1] into what a screen shows: of more than three channels the first three.
 
-    What is not finite becomes light grey, black or white.
+    Of two, the real and the imaginary part, the magnitude: 0 is black and 1 white. What is not finite becomes light
+    grey, black or white.
     """
     x = np.nan_to_num(x, nan=MISSING[0] / 127.5 - 1, posinf=1.0, neginf=-1.0)
-    shown = x[..., : 3 if x.shape[-1] >= 3 else 1]
+    shown = image_files.as_picture(x)
     return np.repeat(image_files.to_uint8(shown), 3 // shown.shape[-1], axis=-1)
 
 

@@ -1,6 +1,6 @@
 """Noise models: how a measurement scatters around A(x), and what the data term of a problem is therefore."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,33 @@ class Gaussian:
         return clean + jnp.asarray(sigma_y, n.dtype) * n
 
 
+def _coerce(noise: "Likelihood", least: float = 0.0, **numbers: str) -> None:
+    """Turn the named numbers of a noise model into arrays of JAX's default type, in place.
+
+    Raises:
+        ValueError: one is not finite, or not above `least`.
+    """
+    for name, what in numbers.items():
+        value = getattr(noise, name)
+        if not isinstance(value, Tracer) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > least)):
+            bound = "positive and finite" if least == 0 else "finite"
+            raise ValueError(f"{name}, {what}, must be {bound}; got {value}")
+        object.__setattr__(noise, name, jnp.asarray(value, float))
+
+
+def _check_real(y: Measurement) -> None:
+    if jnp.iscomplexobj(y):
+        raise ValueError("photons are counted: a Poisson likelihood needs a real measurement; this one is complex")
+
+
+def _shifted_poisson(mean: Measurement, count: Measurement, shift: Any) -> Float[Array, ""]:
+    """Compute sum m - (k + b) log(m + b) up to a constant; for m < 0 the logarithm goes on as its parabola."""
+    shift = jnp.asarray(shift, mean.dtype)
+    below = jnp.minimum(mean, 0) / shift
+    log = jnp.log1p(jnp.maximum(mean, 0) / shift) + below - below**2 / 2
+    return jnp.sum(mean - (count + shift) * log)
+
+
 @pytree_dataclass
 class Poisson:
     """Photon counts: k ~ Poisson(m) with m = photons (A(x) + 1) / 2, stored as y = 2 k / photons - 1.
@@ -86,15 +113,10 @@ class Poisson:
     offset: Scalar = 5.0
 
     def __post_init__(self):
-        for name, what in {"photons": "the expected count at white", "offset": "the counts added to it"}.items():
-            value = getattr(self, name)
-            if not isinstance(value, Tracer) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
-                raise ValueError(f"{name}, {what}, must be positive and finite; got {value}")
-            object.__setattr__(self, name, jnp.asarray(value, float))
+        _coerce(self, photons="the expected count at white", offset="the counts added to it")
 
     def _counts(self, y: Measurement) -> Measurement:
-        if jnp.iscomplexobj(y):
-            raise ValueError("photons are counted: a Poisson likelihood needs a real measurement; this one is complex")
+        _check_real(y)
         return jnp.asarray(self.photons, y.dtype) * (y + 1) / 2
 
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
@@ -103,11 +125,7 @@ class Poisson:
         Raises:
             ValueError: the measurement is complex.
         """
-        mean, count = self._counts(clean), self._counts(y)
-        offset = jnp.asarray(self.offset, mean.dtype)
-        below = jnp.minimum(mean, 0) / offset
-        log = jnp.log1p(jnp.maximum(mean, 0) / offset) + below - below**2 / 2
-        return jnp.sum(mean - (count + offset) * log)
+        return _shifted_poisson(self._counts(clean), self._counts(y), self.offset)
 
     def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
         """Give 1: the data term is the negative log-likelihood."""
@@ -121,3 +139,89 @@ class Poisson:
         """
         counts = jax.random.poisson(key, jnp.maximum(self._counts(clean), 0)).astype(clean.dtype)
         return 2 * counts / jnp.asarray(self.photons, clean.dtype) - 1
+
+
+@pytree_dataclass
+class PoissonGaussian:
+    """A camera's numbers: y = gain k + offset + read n with k ~ Poisson(e), e = photons (A(x) + 1) / 2, n ~ N(0, 1).
+
+    So y is in the units of the detector (digital numbers): its mean is gain e + offset, its variance
+    gain^2 e + read^2. The negative log-likelihood is that of shifted Poisson noise, sum e + b - (c + b) log(e + b) with
+    c = (y - offset) / gain and b = (read / gain)^2, which has the same mean and variance. Its gradient differs from the
+    exact one by 2 to 5% for e from 15 to 60, and by 15 to 20% from 3 to 15.
+
+    `sigma_y` plays no part here, as with `Poisson`; it is in units of y.
+
+    Args:
+        photons: expected count at white, positive.
+        gain: units of y per photon, positive.
+        offset: what is read of no light, in units of y.
+        read: standard deviation of the read noise in units of y, positive.
+        floor: least value of b, positive, see `Poisson.offset`.
+
+    Raises:
+        ValueError: a number is not finite, or not positive where it must be.
+
+    Source: Snyder et al. 1993, "Image recovery from data acquired with a charge-coupled-device camera". deepinv's
+    `PoissonGaussianNoise(gain, sigma)` has read = sigma, photons = 1 / gain for images in [0, 1], and no offset.
+    """
+
+    photons: Scalar
+    gain: Scalar = 1.0
+    offset: Scalar = 0.0
+    read: Scalar = 1.0
+    floor: Scalar = 5.0
+
+    def __post_init__(self):
+        _coerce(
+            self,
+            photons="the expected count at white",
+            gain="the units of y per photon",
+            read="the standard deviation of the read noise",
+            floor="the least shift of the counts",
+        )
+        _coerce(self, -np.inf, offset="what is read of no light")
+
+    def _expected(self, clean: Measurement) -> Measurement:
+        _check_real(clean)
+        return jnp.asarray(self.photons, clean.dtype) * (clean + 1) / 2
+
+    def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
+        """Compute sum e - (c + b) log(e + b), up to a constant.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        gain, offset, read = (jnp.asarray(v, y.dtype) for v in (self.gain, self.offset, self.read))
+        shift = jnp.maximum((read / gain) ** 2, jnp.asarray(self.floor, y.dtype))
+        return _shifted_poisson(self._expected(clean), (y - offset) / gain, shift)
+
+    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
+        """Give 1: the data term is the negative log-likelihood."""
+        return jnp.ones_like(1.0 * sigma_y)
+
+    def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
+        """Count photons, and read them out; a negative expectation counts none.
+
+        Raises:
+            ValueError: the measurement is complex.
+        """
+        counting, reading = jax.random.split(key)
+        expected = jnp.maximum(self._expected(clean), 0)
+        counts = jax.random.poisson(counting, expected).astype(clean.dtype)
+        gain, offset, read = (jnp.asarray(v, clean.dtype) for v in (self.gain, self.offset, self.read))
+        return gain * counts + offset + read * jax.random.normal(reading, clean.shape, clean.dtype)
+
+    def levels(self, y: Measurement) -> Measurement:
+        """Estimate the standard deviation of every entry from itself, sqrt(max(gain (y - offset), 0) + read^2)."""
+        gain, offset, read = (jnp.asarray(v, y.dtype) for v in (self.gain, self.offset, self.read))
+        return jnp.sqrt(jnp.maximum(gain * (y - offset), 0) + read**2)
+
+    def as_gaussian(self, y: Measurement) -> tuple[Measurement, Measurement]:
+        """Write a measurement as one of A(x) with Gaussian noise per entry, for solvers that assume such noise.
+
+        Returns:
+            y in the units of A(x), and the standard deviation of every entry there, for `Problem`.
+        """
+        scale = 2 / (jnp.asarray(self.photons, y.dtype) * jnp.asarray(self.gain, y.dtype))
+        return scale * (y - jnp.asarray(self.offset, y.dtype)) - 1, scale * self.levels(y)

@@ -24,7 +24,7 @@ class Restarts:
     Args:
         solution: that of the chosen restart of every image; its cost counts all restarts.
         chosen: which restart that is.
-        misfit: `Problem.misfit` of every restart's result; infinite where it diverged.
+        misfit: `Problem.misfit` of every restart's result, in the standardised problem; infinite where it diverged.
         x: the results of all restarts, for other choices.
     """
 
@@ -87,7 +87,7 @@ def solve_restarts(
 
 @jax.jit
 def _misfits(problem: Problem, x: Any) -> Array:
-    return problem.map(Problem.misfit, x)
+    return problem.map(lambda problem, x: problem.standardised().misfit(x), x)
 
 
 @jax.jit

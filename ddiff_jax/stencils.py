@@ -78,6 +78,25 @@ def read_mask(
     return mask, [*notes, f"{mask.mean():.1%} of the pixels observed ({kinds[0]}), the rest hidden{hint}"]
 
 
+def read_argument(
+    name: str, path: Path, threshold: float | None = None, *, invert: bool = False
+) -> tuple[Shaped[np.ndarray, "..."], Notes]:
+    """Read an array for an operator: a mask or a kernel where its argument is called so, else whatever is there.
+
+    Args:
+        name: of the argument.
+        path: a picture or an array, see `image_files.read`.
+        threshold: of a mask, as in `read_mask`.
+        invert: of a mask, as in `read_mask`.
+
+    Raises:
+        Unusable: it cannot be read as that.
+    """
+    if name == "mask":
+        return read_mask(path, threshold, invert=invert)
+    return read_kernel(path) if name == "kernel" else (image_files.read_array(path), [])
+
+
 def _share_of_white(path: Path, values: Shaped[np.ndarray, "..."], threshold: float | None) -> Float[np.ndarray, "..."]:
     """Map black to 0 and white to 1, by the range that the values are in."""
     if values.dtype.kind not in "biuf" or not np.all(np.isfinite(values)):

@@ -218,7 +218,11 @@ def test_starts_levels_and_keys_of_another_kind_are_refused():
             solve(**batch(x_init=x_init))
         with pytest.raises(TypeError, match="x_init must hold real floats"):
             dd.solve_one(SOLVER, PRIOR, dd.Problem(SMALL, Y[0], 0.1), KEYS[0], x_init=x_init[0])
-    refused(ValueError, r"sigma_y must be one number, or one per image; got shape \(2, 1\)", sigma_y=jnp.ones((2, 1)))
+    refused(
+        ValueError,
+        r"as many axes as y.*got shape \(2, 1\)",
+        sigma_y=jnp.ones((2, 1)),
+    )
     with pytest.raises(
         ValueError, match=r"of one image; this one has sigma_y of shape \(2,\): a batch is restored by `solve`"
     ):

@@ -432,7 +432,7 @@ def test_a_seed_or_a_file_may_be_given_where_an_operator_takes_both(ddiff):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_argument_becomes_a_flag(operator):
     task = dataclasses.replace(task_preset("faces64", "super_resolution"), operator=operator, arguments={})
-    flags = settings._operator_flags(task)
+    flags = settings.operator_flags(task)
     assert flags.keys() >= parameters.operator_parameters(operator).keys()
 
 

@@ -81,13 +81,11 @@ def test_bad_pictures(tmp_path, rgb):
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "nothing.png").touch()
-    Image.fromarray(rgb[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
     expected = {
         "truncated.png": "truncated or damaged",
         "text.png": "not an image",
         "nothing.png": "not an image",
         "missing.png": "No such file",
-        "float.tif": "range is not fixed",
         ".": "is a folder",
     }
     for name, message in expected.items():

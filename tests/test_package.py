@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ddiff_jax
 from ddiff_jax import extend, operators
+from ddiff_jax.readers import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 OURS = ("ddiff_jax", "convert_weights")
@@ -105,7 +106,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = declared(project["project"]["dependencies"])
     optional = project["project"]["optional-dependencies"]
-    extra = declared(r for name in ("report", "grain", "hf", "tensorboard") for r in optional[name])
+    ours = ("report", "grain", "hf", "tensorboard", *PACKAGES)
+    extra = declared(r for name in ours for r in optional[name])
     development = declared(r for group in project["dependency-groups"].values() for r in group)
     assert imported(*OURS) - extra == needed
     assert extra <= imported(*OURS)

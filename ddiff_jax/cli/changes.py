@@ -6,8 +6,10 @@ from typing import Any
 
 from ddiff_jax.cli.flags import Flag, parse, section
 from ddiff_jax.cli.settings import flags_of
-from ddiff_jax.config import presets, task_preset
+from ddiff_jax.config import find_task, presets, task_preset
 from ddiff_jax.names import UnknownName, check_name, guess
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators.named import is_path
 from ddiff_jax.restoration.spelling import GENERAL, spelled
 from ddiff_jax.solvers import SOLVERS
 
@@ -16,7 +18,7 @@ def read_changes(texts: Sequence[str], dataset: str) -> dict[str, dict[str, Any]
     """Read the texts into arguments of `Plan`.
 
     Args:
-        texts: NAME:FLAG=VALUE, where NAME is a task or a solver.
+        texts: NAME:FLAG=VALUE, where NAME is a task, a solver or an operator, also one's own as MODULE:NAME.
         dataset: whose tasks there are.
 
     Raises:
@@ -25,12 +27,13 @@ def read_changes(texts: Sequence[str], dataset: str) -> dict[str, dict[str, Any]
     """
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, colon, rest = text.partition(":")
-        flag, equals, value = rest.partition("=")
+        head, equals, value = text.partition("=")
+        name, colon, flag = head.rpartition(":")
         flag = flag.lstrip("-").replace("-", "_")
         if not (name and colon and flag and equals):
             raise ValueError(f"--set takes NAME:FLAG=VALUE, for example ddiff:gamma=12; got {text!r}")
-        check_name("task or solver that is changed", name, (*presets()[dataset], *SOLVERS))
+        if not is_path(name) and name not in OPERATORS:
+            check_name("task or solver that is changed", name, (*presets()[dataset], *SOLVERS))
         known = {entry.name: (field, entry) for field, entry in _flags(name, dataset).items()}
         if flag in GENERAL:
             raise ValueError(f"--set {text}: {spelled(flag)} is a flag of all cells; give it beside --set")
@@ -47,7 +50,7 @@ def _flags(name: str, dataset: str) -> dict[str, Flag]:
     any_task = task_preset(dataset, presets()[dataset][0])
     if name in SOLVERS:
         return flags_of(any_task, name).solver
-    task = task_preset(dataset, name)
+    task = find_task(dataset, *((name,) if name in presets()[dataset] else (None, name)))
     of_solvers = {field: flag for solver in SOLVERS for field, flag in flags_of(task, solver).solver.items()}
     return {**of_solvers, **flags_of(task, next(iter(SOLVERS))).operator}
 

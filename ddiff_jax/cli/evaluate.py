@@ -14,6 +14,7 @@ from ddiff_jax.cli.changes import read_changes
 from ddiff_jax.cli.console import Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
+from ddiff_jax.config import TASK
 from ddiff_jax.restoration.settings import choose_dataset
 from ddiff_jax.restoration.share import share_of
 
@@ -22,6 +23,7 @@ DESCRIPTION = """Restore a folder of clean images by several solvers and tabulat
 examples:
   ddiff evaluate photos/ --tasks super_resolution gaussian_blur --solvers ddiff diffpir --output table
   ddiff evaluate photos/ --tasks phase_retrieval --runs 5 --seeds 0 1 2
+  ddiff evaluate photos/ --operator camera:blur --solvers ddiff dps --set camera:blur:radius=3
   ddiff evaluate photos/ --sigmas 0.05 0.1 0.2 --steps 50 100 --set ddiff:gamma=12
 
 Writes results.csv (one row per image), summary.json (means, intervals, paired differences, settings, hashes) and
@@ -31,7 +33,10 @@ command that summary.json gives for it.
 
 
 # General flags that are arguments of a plan.
-PLANNED = ("preset", "values", "dtype", "label", "recursive", "full_scale", "resize", "subset", "batch_size")
+PLANNED = (
+    *("preset", "values", "dtype", "label", "recursive", "full_scale", "data_range", "resize", "subset"),
+    "batch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Common:
         dtype: Computation type of the network.
         recursive: Enter the folders inside of folders.
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
+        data_range: The numbers of arrays that are black and white, where they are not -1 and 1; noise levels that are
+            given are in these units then.
         resize: Cut images to a centred square and resize them (Lanczos) to the prior's size.
         subset: Use the first so many images, by name.
         shard: Take one of several equal shares of the images, I/N; all processes write into one folder, and the same
@@ -67,6 +74,7 @@ class Common:
     dtype: Literal["float32", "bfloat16"] = "float32"
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    data_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
     resize: bool = False
     subset: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -89,7 +97,10 @@ class Options:
         images: Clean image files, folders or quoted globs; without any, the packaged photograph.
         output: Folder for tables, records and pictures; nothing in it is ever deleted.
         prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
-        tasks: What happens to the images; the presets name the tasks.
+        tasks: What happens to the images; the presets name the tasks. By default super_resolution, unless --operator
+            says it.
+        operator: What happens to them otherwise, one or several: an operator by name, or your own as MODULE:NAME (see
+            ddiff check); --set MODULE:NAME:FLAG=VALUE gives it arguments.
         solvers: The methods.
         seeds: Roots of all random numbers.
         sigmas: Noise levels to sweep, instead of the preset's.
@@ -102,7 +113,8 @@ class Options:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")] = ()
     output: Path = Path("evaluation")
     prior: str = "faces64"
-    tasks: tuple[str, ...] = ("super_resolution",)
+    tasks: tuple[str, ...] = ()
+    operator: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     solvers: tuple[str, ...] = ("ddiff",)
     seeds: tuple[int, ...] = (0,)
     sigmas: tuple[float, ...] = ()
@@ -125,15 +137,16 @@ def run(argv: Sequence[str]) -> int:
 
     what, how = parsed.what, parsed.how
     dataset, _ = choose_dataset(how.preset, what.prior, read_card(what.prior).image_shape[0])
+    tasks = (*what.tasks, *what.operator) or (TASK,)
     plan = Plan(
         images=what.images or packaged_photograph(),
         prior=what.prior,
-        tasks=what.tasks,
+        tasks=tasks,
         solvers=what.solvers,
         seeds=what.seeds,
         sigmas=what.sigmas or (None,),
         steps=what.steps or (None,),
-        runs=_runs(what.runs, what.tasks),
+        runs=_runs(what.runs, tasks),
         measurements=None if what.measurements is None else str(what.measurements),
         **common(how, dataset),
     )

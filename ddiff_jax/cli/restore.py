@@ -25,6 +25,7 @@ from ddiff_jax.restoration.batches import Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, device_in_words
 from ddiff_jax.restoration.run import Restoration
+from ddiff_jax.restoration.settings import SOURCE
 from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
 from ddiff_jax.solvers import aim_of
@@ -44,13 +45,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def warm_up(request: Request) -> None:
-    """Compile every program that such a restoration needs, into the cache, on a grey picture."""
-    height, width, channels = request.settings.shape
+    """Compile every program that such a restoration needs, into the cache, on a grey image."""
     with tempfile.TemporaryDirectory() as folder:
-        grey = Path(folder) / "grey.png"
-        image_files.write_png(grey, np.zeros((height, width, channels), np.float32))
+        grey = Path(folder) / "grey.npy"
+        image_files.write_array(grey, np.full(request.settings.shape, -0.1, np.float32))
         options = dataclasses.replace(request.options, inputs=(str(grey),), output=Path(folder) / "out", quiet=True)
-        settings = dataclasses.replace(request.settings, measured=False, full_scale=None, estimated=False)
+        settings = dataclasses.replace(request.settings, measured=False, full_scale=None, estimated=False, units=None)
         _Command(Request(options, settings), only_compile=True).run()
 
 
@@ -156,7 +156,7 @@ class _Command:
         settings, device, record = self.settings, jax.devices()[0], self.work.record
         cost, gflop = record["cost_per_image"], record["gigaflop_per_evaluation"]
         shape = "x".join(map(str, prior.image_shape))
-        details = ", ".join(f"{k} {v}" for k, v in record["settings"]["operator"].items() if k != "name")
+        details = ", ".join(f"{k} {v}" for k, v in record["settings"]["operator"].items() if k not in ("name", SOURCE))
         level = "estimated for each image" if settings.estimated else f"{settings.sigma_y:g}"
         # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
         total = num_images * (cost["network_evaluations"] + 2 * cost["network_gradients"]) * gflop / 1000

@@ -10,11 +10,12 @@ import tyro
 
 from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
-from ddiff_jax.config import Task, presets, solver_parameters, task_preset
+from ddiff_jax.config import Task, find_task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
-from ddiff_jax.operators import GIVEN_FORMS, OPERATORS
+from ddiff_jax.operators.named import maker
 from ddiff_jax.restoration.machine import check_batch_size
-from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type
+from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type, takes_files
+from ddiff_jax.restoration.saving import Kind
 from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
@@ -27,9 +28,12 @@ examples:
   ddiff restore
   ddiff restore photos/ --task gaussian_blur --output out
   ddiff restore damaged.png --measured --task random_inpainting --mask mask.png --output out
+  ddiff restore scan.npy --measured --operator camera:blur --sigma 3 --data-range 0 4095 --save npy png
 
 INPUT is clean and gets degraded first, unless --measured says that it already is the measurement.
-Which flags follow the general ones depends on --task and --solver; give both before --help.
+INPUT is a picture, .npy, .npz, TIFF of floats, HDF5, FITS, DICOM or NIfTI; of a file that holds several arrays or
+images, scan.h5:kspace[3] is one of them, scan.h5[3:9] are some, and scan.h5 are all.
+Which flags follow the general ones depends on --task, --operator and --solver; give them before --help.
 """
 
 
@@ -40,7 +44,10 @@ class Options:
     Args:
         inputs: Image files, folders or quoted globs; .npy and .npz arrays in units of [-1, 1] too.
         output: Folder for the results; made if missing, nothing in it is ever deleted.
-        task: What happened to the image; the presets name the tasks.
+        task: What happened to the image; the presets name the tasks. By default super_resolution, unless --operator
+            says it.
+        operator: What happened to the image instead, by name or as MODULE:NAME for your own (see ddiff check); the
+            further arguments of its maker become flags.
         solver: The method.
         prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         label: Class of the images, for a class-conditional prior.
@@ -49,6 +56,9 @@ class Options:
         measured: INPUT already is the measurement; there is no truth to compare with.
         recursive: Enter the folders inside of folders; the results lie in OUTPUT as the images lie in theirs.
         full_scale: Number that is white in files of 16 bits (4095 if they hold 12) and in arrays of integers.
+        data_range: The numbers of arrays that are black and white, where they are not -1 and 1; images, measurements,
+            --sigma and results are in these units then.
+        save: As what the restored images are written: pictures, arrays, TIFF of floats.
         resize: Cut clean images to a centred square and resize them (Lanczos) to the prior's size.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
@@ -70,7 +80,8 @@ class Options:
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[INPUT ...]")] = ()
     output: Path = Path("restored")
-    task: str = "super_resolution"
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    operator: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     solver: str = "ddiff"
     prior: str = "faces64"
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -79,6 +90,8 @@ class Options:
     measured: bool = False
     recursive: tyro.conf.FlagCreatePairsOff[bool] = False
     full_scale: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    data_range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    save: Annotated[tuple[Kind, ...], tyro.conf.arg(metavar="{png,npy,tiff} ...")] = ("png",)
     resize: bool = False
     seed: int = 0
     restarts: int = 1
@@ -118,10 +131,10 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
         SystemExit: code 0 after the help text.
     """
     # Which flags there are depends on these, and so does the parser.
-    named = peek(argv, {name: getattr(Options, name) for name in ("prior", "preset", "task", "solver", "values")})
+    named = peek(argv, {name: getattr(Options, name) for name in KNOWN_FIRST})
     card = read_card(named["prior"])
     dataset, _ = choose_dataset(named["preset"], named["prior"], card.image_shape[0])
-    task = task_preset(dataset, named["task"])
+    task = find_task(dataset, named["task"], named["operator"])
     check_name("solver", named["solver"], SOLVERS)
     flags = flags_of(task, named["solver"], named["values"])
     command = dataclasses.make_dataclass(
@@ -139,10 +152,11 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     check_batch_size(options.batch_size)
     if not options.save_every >= 0:  # NaN is not
         raise ValueError(f"--save-every must be at least 0 seconds; got {options.save_every}")
-    operator, changes = _given(parsed.operator, flags.operator), _given(parsed.solver, flags.solver)
+    operator, changes = given(parsed.operator, flags.operator), given(parsed.solver, flags.solver)
     settings = resolve(
         **{name: getattr(options, name) for name in DECIDING},
         **{name: operator.pop(name, None) for name in NOISE},
+        operator_name=options.operator,
         operator=operator,
         changes=changes,
     )
@@ -150,10 +164,11 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
 
 
 # Options that decide the results, by the same names in `resolve`.
+KNOWN_FIRST = ("prior", "preset", "task", "operator", "solver", "values")
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
     *("samples", "keep_samples"),
-    *("measured", "resize", "full_scale"),
+    *("measured", "resize", "full_scale", "data_range", "save"),
 )
 
 
@@ -167,12 +182,12 @@ class Flags:
 
 def flags_of(task: Task, solver: str, values: str = "default") -> Flags:
     """List the flags that a task and a solver have; their defaults are the values in force."""
-    operator = _operator_flags(task)
+    operator = operator_flags(task)
     taken = [*GENERAL, *(flag.name for flag in operator.values())]
     return Flags(operator, _solver_flags(solver, task.hyper_parameters(solver, values), taken))
 
 
-def _given(parsed: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
+def given(parsed: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
     """Read the values off a section, by the names of fields and arguments, where they are not the default."""
     values = {name: getattr(parsed, flag.name) for name, flag in flags.items()}
     return {name: value for name, value in values.items() if value != flags[name].default}
@@ -197,31 +212,37 @@ def _solver_flags(name: str, values: dict[str, Any], taken: Sequence[str]) -> di
     return flags
 
 
-def _operator_flags(task: Task) -> dict[str, Flag]:
-    """Make a flag of every argument: numbers as they are, arrays as files."""
+def operator_flags(task: Task, taken: Sequence[str] = GENERAL + NOISE) -> dict[str, Flag]:
+    """Make a flag of every argument: numbers as they are, arrays as files.
+
+    Args:
+        task: names the operator, and the arguments and the noise that have a default.
+        taken: flags of the same command that have their names already.
+    """
     level = "noise standard deviation of the measurement, range [-1, 1]; auto estimates it from a measured picture"
     count = "photons expected at white: Poisson noise instead of Gaussian"
     flags = {
         "sigma": Flag("sigma", float | Literal["auto"], task.sigma_y, level),
         "photons": Flag("photons", float, task.photons, count),
     }
-    given = GIVEN_FORMS.get(task.operator)
-    for operator in (task.operator, given) if given else (task.operator,):
-        texts = argument_help(OPERATORS[operator])
+    other = maker(task.operator).given
+    for operator in (task.operator, other) if other else (task.operator,):
+        texts = argument_help(maker(operator).factory)
         for name, (kind, default) in operator_parameters(operator).items():
             text = texts.get(name, "")
-            if kind is None:
-                kind, text = Path, f"picture or array, or a folder with one per image under the same stem: {text}"
+            if takes_files(kind):
+                kind = Path if kind is None else kind
+                text = f"picture or array, or a folder with one per image under the same stem: {text}"
             default = task.arguments.get(name, None if default is REQUIRED else default)
             default = tuple(default) if isinstance(default, list) else default
-            flags[name] = Flag(flag_name(name, "operator", GENERAL + NOISE), kind, default, text)
+            flags[name] = Flag(flag_name(name, "operator", taken), kind, default, text)
     if "mask" in flags:
         share = "share of white from which on a pixel of a soft mask is observed, such as 0.5"
         for name, kind, default, text in (
             ("threshold", float, None, share),
             ("invert_mask", bool, False, "white marks the holes of the mask, not what was observed"),
         ):
-            flags[name] = Flag(flag_name(name, "operator", GENERAL + NOISE), kind, default, text)
+            flags[name] = Flag(flag_name(name, "operator", taken), kind, default, text)
     return flags
 
 
@@ -229,7 +250,7 @@ def _elsewhere(dataset: str) -> dict[str, str]:
     """Map flags of other tasks and solvers to what makes them exist."""
     places = {}
     for task in presets()[dataset]:
-        for flag in _operator_flags(task_preset(dataset, task)).values():
+        for flag in operator_flags(task_preset(dataset, task)).values():
             places.setdefault(spelled(flag.name), f"--task {task}")
     for solver in SOLVERS:
         for flag in _solver_flags(solver, {}, GENERAL).values():

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddiff_jax.config import VALUES, solver_parameters
+from ddiff_jax.config import VALUES, presets, solver_parameters
 from ddiff_jax.metrics import BACKBONES
 from ddiff_jax.names import check_name
 from ddiff_jax.noise import check_seed
+from ddiff_jax.operators import OPERATORS
+from ddiff_jax.operators.named import is_path
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import operator_parameters
 from ddiff_jax.restoration.settings import Settings, resolve
@@ -22,7 +24,8 @@ class Plan:
 
     Args:
         images: clean image files, folders or globs.
-        tasks: names of presets, such as "super_resolution".
+        tasks: names of presets, such as "super_resolution"; or of operators without one, in `OPERATORS` or as
+            MODULE:NAME for your own.
         solvers: names in `SOLVERS`; the first is the one that the others are compared with.
         seeds: roots of all random numbers.
         sigmas: noise levels to sweep; None stands for the preset's.
@@ -38,6 +41,7 @@ class Plan:
         label: class of the images, for a class-conditional prior.
         recursive: enter the folders inside of folders.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
+        data_range: numbers of arrays that are black and white, as in `resolve`.
         resize: cut images to a square and resize them to the prior's size.
         subset: use the first so many images, by name; None uses all.
         measurements: folder of measurements with the stems of the images, instead of simulated ones.
@@ -67,6 +71,7 @@ class Plan:
     label: int | None = None
     recursive: bool = False
     full_scale: int | None = None
+    data_range: tuple[float, float] | None = None
     resize: bool = False
     subset: int | None = None
     measurements: str | None = None
@@ -139,7 +144,7 @@ class Plan:
 
     def _general(self, cell: "Cell") -> dict[str, Any]:
         return {
-            "task": cell.task,
+            **_named(cell.task),
             "solver": cell.solver,
             "prior": self.prior,
             "seed": cell.seed,
@@ -148,6 +153,7 @@ class Plan:
             "preset": self.preset,
             "label": self.label,
             "full_scale": self.full_scale,
+            "data_range": self.data_range,
             "resize": self.resize,
             "measured": self.measurements is not None,
         }
@@ -178,6 +184,7 @@ class Plan:
             "steps": self._steps(cell),
             "recursive": self.recursive,
         }
+        general = {"operator" if name == "operator_name" else name: value for name, value in general.items()}
         return command(general, changes["operator"], changes["changes"], operator_parameters(settings.operator))
 
     def as_dict(self) -> dict[str, Any]:
@@ -229,7 +236,18 @@ class Cell:
     def path(self) -> str:
         """Name the cell as a path, where its files are kept."""
         solver = "-".join(filter(None, (self.solver, self.variant)))
-        return f"{self.task}/{solver}/seed{self.seed}"
+        return f"{file_name(self.task)}/{solver}/seed{self.seed}"
+
+
+def file_name(task: str) -> str:
+    """Name a task in a path, where no colon may stand: NAME of MODULE:NAME holds no dot."""
+    return task.replace(":", ".")
+
+
+def _named(task: str) -> dict[str, str]:
+    """Tell presets from operators that have none."""
+    is_operator = is_path(task) or (task in OPERATORS and not any(task in tasks for tasks in presets().values()))
+    return {"operator_name" if is_operator else "task": task}
 
 
 def digits(value: int | float) -> str:

@@ -18,7 +18,7 @@ from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE, Row, rows_of
 from ddiff_jax.evaluation.summary import Setup, Summary, summarise
-from ddiff_jax.files import Caution, file_hash, warning
+from ddiff_jax.files import Caution, warning
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.names import UnknownName
 from ddiff_jax.noise import restart_keys
@@ -28,7 +28,8 @@ from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
-from ddiff_jax.restoration.results import Written, is_picture, put, why_not_written
+from ddiff_jax.restoration.results import is_picture, why_not_written
+from ddiff_jax.restoration.saving import Written, put
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.store import Record, Standing, decided_by
@@ -322,12 +323,13 @@ class _Run:
         stem, y, places = item.job.stem, np.asarray(item.y), self.places
         drawn = {}
         if item.truth is not None:
-            drawn["truth"] = places.truth(stem), item.truth
+            drawn["truth"] = places.truth(stem), image_files.as_picture(item.truth)
         if is_picture(y):
             drawn["measurement"] = places.measurement(cell, stem), y
         if frames:
-            drawn["trajectory"] = places.strip(cell, stem), np.nan_to_num(np.concatenate(frames, axis=1))
-        drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(x)
+            strip = np.concatenate([image_files.as_picture(frame) for frame in frames], axis=1)
+            drawn["trajectory"] = places.strip(cell, stem), np.nan_to_num(strip)
+        drawn["restored"] = places.picture(cell, stem, run), np.nan_to_num(image_files.as_picture(x))
         written: Written = {}
         for kind, (path, picture) in drawn.items():
             put(written, kind, image_files.write_png, picture, path)
@@ -393,7 +395,7 @@ class _Run:
 
 
 def _hash(path: Path) -> str:
-    return file_hash(path) if path.is_file() else ""
+    return image_files.source_hash(path) if image_files.source(path).is_file() else ""
 
 
 def _too_small(record: Record, absent: dict[str, str]) -> dict[str, str]:

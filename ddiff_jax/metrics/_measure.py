@@ -2,7 +2,7 @@
 
 The paper's residual metric is not defined in the released code, and the two tables of the paper use different scales.
 What is computed here says what it is: `Problem.misfit`, the mean squared misfit over the observed numbers, and by how
-much it exceeds sigma_y^2, which is what the noise alone leaves of the true image.
+much it exceeds the noise's power, sigma_y^2, which is what the noise alone leaves of the true image.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def _one(problem: Problem, x: Any, truth: Any, lpips: Mapping[str, Perceptual]) 
         if len(equivalent_images(problem.operator, x)) > 1:
             scores["psnr_resolved"] = psnr(nearest_equivalent(problem.operator, x, truth), truth, protocol="standard")
     scores["misfit"] = problem.misfit(x)
-    scores["misfit_excess"] = scores["misfit"] - problem.sigma_y**2
+    scores["misfit_excess"] = scores["misfit"] - problem.noise_power
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ddiff_jax.operators._affine import Affine, affine, linear_part
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._colourisation import Colourisation, colourisation
@@ -23,6 +24,7 @@ from ddiff_jax.operators._motion_blur import motion_blur, motion_kernel
 from ddiff_jax.operators._nonlinear_blur import NonlinearBlur, nonlinear_blur, released_kernel_code
 from ddiff_jax.operators._phase_retrieval import PhaseRetrieval, phase_retrieval
 from ddiff_jax.operators._tomography import Tomography, sparse_tomography, tomography
+from ddiff_jax.operators._weighted import LinearWeighted, Weighted, weighted
 from ddiff_jax.operators.base import (
     Ambiguous,
     DecomposableOperator,
@@ -30,7 +32,10 @@ from ddiff_jax.operators.base import (
     LinearOperator,
     Operator,
     PartlyObserved,
+    Redundant,
+    Weighable,
     dot_test,
+    entry_counts,
     equivalent_images,
     known_image_shape,
     measures_picture,
@@ -98,6 +103,7 @@ __all__ = [
     "GIVEN_FORMS",
     "OPERATORS",
     "OPERATOR_TYPES",
+    "Affine",
     "Ambiguous",
     "Blur",
     "CameraBlur",
@@ -113,19 +119,25 @@ __all__ = [
     "LinearFunction",
     "LinearMasked",
     "LinearOperator",
+    "LinearWeighted",
     "Masked",
     "NonlinearBlur",
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
+    "Redundant",
     "Separable",
     "Tomography",
+    "Weighable",
+    "Weighted",
+    "affine",
     "blur",
     "box_inpainting",
     "camera_blur",
     "colourisation",
     "compose",
     "dot_test",
+    "entry_counts",
     "equivalent_images",
     "fourier",
     "from_function",
@@ -133,6 +145,7 @@ __all__ = [
     "high_dynamic_range",
     "inpainting",
     "known_image_shape",
+    "linear_part",
     "masked",
     "measures_picture",
     "motion_blur",
@@ -151,4 +164,5 @@ __all__ = [
     "super_resolution",
     "tomography",
     "undersampled_fourier",
+    "weighted",
 ]

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
+from ddiff_jax.operators._affine import Affine
 from ddiff_jax.operators.base import (
     LinearOperator,
     Operator,
@@ -11,6 +12,7 @@ from ddiff_jax.operators.base import (
     known_image_shape,
     measures_picture,
     observed_entries,
+    own_counts,
 )
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
@@ -38,6 +40,10 @@ class Composition:
         """Tell which entries were observed: what the outer operator says, which makes the measurement."""
         return observed_entries(self.outer)
 
+    def counts(self) -> Float[Array, "..."] | None:
+        """Count entries as the outer operator does."""
+        return own_counts(self.outer)
+
     @property
     def measures_picture(self) -> bool:
         """Whether the outer operator does."""
@@ -53,7 +59,7 @@ class LinearComposition(Composition, LinearOperator):
     """The same when both are linear; has an adjoint."""
 
 
-def compose(outer: Operator, inner: Operator) -> Composition:
+def compose(outer: Operator, inner: Operator) -> Composition | Affine:
     """Chain two operators, for example a saturating sensor behind a blur.
 
     Args:
@@ -61,7 +67,8 @@ def compose(outer: Operator, inner: Operator) -> Composition:
         inner: applied first; says the image shape.
 
     Returns:
-        Operator with the input of `inner` and the measurement of `outer`; linear when both are.
+        Operator with the input of `inner` and the measurement of `outer`; linear when both are, affine where an affine
+        one follows a linear one.
 
     Raises:
         ValueError: `inner` does not say its image shape, or the two do not fit.
@@ -84,5 +91,7 @@ def compose(outer: Operator, inner: Operator) -> Composition:
             f"the inner operator measures shape {middle}, the outer one is for images of shape {tuple(wanted)}; "
             f"build the outer one with shape {middle}"
         )
+    if isinstance(outer, Affine) and isinstance(inner, LinearOperator):
+        return Affine(LinearComposition(outer.linear, inner, shape), outer.offset)
     linear = isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator)
     return (LinearComposition if linear else Composition)(outer, inner, shape)

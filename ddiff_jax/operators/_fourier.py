@@ -16,11 +16,11 @@ class Fourier(DecomposableOperator):
     """y = mask * F x per channel, complex; F is orthonormal, with the centre of image and spectrum at [H//2, W//2].
 
     Args:
-        mask: 1 where a frequency is sampled, 0 where it is not; zero frequency at [H//2, W//2].
+        mask: 1 where a frequency is sampled, 0 where it is not, or other weights; zero frequency at [H//2, W//2].
         image_shape: (H, W, C) of the input.
     """
 
-    mask: Float[Array, "H W 1"]
+    mask: Float[Array, "H W c"]
     image_shape: ImageShape = static_field()
 
     def forward(self, x: Image) -> Measurement:
@@ -29,15 +29,19 @@ class Fourier(DecomposableOperator):
         spectrum = jnp.fft.fftshift(jnp.fft.fft2(jnp.fft.ifftshift(x, axes), axes=axes, norm="ortho"), axes)
         return self.mask.astype(spectrum.dtype) * spectrum
 
-    def observed(self) -> Bool[Array, "H W 1"]:
+    def observed(self) -> Bool[Array, "H W c"]:
         """Tell which frequencies are sampled."""
         return self.mask > 0
+
+    def weighted(self, root: Float[Array, "H W C"]) -> "Fourier":
+        """Weight the frequencies, by channels too."""
+        return Fourier(self.mask.astype(root.dtype) * root, self.image_shape)
 
     def svd(self) -> Decomposition:
         """Decompose over real images, whose singular vectors are those of the Hartley transform.
 
         A real image has opposite frequencies conjugate: a pair that is sampled on both sides is measured twice. So
-        the squared singular values are the mean of the squared mask and its mirror image: 0, 1/2 or 1.
+        the squared singular values are the mean of the squared mask and its mirror image: 0, 1/2 or 1 without weights.
         """
         power = (self.mask**2 + _opposite(self.mask) ** 2) / 2
         is_seen = power > 0
@@ -45,7 +49,7 @@ class Fourier(DecomposableOperator):
         inverse = jnp.where(is_seen, 1 / jnp.where(is_seen, s, 1.0), 0.0)
 
         def from_measurement(y: Measurement) -> Array:
-            # U^T y = V^T A^H y / s, with the division by s kept harmless: s is never small without being 0.
+            # U^T y = V^T A^H y / s, with the division by s kept harmless where it is 0.
             spectrum = self.mask.astype(y.dtype) * y
             symmetric = (spectrum + jnp.conj(_opposite(spectrum))) / 2
             return inverse.astype(symmetric.real.dtype) * (symmetric.real - symmetric.imag)

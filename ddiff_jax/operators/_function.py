@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ddiff_jax.operators._affine import Affine
 from ddiff_jax.operators.base import LinearOperator, Operator, check_any_shape
 from ddiff_jax.operators.tracing import diagnosis
 from ddiff_jax.pytree import pytree_dataclass, static_field
@@ -40,7 +41,23 @@ class LinearFunction(LinearOperator):
         return self.function(x)
 
 
-def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: bool = False) -> Operator:
+@pytree_dataclass
+class _WithoutOffset(LinearOperator):
+    """The linear part of an affine function: x -> function(x) - function(0)."""
+
+    function: Callable[[Any], Any] = static_field()
+    image_shape: ImageShape = static_field()
+
+    def forward(self, x: Image) -> Measurement:
+        """Apply its derivative, which is the same everywhere."""
+        # Not a difference of two measurements: a small one of two large numbers would be all rounding.
+        _, change = jax.jvp(self.function, (jax.numpy.zeros_like(x),), (x,))
+        return change
+
+
+def from_function(
+    function: Callable[[Any], Any], shape: ImageShape, *, linear: bool = False, affine: bool = False
+) -> Operator:
     """Build an operator from a function.
 
     Arrays that the function closes over become constants of every compiled program. Where they change (a mask per
@@ -52,9 +69,11 @@ def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: 
             operations that JAX can trace and differentiate.
         shape: image shape: (H, W, C), or (L, C) for signals and (D, H, W, C) for volumes.
         linear: whether it is; then solvers may use its adjoint. `check_operator` tells.
+        affine: whether it is linear but for what it makes of the image 0, as instruments are that see intensities;
+            then solvers may use the adjoint of its linear part.
 
     Raises:
-        ValueError: the shape is no image shape.
+        ValueError: the shape is no image shape, or the function is said to be both.
         TypeError: it is no function of one argument that JAX can trace, or does not return one array.
     """
     shape = check_any_shape(shape)
@@ -66,4 +85,9 @@ def from_function(function: Callable[[Any], Any], shape: ImageShape, *, linear: 
         raise TypeError(f"JAX cannot trace the function: it {diagnosis(error, shape)}") from error
     if not isinstance(made, jax.ShapeDtypeStruct):
         raise TypeError(f"the function must return one array; it returns {type(made).__name__}")
+    if affine and linear:
+        raise ValueError("linear=True and affine=True say different things of what is measured of 0: give one of them")
+    if affine:
+        zero = jax.numpy.zeros(shape, jax.numpy.result_type(float))
+        return Affine(_WithoutOffset(function, shape), function(zero))
     return LinearFunction(function, shape) if linear else Function(function, shape)

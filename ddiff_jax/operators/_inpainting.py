@@ -18,12 +18,12 @@ class Inpainting(DecomposableOperator):
     """y = mask * x, equal over channels; hidden pixels measure 0.
 
     Args:
-        mask: 1 where a pixel is observed, 0 where it is hidden. Other weights, which derivatives ask for, are taken as
-            they are; hidden pixels stay hidden.
+        mask: 1 where a pixel is observed, 0 where it is hidden. Other weights, which noise that differs between pixels
+            and derivatives ask for, are taken as they are; hidden pixels stay hidden.
         image_shape: (H, W, C) of the input.
     """
 
-    mask: Float[Array, "H W 1"]
+    mask: Float[Array, "H W c"]
     image_shape: ImageShape = static_field()
     measures_picture: ClassVar[bool] = True
 
@@ -31,9 +31,13 @@ class Inpainting(DecomposableOperator):
         """Map [H, W, C] to [H, W, C]."""
         return self.mask.astype(x.dtype) * x
 
-    def observed(self) -> Bool[Array, "H W 1"]:
+    def observed(self) -> Bool[Array, "H W c"]:
         """Tell which pixels are observed."""
         return self.mask > 0
+
+    def weighted(self, root: Float[Array, "H W C"]) -> "Inpainting":
+        """Weight the pixels, by their channels too."""
+        return Inpainting(self.mask.astype(root.dtype) * root, self.image_shape)
 
     def svd(self) -> Decomposition:
         """Decompose: pixels are singular vectors, the mask holds their singular values."""

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ddiff_jax.operators.base import (
     LinearOperator,
@@ -11,6 +11,7 @@ from ddiff_jax.operators.base import (
     equivalent_images,
     measures_picture,
     observed_entries,
+    own_counts,
 )
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.types import Image, ImageShape, Measurement
@@ -46,6 +47,10 @@ class Masked:
     def observed(self) -> Bool[Array, "..."]:
         """Give the mask; it hides what the operator itself hides as well."""
         return self.mask
+
+    def counts(self) -> Float[Array, "..."] | None:
+        """Count entries as the operator itself does."""
+        return own_counts(self.operator)
 
     def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
         """List what the operator itself cannot tell apart."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy.typing import ArrayLike
 
 from ddiff_jax.types import Image, ImageShape, Measurement, PRNGKey, Scalar
@@ -27,6 +27,8 @@ class Operator(Protocol):
     |---|---|---|
     | `image_shape`, the shape of the images that it takes | `known_image_shape` | any shape may fit |
     | `observed()`, see `PartlyObserved` | `observed_entries` | all entries count |
+    | `counts()`, see `Redundant` | `entry_counts` | every real number counts once |
+    | `weighted(root)`, see `Weighable` | `operators.weighted` | the operator, then the weights |
     | `equivalents(x)`, see `Ambiguous` | `equivalent_images` | x alone |
     | `measures_picture = True`: the measurement is in the range of images | `measures_picture` | it is not |
 
@@ -46,6 +48,30 @@ class PartlyObserved(Protocol):
         """Tell where an entry was observed, by booleans that broadcast to the measurement; None is everywhere.
 
         `forward` puts 0 at all others. Whatever y holds there counts for nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class Redundant(Protocol):
+    """An operator whose measurement holds more numbers than it has degrees of freedom, such as phases as phasors."""
+
+    def counts(self) -> Float[jax.Array, "..."] | None:
+        """Tell how many independent real numbers an entry stands for, by an array that broadcasts to the measurement.
+
+        None is one for a real entry and two for a complex one.
+        """
+        ...
+
+
+@runtime_checkable
+class Weighable(Protocol):
+    """An operator that stays of a kind whose least squares are exact when its measurement is weighted."""
+
+    def weighted(self, root: Float[jax.Array, "..."]) -> "Operator | None":
+        """Give diag(root) A, for `root` of the shape of the measurement, at least 0; None where it cannot stay so.
+
+        What `root` makes 0 becomes unobserved.
         """
         ...
 
@@ -205,6 +231,28 @@ def observed_entries(operator: Operator, shape: tuple[int, ...] | None = None) -
         )
     found: Any = offer()
     return None if found is None else as_observed(found, found.shape if shape is None else shape, f"{name}()")
+
+
+def own_counts(operator: Operator) -> Float[jax.Array, "..."] | None:
+    """Ask an operator how many independent real numbers its entries stand for; None if it counts as usual."""
+    return operator.counts() if isinstance(operator, Redundant) else None
+
+
+def entry_counts(operator: Operator, y: Measurement) -> Float[jax.Array, "..."]:
+    """Tell how many independent real numbers every entry of a measurement stands for, 0 where nothing was observed.
+
+    Args:
+        operator: A.
+        y: its measurement; a complex entry stands for two unless the operator says otherwise.
+
+    Returns:
+        Numbers in the shape of y.
+    """
+    real = jnp.finfo(y.dtype).dtype
+    own = own_counts(operator)
+    each = jnp.broadcast_to(jnp.asarray((2 if jnp.iscomplexobj(y) else 1) if own is None else own, real), y.shape)
+    seen = observed_entries(operator, y.shape)
+    return each if seen is None else jnp.where(seen, each, jnp.zeros((), real))
 
 
 def as_observed(

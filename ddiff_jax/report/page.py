@@ -8,6 +8,7 @@ from typing import Any
 from ddiff_jax import image_files
 from ddiff_jax.evaluation import Evaluation, Group, Mean, Summary
 from ddiff_jax.evaluation.ledger import Ledger
+from ddiff_jax.evaluation.plan import file_name
 from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE
 from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report import curves
@@ -217,15 +218,17 @@ def _figures(gallery: Gallery, folder: Path) -> str:
         scenes = [scene for scene in gallery.scenes if scene.task == task]
         images = gallery.images[: MOSAIC_IMAGES if len(scenes) == 1 else 1]
         parts.append(f"<h2>{html_text(task.replace('_', ' '))}</h2>")
-        path = folder / f"{task}_grid.png"
+        path = folder / f"{file_name(task)}_grid.png"
         image_files.save_png(path, mosaic(gallery, scenes, images))
         parts.append(_picture(path, "measurement, every solver and the truth, with PSNR (paper) in the corner"))
         longest = max(scenes, key=lambda scene: scene.steps or 0)  # the first where steps are not swept
         strip = strips(gallery, longest)
         if strip is not None:
-            image_files.save_png(folder / f"{task}_trajectories.png", strip)
+            image_files.save_png(folder / f"{file_name(task)}_trajectories.png", strip)
             parts.append("<h3>Estimates on the way</h3>")
-            parts.append(_picture(folder / f"{task}_trajectories.png", "estimates at eight moments of a run"))
+            parts.append(
+                _picture(folder / f"{file_name(task)}_trajectories.png", "estimates at eight moments of a run")
+            )
         parts += _curves(gallery, longest, folder)
     return "".join(parts)
 
@@ -251,7 +254,7 @@ def _curves(gallery: Gallery, scene: Scene, folder: Path) -> list[str]:
             return [f'<p class="faint">No curves: {html_text(error)}.</p>']
         if figure is None:
             continue
-        path = folder / f"{task}_{name}.png"
+        path = folder / f"{file_name(task)}_{name}.png"
         curves.save(figure, path)
         parts += [f"<h3>{titles[name]}</h3>", _picture(path, titles[name], CURVE_SCALE)]
     return parts

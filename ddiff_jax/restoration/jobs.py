@@ -4,12 +4,14 @@ import collections
 import dataclasses
 import glob
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddiff_jax import image_files
+from ddiff_jax import image_files, readers
+from ddiff_jax.files import Unusable
 
 LISTED = 20  # names in one line
 
@@ -19,7 +21,7 @@ class Job:
     """One input and the names of its results.
 
     Args:
-        path: the input file.
+        path: the input file; with the name of an array or the number of an image in it, see `image_files.read`.
         stem: its name without ending, after the folders between INPUT and it; names its record and decides the random
             numbers.
         prefix: what the names of the results start with.
@@ -107,12 +109,32 @@ def _expand(text: str, output: Path, recursive: bool, left_out: list[str]) -> li
     path = Path(text).expanduser()
     if path.is_dir():
         return _walk(path, output, recursive, left_out)
-    if path.exists() or not glob.has_magic(text):
-        return [(path, path.stem)]
+    if os.path.exists(path) or not glob.has_magic(text) or os.path.exists(image_files.source(path)):
+        return _images(path, readers.place_of(path).stem)
     found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
     if not found:
         raise ValueError(f"no file matches {text!r}")
-    return [(path, path.stem) for path in found]
+    return [image for path in found for image in _images(path, readers.place_of(path).stem)]
+
+
+def _images(path: Path, stem: str) -> list[tuple[Path, str]]:
+    """List the images in a file: each slice of a volume, or those that the brackets name, with its number.
+
+    A file that cannot be read is one: why it cannot is told when it is read, so that it does not stop the others.
+
+    Raises:
+        ValueError: it holds no such image.
+    """
+    place = readers.place_of(path)
+    single = [(path, "_".join(filter(None, (stem, re.sub(r"\W+", "_", place.index).strip("_")))))]
+    try:
+        reader = readers.reader(place)
+        count = None if reader is None or place.is_whole else reader.count(place)
+    except Unusable:
+        return single
+    if count is None:
+        return single
+    return [(place.at(number), f"{stem}_{number:03d}") for number in place.chosen(count)]
 
 
 def _walk(top: Path, output: Path, recursive: bool, left_out: list[str]) -> list[tuple[Path, str]]:
@@ -134,8 +156,9 @@ def _walk(top: Path, output: Path, recursive: bool, left_out: list[str]) -> list
         ]
         for name in sorted(name for name in files if not name.startswith(".")):
             path = here / name
-            if path.suffix.lower() in known:
-                found.append((path, path.relative_to(top).with_suffix("").as_posix()))
+            if readers.ending(path) in known:
+                stem = path.relative_to(top).with_name(readers.Place(path).stem).as_posix()
+                found += _images(path, stem)
             else:
                 others[path.suffix.lower() or "no ending"] += 1
     if others:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ddiff_jax import image_files, stencils
-from ddiff_jax.files import file_hash
+from ddiff_jax import image_files, readers, stencils
 from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.noise import Stream, image_keys, root_key, stream_key
-from ddiff_jax.operators import GIVEN_FORMS, OPERATORS, Operator, measures_picture, observed_entries
+from ddiff_jax.operators import Operator, measures_picture, observed_entries
+from ddiff_jax.operators.named import maker
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.restoration.jobs import Job
@@ -24,6 +24,7 @@ from ddiff_jax.restoration.parameters import files_of, is_random, operator_param
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.types import PRNGKey
+from ddiff_jax.units import Units
 
 MOST_CUT_OFF = 0.05  # of a noisy picture, before it is mentioned
 
@@ -70,7 +71,7 @@ class Reader:
         self._root = root_key(settings.seed)
         self.random = is_random(settings.operator, settings.arguments)
         if settings.measured and self.random:
-            flags = " or ".join(_fixing(settings.operator))
+            flags = " or ".join(_fixing(settings.operator)) or "an operator that takes no key"
             raise ValueError(f"--measured cannot know what {settings.operator} drew at random; give {flags}")
         self.per_image = self.random or any(path.is_dir() for path in settings.files.values())
         self.notes: list[tuple[Path, str]] = []
@@ -79,6 +80,8 @@ class Reader:
         for name, path in shared.items():
             self._arrays[name], notes = self._read_file(name, path)
             self.notes += [(path, note) for note in notes]
+        self._maker = maker(settings.operator)
+        self._is_checked = False
         self._operator = None if self.per_image else self._build({})
         if self.random and not settings.files:
             self._build({}, self._root)  # wrong arguments are wrong for every image: say so once, now
@@ -86,10 +89,28 @@ class Reader:
     def _build(self, arrays: dict[str, np.ndarray], *key: PRNGKey) -> Operator:
         settings = self._settings
         try:
-            return OPERATORS[settings.operator](settings.shape, *key, **settings.arguments, **self._arrays, **arrays)
+            operator = self._maker.build(settings.shape, *key, **settings.arguments, **self._arrays, **arrays)
         except ValueError as error:
             files = ", ".join(map(str, settings.files.values()))
             raise ValueError(f"{files}: {error}" if files else str(error)) from error
+        if not self._is_checked:
+            self._check(operator)
+            self._is_checked = True
+        return operator
+
+    def _check(self, operator: Operator) -> None:
+        """Refuse what fits neither the prior nor what is said of measurements, before anything runs."""
+        settings = self._settings
+        self._maker.check(operator, settings.shape, f"the prior {settings.prior}")
+        if settings.estimated and not measures_picture(operator):
+            raise ValueError(
+                f"--sigma auto needs a measurement that is a picture; {settings.operator} does not say that it makes "
+                "one (measures_picture = True): give --sigma a number"
+            )
+        if settings.units is not None and (settings.measured or settings.units.of_noise):
+            why_not = settings.units.why_not(operator, settings.shape)
+            if why_not:
+                raise ValueError(why_not)
 
     def read(self, job: Job) -> Item:
         """Read one input and measure it, unless it is the measurement.
@@ -99,7 +120,9 @@ class Reader:
         """
         settings = self._settings
         if settings.measured:  # which entries must be finite is known further down
-            array, notes = image_files.read(job.path, settings.shape[2], settings.full_scale, finite=False)
+            array, notes = image_files.read(
+                *(job.path, settings.shape[2], settings.full_scale), finite=False, integers=settings.units is not None
+            )
             truth = self._clean(self._truths[job.stem], notes) if job.stem in self._truths else None
         else:
             notes = []
@@ -114,7 +137,7 @@ class Reader:
                     notes += found
             operator = self._build(arrays, *([stream_key(key, Stream.OPERATOR)] if self.random else []))
         if settings.measured:
-            self._check_measurement(job.path, operator, array)
+            array = self._measurement(job.path, operator, array)
             y = Problem(operator, jnp.asarray(array), 0.0).y  # whatever the file shows of hidden entries is gone
             bad = int(np.sum(~np.isfinite(y)))
             if bad:
@@ -133,24 +156,23 @@ class Reader:
         else:
             noise_key = stream_key(key, Stream.MEASUREMENT)
             y = _simulate(operator, array, np.float32(sigma_y), noise_key, settings.likelihood)
-        return Item(job, key, operator, y, sigma_y, truth, notes, file_hash(job.path))
+        return Item(job, key, operator, y, sigma_y, truth, notes, image_files.source_hash(job.path))
 
     def _clean(self, path: Path, notes: list[str]) -> np.ndarray:
         settings = self._settings
-        x, found = read_clean(path, settings.shape, settings.full_scale, resize=settings.resize)
+        x, found = read_clean(path, settings.shape, settings.full_scale, settings.units, resize=settings.resize)
         notes += found
         return x
 
     def _read_file(self, name: str, path: Path) -> tuple[np.ndarray, list[str]]:
         """Read an array of the operator."""
-        if name == "mask":
-            return stencils.read_mask(path, self._settings.threshold, invert=self._settings.invert_mask)
-        return stencils.read_kernel(path) if name == "kernel" else (image_files.read_array(path), [])
+        settings = self._settings
+        return stencils.read_argument(name, path, settings.threshold, invert=settings.invert_mask)
 
     def _doubts(self, path: Path, operator: Operator, observed: np.ndarray, sigma_y: float) -> list[str]:
         """Doubt a measurement whose numbers do not look like what they are taken for."""
         settings, doubts = self._settings, []
-        if image_files.is_array(path) and measures_picture(operator):
+        if image_files.is_array(path) and measures_picture(operator) and settings.units is None:
             far = np.max(np.abs(observed), initial=0) > FAR  # or nobody needs to know
             white = float(jnp.max(jnp.abs(_white(operator, settings.shape)))) if far else 1.0
             doubts += check_picture_measurement(observed, sigma_y, white)
@@ -158,8 +180,14 @@ class Reader:
             doubts += check_noise_level(observed, sigma_y)
         return doubts
 
-    def _check_measurement(self, path: Path, operator: Operator, y: np.ndarray) -> None:
-        expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(self._settings.shape, jnp.float32))
+    def _measurement(self, path: Path, operator: Operator, y: np.ndarray) -> np.ndarray:
+        """Bring what a file holds into the shape and the units of a measurement; which axes are of length 1 is free."""
+        shape, units = self._settings.shape, self._settings.units
+        expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
+        if len(expected.shape) == 3 and y.shape == expected.shape[:2] and y.dtype == expected.dtype:
+            y, _ = image_files.as_image(y, expected.shape[2])
+        if _squeezed(y.shape) == _squeezed(expected.shape):
+            y = y.reshape(expected.shape)
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise ValueError(
                 f"{path} is {y.dtype}{list(y.shape)}, but {self._settings.operator} makes measurements of "
@@ -167,10 +195,18 @@ class Reader:
                 "check --task and its flags, or leave --measured out if it is a clean image"
                 + _channels_first(y.shape, expected.shape)
             )
+        if units is None or not image_files.is_array(path):
+            return y
+        return units.of_measurement(operator, y, shape)
 
 
 def read_clean(
-    path: Path, shape: Sequence[int], full_scale: int | None = None, *, resize: bool = False
+    path: Path,
+    shape: Sequence[int],
+    full_scale: int | None = None,
+    units: Units | None = None,
+    *,
+    resize: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
     """Read a clean image of the prior's size.
 
@@ -178,6 +214,7 @@ def read_clean(
         path: a picture or an array.
         shape: (H, W, C) that it must have.
         full_scale: as in `image_files.read`.
+        units: of an array; None is [-1, 1].
         resize: cut an image of another size to a centred square and resize it.
 
     Returns:
@@ -187,13 +224,18 @@ def read_clean(
         ValueError: it cannot be read, is no image of this size, or not in its range.
     """
     height, width, channels = shape
-    x, notes = image_files.read(path, channels, full_scale)
+    x, notes = image_files.read(path, channels, full_scale, integers=units is not None)
+    if x.ndim < 3 or np.iscomplexobj(x):
+        x, more = image_files.as_image(x, channels)
+        notes += more
     if x.ndim != 3 or x.shape[2] != channels or x.dtype != np.float32 or not x.size:
         raise ValueError(
             f"{path} must be a real image [{height}, {width}, {channels}]; got {x.dtype}{list(x.shape)}"
             + _channels_first(x.shape, (*x.shape[1:], channels))
         )
-    if image_files.is_array(path):
+    if image_files.is_array(path) and units is not None:
+        x = units.of_image(path, x)
+    elif image_files.is_array(path):
         notes += check_image(path, x)
     if x.shape == tuple(shape):
         return x, notes
@@ -212,9 +254,13 @@ def read_clean(
 
 def _fixing(operator: str) -> list[str]:
     """Spell the flags that say what a random operator did."""
-    given = GIVEN_FORMS.get(operator)
+    given = maker(operator).given
     named = [*(files_of(given) if given else []), *(n for n in ("key",) if n in operator_parameters(operator))]
     return [spelled(name) for name in named]
+
+
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -239,7 +285,7 @@ def _cut_off(y: np.ndarray, seen: np.ndarray | None) -> list[str]:
 
 def _same_stem(folder: Path, stem: str) -> Path:
     where = (folder / stem).parent
-    found = sorted(p for p in where.iterdir() if p.stem == Path(stem).name) if where.is_dir() else []
+    found = sorted(p for p in where.iterdir() if readers.Place(p).stem == Path(stem).name) if where.is_dir() else []
     if len(found) != 1:
         raise ValueError(f"{folder} must hold one file named {stem}.*; it holds {len(found)}")
     return found[0]

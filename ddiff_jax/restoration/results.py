@@ -1,9 +1,5 @@
 """What is written for one restored image: pictures, and arrays where no picture can hold the numbers."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image as Pillow
@@ -13,9 +9,8 @@ from ddiff_jax.drawing import Panel, compare, error_map, picture
 from ddiff_jax.operators import observed_entries
 from ddiff_jax.restoration.batches import Score, tell
 from ddiff_jax.restoration.reading import Item
+from ddiff_jax.restoration.saving import Written, put, save_as
 from ddiff_jax.restoration.settings import Settings
-
-Written = dict[str, tuple[Path, str]]
 
 
 def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> Written:
@@ -32,19 +27,14 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         seen = observed_entries(item.operator, y.shape)
         # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
         if not is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
-            put(written, "measured_array", image_files.write_array, y, job.result("measurement", ".npy"))
+            content = y if settings.units is None else settings.units.measurement_to_data(item.operator, y, x.shape)
+            put(written, "measured_array", image_files.write_array, content, job.result("measurement", ".npy"))
         if seen is not None:  # all channels alike
             levels = 2 * np.asarray(seen[..., :1], np.float32) - 1
             put(written, "mask", image_files.write_png, levels, job.result("mask"))
     put(written, "comparison", image_files.save_png, comparison(item, x, score, settings), job.result("comparison"))
-    put(written, "restored", image_files.write_png, x, job.result("restored"))
-    return written
-
-
-def put(written: Written, kind: str, write: Callable[[Path, Any], str], content: Any, path: Path) -> None:
-    """Write one result with a writer of `ddiff_jax.image_files`, and note where it is and its hash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written[kind] = path, write(path, content)
+    numbers = x if settings.units is None else settings.units.to_data(x)
+    return written | save_as(settings.save, "restored", numbers, job, picture=x)
 
 
 def why_not_written(error: OSError) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
-from ddiff_jax.files import file_hash
+from ddiff_jax.image_files import source, source_hash
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import DiffusionPrior, NoPrior
 from ddiff_jax.restarts import solve_restarts
@@ -29,6 +29,7 @@ from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
 from ddiff_jax.restoration.reading import Item, Reader
 from ddiff_jax.restoration.records import fingerprint
+from ddiff_jax.restoration.saving import result_paths
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots, drop_orphans
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
@@ -145,7 +146,7 @@ class Restoration:
         )
 
     def _standing(self, job: Job) -> Standing:
-        sha256 = file_hash(job.path) if job.path.is_file() else None
+        sha256 = source_hash(job.path) if source(job.path).is_file() else None
         if sha256 is None:  # an input that is gone is as it was
             earlier = self.store.load(job.stem)
             sha256 = None if earlier is None else earlier.input_sha256
@@ -159,7 +160,7 @@ class Restoration:
         earlier = (self.store.made_by(record.made) or {}).get("settings", {})
         settings = json.loads(json.dumps(self.settings.as_dict()))
         different = [key for key in settings.keys() | earlier.keys() if settings.get(key) != earlier.get(key)]
-        if job.path.is_file() and record.input_sha256 != file_hash(job.path):
+        if source(job.path).is_file() and record.input_sha256 != source_hash(job.path):
             different.append("input")
         return different or ["set of weights, masks or kernels"]
 
@@ -327,7 +328,7 @@ class Restoration:
         if spread_out is not None:
             metrics |= spread.metrics(spread_out, item.truth)
             notes += spread.notes(spread_out)
-            written = spread.write(item, spread_out, keep_all=self.settings.keep_samples)
+            written = spread.write(item, spread_out, self.settings)
         written |= results.write(item, x, found, self.settings)
         record = Record(
             name=item.job.stem,
@@ -350,7 +351,7 @@ class Restoration:
 
 
 def _has_result(job: Job) -> bool:
-    return os.path.exists(job.result("restored"))  # of a name that is too long, too
+    return any(map(os.path.exists, result_paths("restored", job)))  # of a name that is too long, too
 
 
 def evaluation_flops(prior: DiffusionPrior) -> float:

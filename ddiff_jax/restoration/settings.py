@@ -2,27 +2,31 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ddiff_jax.checkpoint import Card, available_priors, read_card
-from ddiff_jax.config import Task, build_solver, change, presets, task_preset, unsaid
+from ddiff_jax.config import TASK, Task, build_solver, change, find_task, presets, unsaid
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.noise import check_seed
-from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, measures_picture
+from ddiff_jax.operators import OPERATOR_TYPES, measures_picture
+from ddiff_jax.operators.named import maker
 from ddiff_jax.problem import check_sigma
-from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters
+from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters, takes_files
+from ddiff_jax.restoration.saving import KINDS, Kind
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise, asks_network
 from ddiff_jax.stencils import check_threshold
+from ddiff_jax.units import Units
 
 # Which published presets an unnamed prior borrows, by its image size.
 DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
 WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
+SOURCE = "source_sha256"  # of an operator of one's own, among what decides the results
 OF_MASKS = ("threshold", "invert_mask")
 
 
@@ -31,14 +35,14 @@ class Settings:
     """Everything that decides the results.
 
     Args:
-        task: name of the preset.
+        task: name of the preset; that of the operator where it has none.
         dataset: where the preset comes from.
         values: which of its values.
         prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         card: what is known of it.
         label: class of the images, for a class-conditional prior.
         dtype: computation type of the network.
-        operator: name in `OPERATORS`.
+        operator: name in `OPERATORS`, or MODULE:NAME.
         arguments: numbers for its factory.
         files: files or folders for its factory's arrays.
         threshold: share of white from which on a pixel of a mask is observed; None takes masks of black and white only.
@@ -56,6 +60,8 @@ class Settings:
         resize: whether clean images are cut to a centred square and resized to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
         notes: what was assumed, for the user.
+        units: those of arrays, where they are not -1 to 1; sigma_y is in ours.
+        save: as which kinds of files the restored images are written.
     """
 
     task: str
@@ -83,6 +89,8 @@ class Settings:
     resize: bool
     full_scale: int | None
     notes: tuple[str, ...]
+    units: Units | None = None
+    save: tuple[Kind, ...] = ("png",)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,19 +103,28 @@ class Settings:
         mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
         mask = {name: value for name, value in mask.items() if value is not None}
         photons = getattr(self.likelihood, "photons", None)
-        several = {"samples": self.samples, "keep_samples": self.keep_samples} if self.samples > 1 else {}
+        source = maker(self.operator).sha256
+        more = {} if self.units is None else {"data_range": [self.units.low, self.units.high]}
+        more |= {} if self.save == ("png",) else {"save": list(self.save)}
+        more |= {} if self.samples == 1 else {"samples": self.samples, "keep_samples": self.keep_samples}
         noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
         return {
             "task": self.task,
             "preset": self.dataset,
             "values": self.values,
-            "operator": {"name": self.operator, **self.arguments, **files, **mask},
+            "operator": {
+                "name": self.operator,
+                **self.arguments,
+                **files,
+                **mask,
+                **({SOURCE: source} if source else {}),
+            },
             "sigma_y": "auto" if self.estimated else self.sigma_y,
             "noise": noise,
             "solver": {"name": self.method, **_fields(self.solver)},
             **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
-            **several,
             **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
+            **more,
         }
 
 
@@ -124,7 +141,8 @@ def _fields(obj: Any) -> dict[str, Any]:
 
 def resolve(
     *,
-    task: str = "super_resolution",
+    task: str | None = None,
+    operator_name: str | None = None,
     solver: str = "ddiff",
     prior: str = "faces64",
     preset: str | None = None,
@@ -143,11 +161,15 @@ def resolve(
     measured: bool = False,
     resize: bool = False,
     full_scale: int | None = None,
+    data_range: Sequence[float] | None = None,
+    save: Sequence[Kind] = ("png",),
 ) -> Settings:
     """Decide every value of a restoration: what is asked for replaces what the preset says.
 
     Args:
-        task: name of the preset.
+        task: name of the preset; None is "super_resolution", or with an operator what `find_task` says.
+        operator_name: in `OPERATORS`, or MODULE:NAME for your own (see `ddiff_jax.operators.named.maker`), instead of
+            the task's operator.
         solver: name in `SOLVERS`.
         prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
         preset: data set whose presets are used; None takes that of the prior.
@@ -168,6 +190,9 @@ def resolve(
         measured: the files are measurements.
         resize: cut clean images to a square and resize them to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
+        data_range: the two numbers of arrays that are black and white (see `Units`), where they are not -1 and 1; sigma
+            is in their units then.
+        save: "png", "npy", "tiff", one or several.
 
     Raises:
         UnknownName: there is no such task, solver, preset or argument; the nearest is in the message.
@@ -176,8 +201,7 @@ def resolve(
     """
     card = read_card(prior)
     dataset, notes = choose_dataset(preset, prior, card.image_shape[0])
-    found = task_preset(dataset, task)
-    check_name("operator", found.operator, OPERATORS)
+    found = find_task(dataset, task, operator_name)
     check_name("solver", solver, SOLVERS)
     check_label(label, card.architecture.get("num_classes"))
     check_seed(seed, "--seed")
@@ -197,21 +221,32 @@ def resolve(
     missing = unsaid(solver, said)
     if missing:
         raise ValueError(
-            f"solver {solver} has no preset for {dataset}/{task} and no default for {', '.join(missing)}; "
-            f"give {' '.join(map(spelled, missing))}"
+            f"solver {solver} has no preset for {dataset}/{task or found.operator} and no default for "
+            f"{', '.join(missing)}; give {' '.join(map(spelled, missing))}"
         )
+    units = None if data_range is None else Units(*map(float, data_range))
+    for kind in save:
+        check_name("kind of file to save", kind, KINDS)
+    if operator_name is not None and not _has_preset(found, dataset):
+        notes += _without_preset(found, task, dataset, sigma, photons, measured)
+    if units is not None:
+        notes += tuple(units.note())
+        if measured and (photons is not None or found.photons is not None):
+            raise ValueError("counts of photons have no other units: leave --data-range out, or --photons")
+        if isinstance(sigma, float | int):
+            sigma, units = units.sigma(sigma), dataclasses.replace(units, of_noise=True)
     sigma_y, likelihood = _noise(found, sigma, photons)
     if values == "published" and solver in found.default.keys() - found.published.keys():
-        notes = (*notes, f"nothing is published for {solver} on {task}; its default values are used")
+        notes = (*notes, f"nothing is published for {solver} on {task or found.operator}; its default values are used")
     if sigma == "auto":
         _check_estimable(measured, name, likelihood)
-    elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(OPERATOR_TYPES[name]):
+    elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(maker(name).made):
         raise ValueError(
             f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
             f"measurement; of levels 0 to 255 give --sigma {sigma_y / 127.5:.3g}"
         )
     return Settings(
-        task=task,
+        task=_called(task, operator_name),
         dataset=dataset,
         values=values,
         prior=prior,
@@ -236,12 +271,37 @@ def resolve(
         resize=resize,
         full_scale=full_scale,
         notes=notes,
+        units=units,
+        save=tuple(dict.fromkeys(save)),
     )
+
+
+def _called(task: str | None, operator: str | None) -> str:
+    """Name what is done: by the preset, or by the operator."""
+    return task or (TASK if operator is None else maker(operator).name)
+
+
+def _has_preset(task: Task, dataset: str) -> bool:
+    return task.operator in presets()[dataset]
+
+
+def _without_preset(
+    found: Task, task: str | None, dataset: str, sigma: Any, photons: float | None, measured: bool
+) -> tuple[str, ...]:
+    """Say what serves where an operator has no preset; nobody else knows the noise of its measurements."""
+    if measured and sigma is None and photons is None:
+        raise ValueError(
+            f"nothing is known of the noise of {found.operator}: give --sigma, its standard deviation in units of the "
+            "measurement"
+        )
+    level = f", and noise {found.sigma_y:g} in units of images in [-1, 1]" if (sigma, photons) == (None, None) else ""
+    whose = f"those of {task}" if task else f"those that all tasks of {dataset} share"
+    return (f"{found.operator} has no preset: the values of the solvers are {whose}{level}",)
 
 
 def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Path], dict[str, Any]]:
     """Choose the operator, the task's own or the one that a given file calls for, and sort out its arguments."""
-    other = GIVEN_FORMS.get(task.operator)
+    other = maker(task.operator).given
     known = {**(operator_parameters(other) if other else {}), **operator_parameters(task.operator)}
     mask_words = OF_MASKS if "mask" in known else ()
     check_keys(f"the operator of {task.operator}", given, [*known, *mask_words])
@@ -259,7 +319,7 @@ def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], d
         value = said.get(argument, None if default is REQUIRED else default)
         if value is None:
             continue
-        if argument in held or isinstance(value, Path):
+        if argument in held or isinstance(value, Path) or (isinstance(value, str) and takes_files(wanted[argument][0])):
             files[argument] = Path(value)
         else:
             arguments[argument] = tuple(value) if isinstance(value, list) else value
@@ -286,7 +346,7 @@ def _check_estimable(measured: bool, operator: str, likelihood: Likelihood) -> N
     """Refuse to estimate a noise level where there is nothing to estimate it from."""
     if not measured:
         raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
-    if not isinstance(likelihood, Gaussian) or not measures_picture(OPERATOR_TYPES[operator]):
+    if not isinstance(likelihood, Gaussian) or not _may_measure_pictures(operator):
         able = [name for name, made in OPERATOR_TYPES.items() if measures_picture(made)]
         raise ValueError(
             f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
@@ -317,6 +377,12 @@ def check_samples(samples: int, keep: bool, restarts: int, solver: str) -> None:
         raise ValueError("--keep-samples writes what --samples makes: give --samples a number above 1")
     if samples > 1 and not asks_network(SOLVERS[solver]):
         raise ValueError(f"{solver} draws nothing, and all its samples are the same: leave --samples out")
+
+
+def _may_measure_pictures(operator: str) -> bool:
+    """Tell whether an operator's measurement may be a picture; of what a factory makes, only the making tells."""
+    made = maker(operator).made
+    return made is None or measures_picture(made)
 
 
 def check_label(label: int | None, num_classes: int | None) -> None:

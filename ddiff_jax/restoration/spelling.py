@@ -8,9 +8,11 @@ RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 
 # Flags that every restoration has; a hyper-parameter of the same name is spelled --solver-NAME.
 GENERAL = (
-    *("inputs", "output", "task", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
+    *("inputs", "output", "task", "operator", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
     *(
         "full_scale",
+        "data_range",
+        "save",
         "resize",
         "seed",
         "restarts",

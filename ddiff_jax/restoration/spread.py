@@ -13,11 +13,11 @@ from ddiff_jax._solve import Solution
 from ddiff_jax.drawing import Panel, compare, error_map, picture
 from ddiff_jax.metrics import psnr
 from ddiff_jax.restoration.reading import Item
-from ddiff_jax.restoration.results import Written, put
+from ddiff_jax.restoration.saving import Written, put, save_as
+from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.samples import Samples, coverage, expected_coverage, likely_image
 
 SPREAD_MAX = 0.2  # one scale for all maps of a standard deviation, of images in [-1, 1]
-MAPS = ("mean", "std", "q05", "q95")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,8 @@ def notes(spread: Spread) -> list[str]:
 
 def tell(means: dict[str, float], aim: str | None) -> str:
     """Say the numbers of `metrics`, averaged over images, in one line."""
-    text = f"restored is {'the mean' if aim == 'posterior' else 'sample 0'}; mean standard deviation {means['mean_std']:.3f}"
+    shown = "the mean" if aim == "posterior" else "sample 0"
+    text = f"restored is {shown}; mean standard deviation {means['mean_std']:.3f}"
     if "coverage" in means:
         psnrs = f", sample 0 {means['psnr_sample']:.2f} dB" if "psnr_sample" in means else ""
         text += (
@@ -98,19 +99,25 @@ def tell(means: dict[str, float], aim: str | None) -> str:
     return text
 
 
-def write(item: Item, spread: Spread, *, keep_all: bool) -> Written:
-    """Write maps as pictures and as arrays, and on demand all samples as one array [K, H, W, C]."""
-    job, written = item.job, Written()
-    for name in MAPS:
-        values = getattr(spread, name)
-        put(written, f"{name}_array", image_files.write_array, values, job.result(name, ".npy"))
-        if name != "std":
-            put(written, name, image_files.write_png, values, job.result(name))
-    put(written, "sample", image_files.write_png, spread.x[0], job.result("sample"))
+def write(item: Item, spread: Spread, settings: Settings) -> Written:
+    """Write maps as pictures and as arrays, and on demand all samples as one array [K, H, W, C].
+
+    Arrays are in the units of the data, where `settings` has any; a deviation is one of their differences.
+    """
+    job, units, written = item.job, settings.units, Written()
+    kinds = tuple(dict.fromkeys((*settings.save, "npy")))
+    for name in ("mean", "q05", "q95"):
+        x = getattr(spread, name)
+        written |= save_as(kinds, name, x if units is None else units.to_data(x), job, picture=x)
+    std = spread.std if units is None else units.difference_to_data(spread.std)
+    put(written, "std_array", image_files.write_array, std, job.result("std", ".npy"))
     put(written, "std", image_files.save_png, compare([_deviation(spread)], SPREAD_MAX), job.result("std"))
     put(written, "samples", image_files.save_png, sheet(spread), job.result("samples"))
-    if keep_all:
-        put(written, "samples_array", image_files.write_array, spread.x, job.result("samples", ".npy"))
+    first = spread.x[0]
+    written |= save_as(settings.save, "sample", first if units is None else units.to_data(first), job, picture=first)
+    if settings.keep_samples:
+        every = spread.x if units is None else units.to_data(spread.x)
+        put(written, "samples_array", image_files.write_array, every, job.result("samples", ".npy"))
     return written
 
 

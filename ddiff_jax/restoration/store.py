@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ddiff_jax import image_files
 from ddiff_jax.files import Unusable, file_hash
 from ddiff_jax.restoration.records import Records, fingerprint
 from ddiff_jax.restoration.settings import Settings
@@ -145,5 +146,5 @@ def decided_by(settings: Settings, *more: Any) -> str:
 
 def _hashes(path: Path) -> list[str]:
     """Hash what an operator reads from a file or a folder."""
-    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    inside = sorted(path.rglob("*")) if path.is_dir() else [image_files.source(path)]
     return [file_hash(p) for p in inside if p.is_file()]

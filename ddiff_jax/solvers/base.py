@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
 from ddiff_jax.noise import Noise
+from ddiff_jax.operators._affine import linear_part
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
@@ -78,7 +79,7 @@ class StepInfo:
     """What a step reports.
 
     Args:
-        misfit: `Problem.misfit` at the point v where the step met the data.
+        misfit: `Problem.misfit`, of the standardised problem, at the point v where the step met the data.
         gap: ||x - z||, how far the data step's x lies from the denoised z; None from solvers that split nothing.
         dual: ||u||, the length of the dual variable; None from solvers that keep none.
     """
@@ -143,7 +144,7 @@ def require_operator(solver: Solver, operator: Operator) -> None:
     Raises:
         ValueError: it does; the message names what is missing and the operators that have it.
     """
-    needs = solver.needs.methods
+    needs, operator = solver.needs.methods, linear_part(operator)[0]  # as solvers see it
     missing = [name for name in needs if not hasattr(operator, name)]
     if missing:
         from ddiff_jax.operators import serving  # all operators, for one sentence

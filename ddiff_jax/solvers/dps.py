@@ -106,7 +106,5 @@ class DPS(Walker):
         f = (v + 1) / 2
         std = jnp.exp(0.5 * (f * point.log_beta + (1 - f) * point.log_posterior))
         x = point.w_z * z + point.w_x * x_t + point.is_noisy * std * noise.draw(0, x_t.shape)
-        count = problem.y.size * (2 if jnp.iscomplexobj(problem.y) else 1)
-        hidden = jnp.maximum(count - problem.num_observed, 0)
-        step = point.zeta * ratio(gradient, root(2 * half + hidden * problem.sigma_y**2))
+        step = point.zeta * ratio(gradient, root(2 * half + problem.num_hidden * problem.sigma_y**2))
         return NoisyState(x - step), StepInfo(2 * half / problem.num_observed)
