@@ -19,13 +19,13 @@ def test_samples_are_written_summed_up_and_told(ddiff, quick_prior, tmp_path):
     out = tmp_path / "out"
     document = json.loads((out / "metrics.json").read_text())
     (row,), (run,) = document["images"], document["runs"]
-    x = np.load(out / "sample_samples.npy")
+    x = np.load(out / "samples.npy")
     assert x.shape == (4, 64, 64, 3) and run["settings"]["samples"] == 4
-    np.testing.assert_allclose(np.load(out / "sample_mean.npy"), x.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(np.load(out / "sample_std.npy"), x.std(axis=0, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(np.load(out / "mean.npy"), x.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(np.load(out / "std.npy"), x.std(axis=0, ddof=1), atol=1e-6)
     for name, share in (("q05", 0.05), ("q95", 0.95)):
-        np.testing.assert_allclose(np.load(out / f"sample_{name}.npy"), np.quantile(x, share, axis=0), atol=1e-5)
-    assert (out / "sample_restored.png").read_bytes() == (out / "sample_mean.png").read_bytes()
+        np.testing.assert_allclose(np.load(out / f"{name}.npy"), np.quantile(x, share, axis=0), atol=1e-5)
+    assert (out / "restored.png").read_bytes() == (out / "mean.png").read_bytes()
     assert {"std", "samples", "sample", "q05_array"} <= row["files"].keys()
     np.testing.assert_allclose(row["psnr_mean"], row["psnr"], atol=1e-3)
     np.testing.assert_allclose(row["mean_std"], x.std(axis=0, ddof=1).mean(), rtol=1e-4)
@@ -39,14 +39,14 @@ def test_samples_are_written_summed_up_and_told(ddiff, quick_prior, tmp_path):
     assert code == 0 and "made with another" in said and "samples" in said
     code, _, _ = ddiff("restore", *words, "--save", "npy", "--output", tmp_path / "one")
     assert code == 0
-    np.testing.assert_allclose(np.load(tmp_path / "one" / "sample_restored.npy"), x[0], atol=1e-4)
+    np.testing.assert_allclose(np.load(tmp_path / "one" / "restored.npy"), x[0], atol=1e-4)
 
 
 def test_of_a_method_for_one_image_the_first_sample_is_restored(ddiff, quick_prior, tmp_path):
     words = ("--solver", "ddiff", "--steps", 2, "--no-cache", "--samples", 2, "--output", tmp_path)
     code, _, said = ddiff("restore", *words)
     assert code == 0, said
-    assert (tmp_path / "sample_restored.png").read_bytes() == (tmp_path / "sample_sample.png").read_bytes()
+    assert (tmp_path / "restored.png").read_bytes() == (tmp_path / "sample.png").read_bytes()
     assert "no posterior uncertainty" in said and "is not the posterior's uncertainty" in said
 
 
