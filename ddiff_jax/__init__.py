@@ -22,6 +22,7 @@ from ddiff_jax.priors import (
     GaussianPrior,
     LatentPrior,
     MixturePrior,
+    NoPrior,
     OnSchedule,
     Prior,
     SlicePrior,
@@ -32,6 +33,7 @@ from ddiff_jax.priors import (
 from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.restarts import Restarts, solve_restarts
+from ddiff_jax.samples import Samples, solve_samples
 from ddiff_jax.schedule import (
     EDMSchedule,
     FlowSchedule,
@@ -55,6 +57,7 @@ __all__ = [
     "Level",
     "Likelihood",
     "MixturePrior",
+    "NoPrior",
     "Noise",
     "OnSchedule",
     "Poisson",
@@ -63,6 +66,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Restarts",
+    "Samples",
     "Schedule",
     "SlicePrior",
     "Solution",
@@ -89,6 +93,7 @@ __all__ = [
     "solve",
     "solve_one",
     "solve_restarts",
+    "solve_samples",
     "solvers",
     "static_field",
     "stream_key",

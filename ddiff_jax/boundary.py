@@ -256,8 +256,8 @@ def _check_not_traced(values: Any) -> None:
     probe = jax.lax.add(np.float32(0), np.float32(0))
     if any(isinstance(leaf, Tracer) for leaf in (probe, *jax.tree.leaves(values))):
         raise TypeError(
-            "solve and solve_restarts drive compiled programs from the host and cannot run inside jit, vmap, grad or "
-            "scan; use solve_one there, with jax.vmap for a batch: "
+            "solve, solve_restarts and solve_samples drive compiled programs from the host and cannot run inside jit, "
+            "vmap, grad or scan; use solve_one there, with jax.vmap for a batch: "
             "jax.vmap(lambda y, key: solve_one(solver, prior, Problem(operator, y, sigma_y), key).x)(y, keys)"
         )
 

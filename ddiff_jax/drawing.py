@@ -63,9 +63,9 @@ def picture(x: Float[np.ndarray, "H W C"]) -> Levels:
     return np.repeat(image_files.to_uint8(shown), 3 // shown.shape[-1], axis=-1)
 
 
-def error_map(error: Float[np.ndarray, "H W C"]) -> Levels:
-    """Colour the mean over channels of an absolute error, by the fixed scale 0 to `ERROR_MAX`."""
-    height = np.clip(error.mean(axis=-1) / ERROR_MAX, 0, 1) * (len(RAMP) - 1)
+def error_map(error: Float[np.ndarray, "H W C"], most: float = ERROR_MAX) -> Levels:
+    """Colour the mean over channels of an absolute error, by the fixed scale 0 to `most`; what is NaN as 0."""
+    height = np.clip(np.nan_to_num(error.mean(axis=-1)) / most, 0, 1) * (len(RAMP) - 1)
     channels = [np.interp(height, np.arange(len(RAMP)), RAMP[:, c]) for c in range(3)]
     return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
@@ -136,8 +136,8 @@ def sheet(blocks: Mapping[str, Sequence[Row]], side: int) -> Pillow.Image:
     return canvas
 
 
-def compare(panels: list[Panel]) -> Pillow.Image:
-    """Draw panels side by side; the last one is an error map and gets the colour bar."""
+def compare(panels: list[Panel], most: float = ERROR_MAX) -> Pillow.Image:
+    """Draw panels side by side; the last one is an error map of the scale 0 to `most` and gets the colour bar."""
     title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
     head = MARGIN + TITLE_SIZE + TEXT_SIZE + 22
     width = 2 * MARGIN + len(panels) * PANEL + (len(panels) - 1) * GAP + GAP + BAR_WIDTH + 44
@@ -149,7 +149,7 @@ def compare(panels: list[Panel]) -> Pillow.Image:
         draw.text((left, MARGIN + TITLE_SIZE + 4), panel.text, FAINT, text_font)
         canvas.paste(fit(Pillow.fromarray(panel.levels), PANEL), (left, head))
         left += PANEL + GAP
-    _colour_bar(canvas, draw, (left, head), text_font)
+    _colour_bar(canvas, draw, (left, head), text_font, most)
     return canvas
 
 
@@ -158,13 +158,14 @@ def _colour_bar(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
     font: Font,
+    most: float,
 ) -> None:
     left, top = place
-    ramp = np.linspace(ERROR_MAX, 0, PANEL)[:, None, None].repeat(BAR_WIDTH, axis=1)
-    canvas.paste(Pillow.fromarray(error_map(ramp)), (left, top))
+    ramp = np.linspace(most, 0, PANEL)[:, None, None].repeat(BAR_WIDTH, axis=1)
+    canvas.paste(Pillow.fromarray(error_map(ramp, most)), (left, top))
     for share in (0, 0.5, 1):
         y = top + round((1 - share) * (PANEL - 1))
         draw.line((left + BAR_WIDTH, y, left + BAR_WIDTH + 5, y), FAINT)
-        value = f"{share * ERROR_MAX:g}{'+' * (share == 1)}"
+        value = f"{share * most:g}{'+' * (share == 1)}"
         anchor = {0: "ls", 0.5: "lm", 1: "lt"}[share]
         draw.text((left + BAR_WIDTH + 9, y), value, FAINT, font, anchor=anchor)

@@ -2,30 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddiff_jax import _execution
-from ddiff_jax._solve import Progress, Snapshot, Solution, solve
-from ddiff_jax.boundary import check_batch
-from ddiff_jax.noise import restart_keys
+from ddiff_jax._runs import Driving, as_images, check_runs, repeated
+from ddiff_jax._solve import Progress, Solution, solve
 from ddiff_jax.priors import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.solvers.base import Solver
 from ddiff_jax.types import Tree
-
-
-class Driving(TypedDict, total=False):
-    """What of `solve` is the same for one run and for many."""
-
-    num_chunks: int
-    mesh: jax.sharding.Mesh | None
-    resume: Callable[[Snapshot], Snapshot | None] | None
 
 
 @pytree_dataclass
@@ -80,27 +69,12 @@ def solve_restarts(
     """
     if int(restarts) != restarts or restarts < 1:
         raise ValueError(f"the number of restarts must be a whole number, at least 1; got {restarts}")
-    check_batch(solver, prior, problem, keys)
-    if _execution.explicit_mesh(problem.y) is not None:
-        raise ValueError(
-            "solve_restarts repeats and picks measurements, which JAX does not do over explicit mesh axes: give y as "
-            "it was before it was spread, jax.device_put(y, jax.devices()[0]), and the mesh as mesh="
-        )
+    check_runs("solve_restarts", solver, prior, problem, keys)
     num_images = keys.shape[0]
-
-    def repeat(leaf: Array, is_own: bool) -> Array:
-        return jnp.repeat(leaf, restarts, axis=0) if is_own else leaf
-
-    every_problem = jax.tree.map(repeat, problem, problem.own())
-    every_key = jnp.stack([restart_keys(keys, run) for run in range(restarts)], axis=1).reshape(-1)
+    every_problem, every_key = repeated(problem, keys, range(restarts))
 
     def report(progress: Progress) -> bool | None:
-        least = np.fmin.reduce(progress.misfit.reshape(num_images, restarts), axis=1)
-
-        def preview() -> np.ndarray:
-            return progress.preview()[::restarts]
-
-        return None if on_chunk is None else on_chunk(dataclasses.replace(progress, misfit=least, preview=preview))
+        return None if on_chunk is None else on_chunk(as_images(progress, num_images))
 
     heard = None if on_chunk is None else report
     solution = solve(solver, prior, every_problem, every_key, on_chunk=heard, **driving)

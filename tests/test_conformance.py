@@ -14,6 +14,8 @@ from ddiff_jax import operators, solvers
 from ddiff_jax.checkpoint import abstract_params
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
+from ddiff_jax.solvers.base import count_steps
+from ddiff_jax.solvers.without_prior import OneStep
 
 pytestmark = pytest.mark.once
 
@@ -95,6 +97,11 @@ SOLVER_EXAMPLES = {
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
+    "zero_filled": lambda num_steps: solvers.ZeroFilled(),
+    "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
+    "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
+    "total_variation": lambda num_steps: solvers.TotalVariation(num_steps=num_steps),
+    "richardson_lucy": lambda num_steps: solvers.RichardsonLucy(num_steps=num_steps),
 }
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
@@ -238,8 +245,21 @@ def test_solver_reports_its_cost(name, physics):
     solution = jax.eval_shape(
         lambda y, key: dd.solve_one(solver, prior, dd.Problem(physics, y, 0.05), key), y[0], keys[0]
     )
-    assert solution.cost == solver.cost(physics) * 4
-    assert solution.cost.network_evaluations == (8 if name == "daps" else 4)  # DAPS: two steps of its flow each
+    num_steps = count_steps(solver, prior.schedule)
+    assert num_steps == (1 if isinstance(solver, OneStep) else 4)
+    assert solution.cost == solver.cost(physics) * num_steps
+    per_step = 2 if name == "daps" else 1  # DAPS: two steps of its flow
+    assert solution.cost.network_evaluations == (per_step * num_steps if solvers.asks_network(solver) else 0)
+    assert solvers.asks_network(solver) or solution.cost.network_gradients == solution.cost.normal_draws == 0
+
+
+@every_solver
+def test_solver_says_what_it_aims_at(name):
+    solver = SOLVERS[name]
+    assert solvers.aim_of(solver) in solvers.AIMS
+    assert solvers.asks_network(solver) == (solvers.aim_of(solver) != "estimate")
+    said = {"map": "Aim: one image", "posterior": "Aim: the posterior", "estimate": "Aim: an estimate"}
+    assert said[solvers.aim_of(solver)] in inspect.getdoc(solver), name
 
 
 @every_solver

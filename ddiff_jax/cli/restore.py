@@ -19,8 +19,8 @@ from ddiff_jax._solve import Progress
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
-from ddiff_jax.priors import Prior
-from ddiff_jax.restoration import document
+from ddiff_jax.priors import NoPrior, Prior
+from ddiff_jax.restoration import document, spread
 from ddiff_jax.restoration.batches import Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, device_in_words
@@ -28,7 +28,9 @@ from ddiff_jax.restoration.run import Restoration
 from ddiff_jax.restoration.settings import SOURCE
 from ddiff_jax.restoration.share import share_of
 from ddiff_jax.restoration.store import Record, Store
+from ddiff_jax.solvers import aim_of
 
+SPREAD = ("mean_std", "psnr_mean", "psnr_sample", "coverage", "expected_coverage")  # keys too, of several samples
 TOLD = ("psnr", "psnr_resolved", "ssim", "misfit")  # keys of metrics.json, in the order of a line
 
 
@@ -159,15 +161,22 @@ class _Command:
         # A pass backwards through the network computes the gradient of the input only, but goes forwards once more.
         total = num_images * (cost["network_evaluations"] + 2 * cost["network_gradients"]) * gflop / 1000
         spent = [f"{n} {what.replace('_', ' ')}" for what, n in cost.items() if n]
-        million = settings.card.num_parameters / 1e6
+        spent[0] += f" of {gflop:.2f} GFLOP" * (cost["network_evaluations"] > 0)
+        million, aim = settings.card.num_parameters / 1e6, record["aim"]
+        network = f"{million:.2f} million parameters, {shape}, {settings.dtype}"
         rows = {
             "device": device_in_words(device) + f", {jax.device_count()} of them" * (jax.device_count() > 1),
-            "prior": f"{settings.prior}, {million:.2f} million parameters, {shape}, {settings.dtype}",
+            "prior": f"none: only images of {shape}" if isinstance(prior, NoPrior) else f"{settings.prior}, {network}",
             "task": f"{settings.task} ({details}), sigma_y {level}, preset {settings.dataset}, "
             f"{settings.values} values",
-            "solver": ", ".join([settings.method, f"{spent[0]} of {gflop:.2f} GFLOP", *spent[1:]]) + " per image",
+            "solver": ", ".join([settings.method, *spent]) + " per image",
+            **({} if aim is None else {"aim": f"{aim['name']}: {aim['meaning']}"}),
             "images": f"{num_images} in batches of {self._size}: {total:.3g} TFLOP in all",
         }
+        if settings.samples > 1 and (aim is None or aim["name"] != "posterior"):
+            rows["samples"] = (
+                f"{settings.samples} per image, which differ by how they started: no posterior uncertainty"
+            )
         for name, text in rows.items():
             self.console.say(f"{name:<8}{text}")
         self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if self.options.cache else " ..."))
@@ -187,7 +196,7 @@ class _Command:
         """Count an image, and keep the first ones for the summary."""
         row = document.row(record)
         self.names.add(record.name)
-        for name in TOLD:
+        for name in (*TOLD, *SPREAD):
             if row.get(name) is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + row[name]
         if len(self.rows) < LISTED:
@@ -203,6 +212,10 @@ class _Command:
         if count:
             mean = {name: total / count for name, total in self._sums.items()}
             say(f"restored {count} in {self.work.seconds['run']:.1f} s: {'mean ' * (count > 1)}{tell(mean, TOLD)}")
+        if count and "mean_std" in self._sums:
+            aim = aim_of(self.settings.solver)
+            means = {name: self._sums[name] / count for name in SPREAD if name in self._sums}
+            say(f"samples {self.settings.samples}: {spread.tell(means, aim)}")
         if self.work.failed:
             say(f"failed {len(self.work.failed)}: {some(list(self.work.failed))}")
         if self.console.cautioned:

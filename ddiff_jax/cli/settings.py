@@ -68,7 +68,10 @@ class Options:
         image_size: Width x height of the images, such as 512x384, where a measurement does not tell it.
         seed: Root of all random numbers; an image's share depends on its file name and not on other images.
         restarts: Runs per image from other noise; the one of the least misfit is kept.
-        batch_size: Images restored together; by default all, at most 8 per device (16 on accelerators).
+        samples: Answers per image from other noise: their mean, standard deviation and maps of 5 and 95% are written.
+        keep_samples: Write all samples too, as one array per image.
+        batch_size: Images restored together, each with all its restarts or samples; by default all, at most 8 per
+            device (16 on accelerators).
         dtype: Computation type of the network.
         shard: Take one of several equal shares of the images, I/N: the second of four processes takes 2/4. All write
             into one folder and need not know of each other; run the command once more without it to see the whole.
@@ -102,6 +105,8 @@ class Options:
     image_size: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = None
     seed: int = 0
     restarts: int = 1
+    samples: int = 1
+    keep_samples: tyro.conf.FlagCreatePairsOff[bool] = False
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
@@ -175,6 +180,7 @@ KNOWN_FIRST = ("prior", "preset", "task", "operator", "solver", "values")
 # Options that decide the results, by the same names in `resolve`.
 DECIDING = (
     *("task", "solver", "prior", "preset", "values", "label", "dtype", "seed", "restarts"),
+    *("samples", "keep_samples"),
     *("measured", "resize", "full_scale", "data_range", "save"),
     *("fit", "overlap", "shift_windows", "image_size"),
 )

@@ -15,7 +15,7 @@ from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import operator_parameters
 from ddiff_jax.restoration.settings import Settings, resolve
 from ddiff_jax.restoration.spelling import NOISE, command
-from ddiff_jax.solvers import SOLVERS
+from ddiff_jax.solvers import SOLVERS, asks_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Plan:
         solvers: names in `SOLVERS`; the first is the one that the others are compared with.
         seeds: roots of all random numbers.
         sigmas: noise levels to sweep; None stands for the preset's.
-        steps: step counts to sweep; None stands for the preset's.
+        steps: step counts to sweep; None stands for the preset's. They count evaluations of a network: solvers that ask
+            none make their own number of iterations beside all of them.
         evaluations_per_step: solver to the network evaluations of one of its steps. `steps` counts evaluations, so the
             solver takes so many times fewer steps; 1 where nothing is said.
         runs: task to the number of restarts per image; 1 where nothing is said.
@@ -133,7 +134,9 @@ class Plan:
         ]
 
     def _steps(self, cell: "Cell") -> int | None:
-        """Count the steps that spend a cell's evaluations."""
+        """Count the steps that spend a cell's evaluations; solvers that ask no network make their own number."""
+        if not asks_network(SOLVERS[cell.solver]):
+            return None
         return None if cell.steps is None else max(1, round(cell.steps / self.evaluations_per_step.get(cell.solver, 1)))
 
     def settings(self, cell: "Cell") -> Settings:

@@ -22,7 +22,7 @@ from ddiff_jax.files import Caution, warning
 from ddiff_jax.metrics import BACKBONES, METRICS, find_lpips, lpips_hashes, measure
 from ddiff_jax.names import UnknownName
 from ddiff_jax.noise import restart_keys
-from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior, NoPrior
 from ddiff_jax.restoration.batches import Batch, batches
 from ddiff_jax.restoration.jobs import Job, find_jobs, prepare
 from ddiff_jax.restoration.machine import OutOfMemory, choose_batch_size, image_mesh, out_of_memory, versions
@@ -34,6 +34,7 @@ from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.sizes import SizeNotes, fitted
 from ddiff_jax.restoration.store import Record, Standing, decided_by
+from ddiff_jax.solvers import asks_network
 
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
@@ -150,6 +151,10 @@ class _Run:
             self._prior = load_prior(self.plan.prior, dtype=self.plan.dtype).with_label(self.plan.label)
         return self._prior
 
+    def _prior_of(self, settings: Settings) -> DiffusionPrior | NoPrior:
+        """Choose the prior of a cell; solvers that ask no network have none."""
+        return self.prior if asks_network(settings.solver) else NoPrior(settings.shape)
+
     def run(self) -> Evaluation:
         prepare(self.folder)
         last = None
@@ -258,7 +263,7 @@ class _Run:
             resumed = time.monotonic()
 
         with out_of_memory(len(batch.y)):
-            prior = fitted(self.prior, settings.sizes, batch.shape)
+            prior = fitted(self._prior_of(settings), settings.sizes, batch.shape)
             for note in self._size_notes.of(prior, self.prior.image_shape):
                 self.say(f"  note: {note}")
             solution = solve(

@@ -1,5 +1,6 @@
 """Priors: what is known of clean images, as denoisers."""
 
+from ddiff_jax.priors.absent import NoPrior
 from ddiff_jax.priors.analytic import GaussianPrior, MixturePrior
 from ddiff_jax.priors.base import (
     Latent,
@@ -26,6 +27,7 @@ __all__ = [
     "LatentPrior",
     "LearnedVariance",
     "MixturePrior",
+    "NoPrior",
     "OnSchedule",
     "PaddedPrior",
     "PredictsNoise",

@@ -21,9 +21,9 @@ from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.image_files import source, source_hash
 from ddiff_jax.operators import Operator
-from ddiff_jax.priors import DiffusionPrior, Prior
+from ddiff_jax.priors import NoPrior, Prior
 from ddiff_jax.restarts import solve_restarts
-from ddiff_jax.restoration import results
+from ddiff_jax.restoration import results, spread
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.machine import image_mesh, out_of_memory, versions
@@ -34,7 +34,8 @@ from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.sizes import caution, describe, evaluations, fitted
 from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots, drop_orphans
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
-from ddiff_jax.solvers.base import count_steps, require_operator
+from ddiff_jax.samples import solve_samples
+from ddiff_jax.solvers.base import AIMS, aim_of, asks_network, count_steps, require_operator
 from ddiff_jax.types import ImageShape
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
@@ -176,7 +177,7 @@ class Restoration:
         reader = Reader(self.settings)
         for path, note in reader.notes:
             self._watch.note(str(path), note)
-        prior: DiffusionPrior | None = None
+        prior: Prior | None = None
         writing: collections.deque[Future[None]] = collections.deque()
         # The last one ends first: after Ctrl-C what is restored is still saved, and for that takes the writers.
         with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(1, "save") as saver:
@@ -185,23 +186,27 @@ class Restoration:
                     for note in item.notes:
                         self._watch.note(str(item.job.path), note)
                 is_first = prior is None
-                prior = self._load() if prior is None else prior
+                prior = self._prior() if prior is None else prior
                 seen_by = fitted(prior, self.settings.sizes, batch.shape)
                 self._tell_of_size(seen_by, prior.image_shape, batch)
                 if is_first:
                     self._begin(seen_by, batch.operator, batch_size)
                     self._watch.begins(seen_by, len(jobs))
                 snapshots = self._snapshots(batch)
-                solution = self._solve(seen_by, batch, snapshots)
-                writing.append(saver.submit(self._save, batch, solution, snapshots, writers))
+                solution, spreads = self._solve(seen_by, batch, snapshots)
+                writing.append(saver.submit(self._save, batch, solution, spreads, snapshots, writers))
                 while len(writing) > BEHIND or (writing and writing[0].done()):
                     writing.popleft().result()
             for last in writing:
                 last.result()
         drop_orphans(self.store, self._running)
 
-    def _load(self) -> DiffusionPrior:
-        return load_prior(self.settings.prior, dtype=self.settings.dtype).with_label(self.settings.label)
+    def _prior(self) -> Prior:
+        """Load the weights, if the solver asks for more than the shape of images."""
+        settings = self.settings
+        if not asks_network(settings.solver):
+            return NoPrior(settings.card.image_shape)
+        return load_prior(settings.prior, dtype=settings.dtype).with_label(settings.label)
 
     def _tell_of_size(self, prior: Prior, own: ImageShape, batch: Batch) -> None:
         """Say how images of another size than the prior's are seen, and once, what that cannot give."""
@@ -221,13 +226,15 @@ class Restoration:
     def _begin(self, prior: Prior, operator: Operator, batch_size: int) -> None:
         settings, device = self.settings, jax.devices()[0]
         require_operator(settings.solver, operator)
-        cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * settings.restarts
+        runs, aim = settings.restarts * settings.samples, aim_of(settings.solver)
+        cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * runs
         self.record = {
             "settings": settings.as_dict(),
             "batch_size": batch_size,
             "network_evaluations": cost.network_evaluations,
             "cost_per_image": dataclasses.asdict(cost),
-            "gigaflop_per_evaluation": evaluation_flops(prior) / 1e9,
+            "aim": None if aim is None else {"name": aim, "meaning": AIMS[aim]},
+            "gigaflop_per_evaluation": 0.0 if isinstance(prior, NoPrior) else evaluation_flops(prior) / 1e9,
             "prior": {"name": settings.prior, **dataclasses.asdict(settings.card)},
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
             "versions": versions(),
@@ -256,7 +263,7 @@ class Restoration:
         """Stand for everything that decides an image's results."""
         return fingerprint(self._decided, sha256)
 
-    def _solve(self, prior: Prior, batch: Batch, snapshots: Snapshots) -> Solution:
+    def _solve(self, prior: Prior, batch: Batch, snapshots: Snapshots) -> tuple[Solution, list[spread.Spread] | None]:
         started = time.monotonic()
 
         def on_chunk(progress: Progress) -> bool:
@@ -270,23 +277,29 @@ class Restoration:
                 snapshots.save(progress)
             return self._only_compile
 
-        settings = self.settings
+        settings, spreads = self.settings, None
+        asked = settings.solver, prior, batch.problem(settings.likelihood), batch.keys
+        driving: Any = {"num_chunks": CHUNKS, "on_chunk": on_chunk, "resume": snapshots.load}
+        driving["mesh"] = image_mesh(len(batch.y) * settings.restarts * settings.samples)
         with out_of_memory(len(batch.y)):
-            restarts = solve_restarts(
-                *(settings.solver, prior, batch.problem(settings.likelihood), batch.keys),
-                restarts=settings.restarts,
-                num_chunks=CHUNKS,
-                on_chunk=on_chunk,
-                mesh=image_mesh(len(batch.y) * settings.restarts),
-                resume=snapshots.load,
-            )
-            solution = jax.device_get(restarts.solution)
+            if settings.samples > 1:
+                samples = solve_samples(*asked, samples=settings.samples, **driving)
+                solution, spreads = spread.spread_out(samples, aim_of(settings.solver))
+            else:
+                solution = jax.device_get(solve_restarts(*asked, restarts=settings.restarts, **driving).solution)
         self.seconds["run"] += time.monotonic() - started
         for note in snapshots.notes:
             self._watch.note(str(self.store.folder), note)
-        return solution
+        return solution, spreads
 
-    def _save(self, batch: Batch, solution: Solution, snapshots: Snapshots, writers: ThreadPoolExecutor) -> None:
+    def _save(
+        self,
+        batch: Batch,
+        solution: Solution,
+        spreads: list[spread.Spread] | None,
+        snapshots: Snapshots,
+        writers: ThreadPoolExecutor,
+    ) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
         scores = score(batch, solution.x)
         try:
@@ -296,7 +309,7 @@ class Restoration:
                 self._fail(item.job, results.why_not_written(error))
             return
         x, finite = np.asarray(solution.x), np.asarray(solution.finite)
-        list(writers.map(self._keep, batch.items, x, finite, scores))
+        list(writers.map(self._keep, batch.items, x, finite, scores, spreads or [None] * len(batch.items)))
         snapshots.drop()
 
     def _announce(self) -> None:
@@ -307,23 +320,30 @@ class Restoration:
             with contextlib.suppress(OSError):
                 self.save_record()
 
-    def _keep(self, item: Item, x: np.ndarray, finite: np.bool_, found: Score) -> None:
+    def _keep(
+        self, item: Item, x: np.ndarray, finite: np.bool_, found: Score, spread_out: spread.Spread | None
+    ) -> None:
         """Write one image's results and its record; what goes wrong with it does not stop the others."""
         if not finite:
             self._fail(item.job, "diverged to NaN or infinity, not written; lower the solver's step length")
             return
         try:
-            record = self._write(item, x, found)
+            record = self._write(item, x, found, spread_out)
         except OSError as error:  # a full disk, a name that is too long
             self._fail(item.job, results.why_not_written(error))
             return
         with self._telling:
             self._watch.restored(record)
 
-    def _write(self, item: Item, x: np.ndarray, found: Score) -> Record:
+    def _write(self, item: Item, x: np.ndarray, found: Score, spread_out: spread.Spread | None) -> Record:
         """Write the results, then the record."""
         self.store.forget(item.job.stem)
-        written = results.write(item, x, found, self.settings)
+        metrics, notes, written = dict(found.metrics), list(item.notes), {}
+        if spread_out is not None:
+            metrics |= spread.metrics(spread_out, item.truth)
+            notes += spread.notes(spread_out)
+            written = spread.write(item, spread_out, self.settings)
+        written |= results.write(item, x, found, self.settings)
         record = Record(
             name=item.job.stem,
             fingerprint=self._fingerprint(item.sha256),
@@ -331,11 +351,11 @@ class Restoration:
             message="",
             input=str(item.job.path),
             input_sha256=item.sha256,
-            metrics=found.metrics,
+            metrics=metrics,
             sigma_y=item.sigma_y,
             files={kind: self.store.relative(path) for kind, (path, _) in written.items()},
             sha256={kind: sha256 for kind, (_, sha256) in written.items()},
-            notes=list(item.notes),
+            notes=notes,
             made=self.store.run,
             network_evaluations=self.record["cost_per_image"]["network_evaluations"],
             network_gradients=self.record["cost_per_image"]["network_gradients"],

@@ -20,7 +20,7 @@ from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parame
 from ddiff_jax.restoration.saving import KINDS, Kind
 from ddiff_jax.restoration.sizes import Sizes, read_sizes
 from ddiff_jax.restoration.spelling import spelled
-from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise
+from ddiff_jax.solvers import SOLVERS, Fixed, Solver, ToTheNoise, asks_network
 from ddiff_jax.stencils import check_threshold
 from ddiff_jax.units import Units
 
@@ -54,7 +54,9 @@ class Settings:
         method: name in `SOLVERS`.
         solver: the method with its hyper-parameters.
         seed: root of all random numbers; an image's share depends on its name and not on other images.
-        restarts: runs per image from other noise.
+        restarts: runs per image from other noise, of which one is kept.
+        samples: answers per image from other noise, which are summed up; 1 is one answer and no sum.
+        keep_samples: whether all of them are written.
         measured: whether the files are measurements, not clean images.
         resize: whether clean images are cut to a centred square and resized to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
@@ -83,6 +85,8 @@ class Settings:
     solver: Solver
     seed: int
     restarts: int
+    samples: int
+    keep_samples: bool
     measured: bool
     resize: bool
     full_scale: int | None
@@ -106,6 +110,7 @@ class Settings:
         source = maker(self.operator).sha256
         more = {} if self.units is None else {"data_range": [self.units.low, self.units.high]}
         more |= {} if self.save == ("png",) else {"save": list(self.save)}
+        more |= {} if self.samples == 1 else {"samples": self.samples, "keep_samples": self.keep_samples}
         noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
         return {
             "task": self.task,
@@ -156,6 +161,8 @@ def resolve(
     dtype: str = "float32",
     seed: int = 0,
     restarts: int = 1,
+    samples: int = 1,
+    keep_samples: bool = False,
     measured: bool = False,
     resize: bool = False,
     full_scale: int | None = None,
@@ -186,7 +193,9 @@ def resolve(
         label: class of the images, for a class-conditional prior.
         dtype: computation type of the network, "float32" or "bfloat16".
         seed: root of all random numbers, 0 to 2**32 - 1.
-        restarts: runs per image.
+        restarts: runs per image, of which the one of least misfit is kept.
+        samples: answers per image, which are summed up in maps.
+        keep_samples: write all of them.
         measured: the files are measurements.
         resize: cut clean images to a square and resize them to the prior's size.
         full_scale: number that is white in files of 16 bits and in arrays of integers.
@@ -211,6 +220,7 @@ def resolve(
     check_seed(seed, "--seed")
     if restarts < 1:
         raise ValueError(f"--restarts must be at least 1; got {restarts}")
+    check_samples(samples, keep_samples, restarts, solver)
     if full_scale is not None and full_scale < 1:
         raise ValueError(f"--full-scale must be at least 1; got {full_scale}")
 
@@ -268,6 +278,8 @@ def resolve(
         solver=build_solver(solver, said),
         seed=seed,
         restarts=restarts,
+        samples=samples,
+        keep_samples=keep_samples,
         measured=measured,
         resize=resize,
         full_scale=full_scale,
@@ -362,6 +374,31 @@ def _check_estimable(measured: bool, operator: str, likelihood: Likelihood) -> N
             f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
             "give --sigma a number"
         )
+
+
+def check_samples(samples: int, keep: bool, restarts: int, solver: str) -> None:
+    """Refuse numbers of samples that mean nothing.
+
+    Args:
+        samples: answers per image.
+        keep: whether all are to be written.
+        restarts: runs of which one is kept.
+        solver: name in `SOLVERS`.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if samples < 1:
+        raise ValueError(f"--samples must be at least 1; got {samples}")
+    if samples > 1 and restarts > 1:
+        raise ValueError(
+            f"--samples {samples} sums up all runs of an image, --restarts {restarts} keeps one of them: give one of "
+            "the two"
+        )
+    if keep and samples == 1:
+        raise ValueError("--keep-samples writes what --samples makes: give --samples a number above 1")
+    if samples > 1 and not asks_network(SOLVERS[solver]):
+        raise ValueError(f"{solver} draws nothing, and all its samples are the same: leave --samples out")
 
 
 def _may_measure_pictures(operator: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ddiff_jax.card import Card
-from ddiff_jax.priors import EmbeddedPrior, PaddedPrior, Prior, WindowedPrior, with_shape
+from ddiff_jax.priors import EmbeddedPrior, NoPrior, PaddedPrior, Prior, WindowedPrior, with_shape
 from ddiff_jax.types import ImageShape
 
 Fit = Literal["windows", "whole", "refuse"]
@@ -73,6 +73,8 @@ def fitted(prior: Prior, sizes: Sizes, shape: ImageShape) -> Any:
     """Make the prior for images of a shape."""
     if tuple(shape) == tuple(prior.image_shape):
         return prior
+    if isinstance(prior, NoPrior):
+        return NoPrior(shape)
     how = "whole" if sizes.fit == "whole" else "windows"
     return with_shape(prior, shape, how=how, overlap=sizes.overlap, shift=sizes.shift)
 
@@ -97,7 +99,9 @@ def describe(prior: Any, own: ImageShape) -> str:
             f"{_size(shape)} pixels in {' x '.join(map(str, reversed(prior.counts)))} windows of {was} that overlap by "
             f"{' and '.join(map(str, lengths))}{', at other places in every step' if prior.shift else ''}"
         )
-    return "" if tuple(shape) == tuple(own) else f"{_size(shape)} pixels at once, of a network trained on {was}"
+    if tuple(shape) == tuple(own) or isinstance(prior, NoPrior):
+        return ""
+    return f"{_size(shape)} pixels at once, of a network trained on {was}"
 
 
 def caution(name: str, own: ImageShape) -> str:

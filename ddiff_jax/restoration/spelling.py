@@ -10,7 +10,7 @@ RENAMED = {"num_steps": "steps"}  # fields of solvers to flags
 GENERAL = (
     *("inputs", "output", "task", "operator", "solver", "prior", "label", "preset", "values", "measured", "recursive"),
     *("full_scale", "data_range", "save", "resize", "fit", "overlap", "shift_windows", "image_size", "seed"),
-    *("restarts", "batch_size", "dtype", "shard", "distributed", "save_every"),
+    *("restarts", "samples", "keep_samples", "batch_size", "dtype", "shard", "distributed", "save_every"),
     *("existing", "cache", "print_config", "quiet", "json"),
 )
 

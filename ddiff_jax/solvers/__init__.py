@@ -4,7 +4,7 @@ A solver's grid (the table of numbers per step) and its state are pytree datacla
 is only one. Those whose state is the noisy image x_t alone share `walking.NoisyState` and `walking.Walker`.
 """
 
-from ddiff_jax.solvers.base import Cost, Needs, Solver, StepInfo
+from ddiff_jax.solvers.base import AIMS, Cost, Needs, Solver, StepInfo, aim_of, asks_network
 from ddiff_jax.solvers.daps import DAPS
 from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.solvers.ddiff_hqs import DDiffHQS
@@ -14,8 +14,13 @@ from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
 from ddiff_jax.solvers.pigdm import PiGDM
+from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
+from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
+from ddiff_jax.solvers.tikhonov import Tikhonov
+from ddiff_jax.solvers.total_variation import TotalVariation
+from ddiff_jax.solvers.zero_filled import ZeroFilled
 
 SOLVERS: dict[str, type[Solver]] = {
     "ddiff": DDiff,
@@ -29,9 +34,16 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddrm": DDRM,
     "pigdm": PiGDM,
     "ddnm": DDNM,
+    # The classical columns of a comparison, which ask no network.
+    "zero_filled": ZeroFilled,
+    "pseudo_inverse": PseudoInverse,
+    "tikhonov": Tikhonov,
+    "total_variation": TotalVariation,
+    "richardson_lucy": RichardsonLucy,
 }
 
 __all__ = [
+    "AIMS",
     "DAPS",
     "DDNM",
     "DDRM",
@@ -46,9 +58,16 @@ __all__ = [
     "Fixed",
     "Needs",
     "PiGDM",
+    "PseudoInverse",
     "REDDiff",
+    "RichardsonLucy",
     "Solver",
     "StepInfo",
     "StepLength",
+    "Tikhonov",
     "ToTheNoise",
+    "TotalVariation",
+    "ZeroFilled",
+    "aim_of",
+    "asks_network",
 ]

@@ -24,6 +24,14 @@ State = TypeVar("State")
 
 # Lengths of steps are quoted as L2 lengths for this many numbers: 256 x 256 pixels, 3 channels.
 REFERENCE_PIXELS = 256 * 256 * 3
+# What a solver may aim at, in the words that outputs use.
+AIMS = {
+    "map": "one image, the most probable one or near it; runs from other noise end elsewhere, and how far apart they "
+    "lie is not the posterior's uncertainty",
+    "posterior": "samples of the posterior, as far as the method's approximations go",
+    "estimate": "an estimate without a learned prior, which asks no network; nothing is drawn, so that all runs are "
+    "the same",
+}
 TINY = 1e-20  # below every gradient that means something, above the float32 underflow
 
 
@@ -87,6 +95,8 @@ class Solver(Protocol[State]):
 
     Arrays and floats are leaves, so that a new value of gamma compiles nothing; step counts, flags and names are
     static. See `ddiff_jax.solvers.ddiff` for a complete example.
+
+    An attribute `aim`, a key of `AIMS`, says what the method is after; `aim_of` asks for it.
     """
 
     @property
@@ -116,6 +126,16 @@ class Solver(Protocol[State]):
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
         ...
+
+
+def aim_of(solver: Solver | type[Solver]) -> str | None:
+    """Ask a solver, or a class of them, what it aims at: a key of `AIMS`, or None if it does not say."""
+    return getattr(solver, "aim", None)
+
+
+def asks_network(solver: Solver | type[Solver]) -> bool:
+    """Tell whether a solver evaluates the prior; those with the aim "estimate" only need the shape of its images."""
+    return aim_of(solver) != "estimate"
 
 
 def require_operator(solver: Solver, operator: Operator) -> None:

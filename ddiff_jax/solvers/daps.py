@@ -66,6 +66,8 @@ class DAPS:
     p(x_0 | x_t) and sigma_i^2 for its variance, and tau is not sigma_y. With `tau=None`, `var`, `ode_steps=1` and
     `variant="published"` they are, for that prior, up to the length of the dynamics' steps.
 
+    Aim: the posterior, as far as the paragraph above goes.
+
     Args:
         lr: step size of the dynamics at the first level, in squared units of the image.
         lr_min_ratio: what is left of it at the last.
@@ -111,6 +113,8 @@ class DAPS:
         for name in ("num_steps", "ode_steps", "langevin_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DAPS.{name} must be at least 1; got {getattr(self, name)}")
+
+    aim = "posterior"
 
     @property
     def needs(self) -> Needs:

@@ -80,6 +80,9 @@ class DDiff:
     step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. There is no
     dual variable then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
 
+    Aim: one image (MAP): the minimum above, or near it. Runs from other noise end elsewhere; how far apart they lie
+    is not the posterior's uncertainty.
+
     Derivatives: none pass through clipped pixels of z, and t0 and t_gamma, which choose among timesteps, have 0. Where
     one length of step gives way to another, there is a kink.
 
@@ -128,6 +131,7 @@ class DDiff:
                 "give gamma a number, step_length=Fixed(gamma), or leave dual out"
             )
 
+    aim = "map"
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:

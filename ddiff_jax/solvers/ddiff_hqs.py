@@ -16,7 +16,7 @@ class DDiffHQS(DDiff):
     timestep, the posterior's noise for every task, and t0 = 1. For the controlled form, in which nothing but the
     dual variable changes, take `DDiff` with the values of its task and `dual="off"`.
 
-    The hyper-parameters are those of `DDiff`.
+    Aim: one image (MAP). The hyper-parameters are those of `DDiff`.
 
     Source: `hqs_ddim` in the authors' released code, the DDiff-HQS row of the paper.
     Differs: as released it stops with an error, because the step length is not passed on.

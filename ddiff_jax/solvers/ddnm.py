@@ -42,6 +42,8 @@ class DDNM(Walker):
 
     Without noise lambda = 1, and the result fits y exactly.
 
+    Aim: the posterior: samples of the prior whose range is that of the data.
+
     Derivatives: the noise of a coefficient jumps where its lambda begins to fall below 1, as sigma_y or the singular
     values move. Which of these count as zero is taken for granted. At eta = 1 an infinite slope counts as 0.
 
@@ -66,6 +68,7 @@ class DDNM(Walker):
     def __post_init__(self):
         coerce(self, eta="fraction")
 
+    aim = "posterior"
     needs = Needs(("svd",), gaussian_noise=True)
 
     def cost(self, operator: Operator) -> Cost:

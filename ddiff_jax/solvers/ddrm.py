@@ -40,6 +40,8 @@ class DDRM(Walker):
 
     Without noise the result fits y exactly.
 
+    Aim: the posterior, by the variational distribution above, whose network was trained without y.
+
     Derivatives: the result jumps where a coefficient changes its case, as sigma_y or the singular values move; inside
     of the cases it is smooth. Which singular values count as zero is taken for granted. At eta = 1, and where
     sigma = eta_b sigma_y / s, a root has an infinite slope, which counts as 0.
@@ -65,6 +67,7 @@ class DDRM(Walker):
     def __post_init__(self):
         coerce(self, eta="fraction", eta_b="fraction")
 
+    aim = "posterior"
     needs = Needs(("svd",), gaussian_noise=True)
 
     def cost(self, operator: Operator) -> Cost:

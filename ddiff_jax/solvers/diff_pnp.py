@@ -46,6 +46,8 @@ class DiffPnPADMM:
     3. x = v - gamma_t g, with g the normalised gradient of ||y - A(v)||^2 / 2, as in DDiff.
     4. u <- u + x - z, and w = x + u.
 
+    Aim: one image (MAP), as `DDiff`.
+
     Derivatives: as of `DDiff`.
 
     Args:
@@ -73,6 +75,7 @@ class DiffPnPADMM:
             raise ValueError(f"{type(self).__name__}.step_length must be Fixed(gamma); got {self.step_length!r}")
         check_choice(self, reading=("literal", "matched"))
 
+    aim = "map"
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
@@ -106,6 +109,6 @@ class DiffPnPADMM:
 
 @pytree_dataclass
 class DiffPnPHQS(DiffPnPADMM):
-    """The same without dual variable: half-quadratic splitting. The hyper-parameters are those of `DiffPnPADMM`."""
+    """The same without dual variable: half-quadratic splitting. Aim: one image (MAP). Hyper-parameters as there."""
 
     dual: bool = static_field(default=False)

@@ -50,6 +50,9 @@ class DiffPIR(Walker):
        s = eta b' / b sqrt(beta_t), where beta_t is the variance that a table's own step up to t adds (not that from
        the next level; for schedules without a table it is); one draw stands for both n and n'.
 
+    Aim: one image (MAP), by half-quadratic splitting; the noise that the steps add lets it wander and makes it no
+    sampler of the posterior.
+
     Derivatives: none pass through clipped pixels of z. At zeta = 1 and at zeta = eta = 0 a root has an infinite slope,
     which counts as 0. To sigma_y below 0.002 the derivative is 0.
 
@@ -85,6 +88,8 @@ class DiffPIR(Walker):
     def __post_init__(self):
         coerce(self, lam="positive", zeta="fraction", eta="fraction")
         check_choice(self, spacing=("quad", "uniform"), data_step=("auto", "prox", "line", "gradient"))
+
+    aim = "map"
 
     @property
     def needs(self) -> Needs:

@@ -45,6 +45,8 @@ class DPS(Walker):
     As written this is for levels with a^2 + b^2 = 1; for others zeta and the beta of log sigma^2 are scaled to the
     units of x_t and x_t', so that the result is the same.
 
+    Aim: the posterior, with p(x_0 | x_t) taken for a point, and a step size that no posterior knows.
+
     Derivatives: none pass through clipped pixels of z.
 
     Args:
@@ -67,6 +69,7 @@ class DPS(Walker):
     def __post_init__(self):
         coerce(self, zeta="non-negative")
 
+    aim = "posterior"
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:

@@ -44,6 +44,8 @@ class PiGDM(Walker):
        "score":     w = weight (a' b^2 / a - c2 b) / r_t^2, the effect of this gradient on x0_hat and eps: many small
                     steps sample the posterior of a Gaussian prior exactly.
 
+    Aim: the posterior, with p(x_0 | x_t) taken for a Gaussian of one variance.
+
     Derivatives: that to sigma_y below 1e-4 is 0.
 
     Args:
@@ -72,6 +74,7 @@ class PiGDM(Walker):
         coerce(self, eta="fraction", weight="non-negative", var="positive")
         check_choice(self, guidance=("published", "score"))
 
+    aim = "posterior"
     needs = Needs(("prox", "pseudo_inverse"), gaussian_noise=True)
 
     def cost(self, operator: Operator) -> Cost:

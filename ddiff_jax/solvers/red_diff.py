@@ -59,6 +59,8 @@ class REDDiff:
 
     The result is the x of the last step, before its update of mu.
 
+    Aim: one image (MAP): of a narrow Gaussian that is fitted to the posterior only the mean is free.
+
     Derivatives of the result pass through e too. Adam's first step is nearly the sign of the gradient: its derivative
     is nearly 0, and up to lr / 1e-8 for numbers that are nearly 0. To sigma_y below 1e-3 it is 0.
 
@@ -93,6 +95,7 @@ class REDDiff:
         coerce(self, lam="non-negative", lr="positive", obs_weight="non-negative", sigma_x0="non-negative")
         check_choice(self, weighting=tuple(WEIGHTS))
 
+    aim = "map"
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:

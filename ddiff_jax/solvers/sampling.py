@@ -34,6 +34,8 @@ class Sampler(Walker):
     1. z = denoise(x_t), clipped if the prior clips, and eps_hat = (x_t - a z) / b.
     2. x_t' = a' z + sqrt(b'^2 - w^2) eps_hat + w n, with w = eta times the standard deviation of the DDPM posterior.
 
+    Aim: the posterior of no data, which is the prior.
+
     Derivatives: none pass through clipped pixels of z.
 
     Args:
@@ -52,6 +54,7 @@ class Sampler(Walker):
     def __post_init__(self):
         coerce(self, eta="fraction")
 
+    aim = "posterior"
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
