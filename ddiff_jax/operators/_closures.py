@@ -132,15 +132,15 @@ class Closures:
 
         To first order, the noise of a phase in radian and that of the logarithm of an amplitude are both sigma / |V| of
         the measured visibility, and add up in squares. Below |V| of two sigma that is too small, and the noise no
-        longer Gaussian: chi-squares of the truth exceed 1, which `snr_cut=2` mends.
+        longer Gaussian: chi-squares of the truth exceed 1; `snr_cut=2` leaves such sets out.
 
         Args:
             vis: [M], in the units of `sigma`.
             flux: the total flux in these units, as a shorter baseline or a single dish measured it; None if the
                 operator measures none.
-            debias: subtract from amplitudes what noise adds to them on average, sqrt(|V|^2 - sigma^2), at least sigma,
-                and from their logarithms what is then missing, -1 / 2 (sigma / |V|)^2, as ehtim does by default. The
-                two nearly cancel, since the logarithm of an amplitude has hardly a bias; errors grow by the first.
+            debias: as ehtim does by default, take sqrt(|V|^2 - sigma^2), at least sigma, for an amplitude, and add
+                (sigma / |V|)^2 / 2 of that to its logarithm. The two nearly cancel, since the logarithm of a noisy
+                amplitude has hardly a bias; errors of weak ones grow.
             snr_cut: a set is left unobserved if any of its |V| / sigma is less.
 
         Raises:

@@ -21,6 +21,7 @@ The dirty image and least squares are given the true visibilities' phases, which
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def main() -> None:
     average, deviation = jnp.clip(answers[kept], -1, 1).mean(0), jnp.clip(answers[kept], -1, 1).std(0)
 
     # What one does without a prior, here with phases that no gain has spoiled.
-    linear = dd.Problem(interferometer, vis, sigma).standardised()
+    linear: Any = dd.Problem(interferometer, vis, sigma).standardised()
     black = -jnp.ones(shape)
     residual = linear.y - linear.operator.forward(black)
     dirty = linear.operator.adjoint(residual)
