@@ -280,8 +280,8 @@ class Counts:
             ValueError: the measurement is complex.
         """
         mean = self.mean(clean)
-        # Where m itself vanishes, through far more matter than there can be, the value stays finite.
-        return jnp.sum(mean - y * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
+        # Where m vanishes, through far more matter than there can be, value and derivative, of k / m, stay finite.
+        return jnp.sum(mean - y * jnp.log(jnp.maximum(mean, 1e-30)))
 
     def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
         """Give 1: the data term is the negative log-likelihood."""
