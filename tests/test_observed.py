@@ -202,7 +202,9 @@ def test_fields_called_mask_or_outer_mean_nothing(tmp_path):
     want = np.mean((measured - np.asarray(y)) ** 2, axis=(1, 2))
     np.testing.assert_allclose(metrics.measure(problem, solution.x, x)["misfit"], want, rtol=1e-4)
     path = tmp_path / "x.png"
-    items = [batches.Item(Job(path, "x", "", tmp_path), keys[i], operator, y[i], 0.1, None, [], "") for i in range(2)]
+    items = [
+        batches.Item(Job(path, "x", "", tmp_path), SHAPE, keys[i], operator, y[i], 0.1, None, [], "") for i in range(2)
+    ]
     batch = batches.Batch(0, 0, items, operator, None, y, jnp.full(2, 0.1), keys)
     for score, misfit in zip(batches.score(batch, solution.x), want, strict=True):
         assert score.metrics["misfit"] == pytest.approx(misfit, rel=1e-4)

@@ -1,6 +1,7 @@
 """Priors for images of other sizes: windows blended, smaller images embedded, and what solvers make of them."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from weights import smoothing_prior
 import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.metrics import seam_ratio
+from ddiff_jax.operators import DecomposableOperator
 from ddiff_jax.operators._cropped import cropped
 from ddiff_jax.priors import EmbeddedPrior, PaddedPrior, WindowedPrior, with_shape
-from ddiff_jax.priors.windows import TAPERS, unclipped
+from ddiff_jax.priors.windows import TAPERS, Taper, unclipped
 
 ROUNDING = 2e-6  # of float32, in sums of a few weights
 GOLDEN = 1e-5  # of float64 arrays read in float32
@@ -44,9 +46,9 @@ def test_windows_are_those_of_the_reference(golden, monkeypatch):
     ramp, add, x = (jnp.asarray(found[name], jnp.float32) for name in ("ramp", "add", "x"))
     prior = dd.from_denoiser(lambda x, t: ramp * x + add, kind="denoiser", image_shape=(8, 8, 2), clip=False)
     overlap, level = int(found["overlap"]), level_of(prior)
+    cases: tuple[tuple[Taper, int | None], ...] = (("cosine", None), ("linear", 1), ("uniform", 8))
     still = {
-        (taper, block): WindowedPrior(prior, x.shape, overlap, taper, block=block)
-        for taper, block in (("cosine", None), ("linear", 1), ("uniform", 8))
+        (taper, block): WindowedPrior(prior, x.shape, overlap, taper, block=block) for taper, block in cases
     }  # of 35: the last 8 are filled up
     moved = {taper: WindowedPrior(prior, x.shape, overlap, taper, shift=True) for taper in TAPERS}
     shifts = iter([*found["shifted_shift"]] * 3)
@@ -149,7 +151,8 @@ def test_memory_does_not_grow_with_the_number_of_windows():
             return jnp.sum(windows.denoise(x, level) ** 2)
 
         made = jax.grad(value) if gradient else value
-        return jax.jit(made).lower(jax.ShapeDtypeStruct((side, side, 3), jnp.float32)).compile().memory_analysis()
+        compiled = jax.jit(made).lower(jax.ShapeDtypeStruct((side, side, 3), jnp.float32)).compile()
+        return cast(Any, compiled.memory_analysis())
 
     for gradient in (False, True):
         small, large = (program(gradient, side).temp_size_in_bytes for side in (32, 128))  # 4 windows and 64
@@ -192,7 +195,8 @@ def test_hard_tiles_are_seen_and_smooth_ones_are_not():
 
     prior = dd.from_denoiser(offset, kind="denoiser", image_shape=(32, 32, 1), clip=False)
     relative = {}
-    for overlap, taper in ((0, "cosine"), (8, "uniform"), (8, "cosine"), (16, "cosine")):
+    cases: tuple[tuple[int, Taper], ...] = ((0, "cosine"), (8, "uniform"), (8, "cosine"), (16, "cosine"))
+    for overlap, taper in cases:
         windows = WindowedPrior(prior, truth.shape, overlap, taper)
         x = windows.denoise(truth, level_of(prior, 9))
         relative[overlap, taper] = float(seam_ratio(x, windows.seams) / seam_ratio(truth, windows.seams))
@@ -257,7 +261,7 @@ def test_solve_crops_as_solve_one_does():
 def test_an_operator_on_the_middle_keeps_what_it_can_do():
     inner, outer = (6, 4, 3), (8, 7, 3)
     operator = operators.super_resolution(inner, factor=2)
-    seen = cropped(operator, inner, outer)
+    seen = cast(DecomposableOperator, cropped(operator, inner, outer))
     z, y = draw(outer), draw((3, 2, 3), 1)
     assert operators.dot_test(seen, z, y) < 1e-6
     dense = jax.jacobian(seen.forward)(z).reshape(y.size, z.size)
@@ -268,7 +272,7 @@ def test_an_operator_on_the_middle_keeps_what_it_can_do():
     parts = seen.svd()
     np.testing.assert_allclose(parts.to_image(parts.s * parts.from_measurement(y)), seen.adjoint(y), atol=1e-5)
     hidden = cropped(operators.inpainting(inner, np.eye(6, 4)), inner, outer)
-    assert operators.observed_entries(hidden, inner).sum() == 12 and operators.measures_picture(hidden)
+    assert np.sum(operators.observed_entries(hidden, inner)) == 12 and operators.measures_picture(hidden)
     nonlinear = cropped(operators.phase_retrieval(inner, oversample=1.0), inner, outer)
     assert not hasattr(nonlinear, "adjoint")
     for other in operators.equivalent_images(nonlinear, z):

@@ -7,11 +7,11 @@ import numpy as np
 
 from ddiff_jax.levels import Schedule
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import LinearOperator
+from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.solvers.base import Needs, StepInfo
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo
 from ddiff_jax.types import Column, Image, float_type
 
 
@@ -59,6 +59,10 @@ class OneStep:
     ) -> Estimated:
         """Start at mid-grey, or at `x_init`."""
         return Estimated(first_image(prior, problem, x_init))
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what the step costs."""
+        raise NotImplementedError
 
     def correction(self, problem: Problem, x: Image) -> Image:
         """Compute B (y - A x)."""
