@@ -115,15 +115,15 @@ def test_solvers_follow_raw_counts_and_their_logarithm():
     solver = solvers.DDiff(num_steps=40, output="x")
     # The raw counts' squared residual, exponential in the image, falls more slowly than that of their logarithm. The
     # prior's mean is 0.65 away from the truth.
-    for problem, share, error in (
-        (dd.Problem(operator, y, sigma, noise), 0.1, 0.35),
-        (dd.Problem(operator.geometry, log[None], level[None]), 0.02, 0.2),
+    for problem, share in (
+        (dd.Problem(operator, y, sigma, noise), 0.1),
+        (dd.Problem(operator.geometry, log[None], level[None]), 0.05),
     ):
         solution = dd.solve(solver, prior, problem, keys)
         assert solution.finite.all()
         start, end = solution.info.misfit[0, 0], solution.info.misfit[0, -1]
         assert end < share * start
-        assert float(jnp.sqrt(jnp.mean((solution.x[0] - truth) ** 2))) < error
+        assert float(jnp.sqrt(jnp.mean((solution.x[0] - truth) ** 2))) < 0.65 / 2
 
 
 def test_hounsfield_units():
