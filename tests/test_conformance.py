@@ -259,7 +259,7 @@ def test_solver_says_what_it_aims_at(name):
     assert solvers.aim_of(solver) in solvers.AIMS
     assert solvers.asks_network(solver) == (solvers.aim_of(solver) != "estimate")
     said = {"map": "Aim: one image", "posterior": "Aim: the posterior", "estimate": "Aim: an estimate"}
-    assert said[solvers.aim_of(solver)] in (inspect.getdoc(solver) or ""), name
+    assert said[str(solvers.aim_of(solver))] in (inspect.getdoc(solver) or ""), name
 
 
 @every_solver
