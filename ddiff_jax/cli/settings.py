@@ -234,10 +234,17 @@ def operator_flags(task: Task, taken: Sequence[str] = GENERAL + NOISE) -> dict[s
         taken: flags of the same command that have their names already.
     """
     level = "noise standard deviation of the measurement, range [-1, 1]; auto estimates it from a measured picture"
+    level += "; an array (file, or folder with one per image) is one per entry"
     count = "photons expected at white: Poisson noise instead of Gaussian"
+    camera = {
+        "gain": "with --photons: the measurement holds a camera's own numbers, so many per photon",
+        "offset": "with --photons: number that the camera reads of no light",
+        "read": "with --photons: standard deviation of its read noise, in its numbers",
+    }
     flags = {
-        "sigma": Flag("sigma", float | Literal["auto"], task.sigma_y, level),
+        "sigma": Flag("sigma", float | Literal["auto"] | Path, task.sigma_y, level),
         "photons": Flag("photons", float, task.photons, count),
+        **{name: Flag(name, float, None, text) for name, text in camera.items()},
     }
     other = maker(task.operator).given
     for operator in (task.operator, other) if other else (task.operator,):

@@ -67,7 +67,8 @@ def _stack(items: list[Item], size: int, index: int, num_before: int, *, per_ima
     if per_image:
         operator = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(item.operator for item in full))
     y, keys = jnp.stack([item.y for item in full]), jnp.stack([item.key for item in full])
-    sigma_y = jnp.asarray([item.sigma_y for item in full], jnp.float32)
+    levels = [item.sigma_y if item.levels is None else item.levels for item in full]  # all of one kind
+    sigma_y = jnp.asarray(np.stack(levels), jnp.float32)
     return Batch(index, num_before, items, operator, 0 if per_image else None, y, sigma_y, keys)
 
 
@@ -132,9 +133,9 @@ def tell(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(METRICS[KEYS[name]].say(metrics[name]) for name in names if metrics.get(name) is not None)
 
 
-def score(batch: Batch, x: jax.Array | np.ndarray) -> list[Score]:
-    """Score the restorations of a batch, without its repetitions."""
-    truths, problem = batch.truths, batch.problem()
+def score(batch: Batch, x: jax.Array | np.ndarray, likelihood: Likelihood | None = None) -> list[Score]:
+    """Score the restorations of a batch, without its repetitions; without a noise model it is Gaussian."""
+    truths, problem = batch.truths, batch.problem(likelihood)
     found = measure(problem, x, truths)
     residual = jax.device_get(_residual(problem, x))
     names = {

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ddiff_jax import image_files, readers, stencils
-from ddiff_jax.likelihood import Gaussian, Likelihood
+from ddiff_jax.likelihood import Gaussian, Likelihood, PoissonGaussian
 from ddiff_jax.noise import Stream, image_keys, root_key, stream_key
 from ddiff_jax.operators import Operator, measures_picture, observed_entries
 from ddiff_jax.operators.named import maker
@@ -20,6 +20,7 @@ from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.noise_level import estimate_sigma
+from ddiff_jax.restoration.noise_model import read_levels
 from ddiff_jax.restoration.parameters import files_of, is_random, operator_parameters
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.sizes import arguments_to_try, shape_behind
@@ -41,10 +42,11 @@ class Item:
         key: its key.
         operator: its operator; the same for all images of a shape unless it differs between them.
         y: its measurement.
-        sigma_y: its noise level.
+        sigma_y: its noise level; of one per entry the root of their mean square.
         truth: the clean image, unless INPUT was the measurement.
         notes: conversions made while reading.
         sha256: hash of the input file.
+        levels: noise level of every entry of y, where they differ.
     """
 
     job: Job
@@ -56,6 +58,7 @@ class Item:
     truth: Float[np.ndarray, "H W C"] | None
     notes: list[str]
     sha256: str
+    levels: np.ndarray | None = None
 
 
 class Reader:
@@ -148,8 +151,15 @@ class Reader:
         settings = self._settings
         if settings.measured:  # which entries must be finite is known further down
             array, notes = image_files.read(
-                *(job.path, settings.shape[2], settings.full_scale), finite=False, integers=settings.units is not None
+                *(job.path, settings.shape[2], settings.full_scale),
+                finite=False,
+                integers=settings.units is not None or self._of_camera,
             )
+            if self._of_camera and not image_files.is_array(job.path):
+                raise ValueError(
+                    f"{job.path} is a picture, whose levels mean -1 to 1 here; with --gain, --offset or --read the "
+                    "measurement holds a camera's own numbers: give an array (.npy, FITS, TIFF of floats)"
+                )
             truth = self._clean(self._truths[job.stem], notes) if job.stem in self._truths else None
         else:
             notes = []
@@ -162,6 +172,9 @@ class Reader:
                 notes += found
         shape = self._shape_behind(array, arrays) if truth is None else truth.shape
         operator = self._operator_for(shape, arrays, key)
+        levels = None
+        if settings.levels is not None:
+            levels, sigma_y = self._read_levels(settings.levels, job, operator, shape)
         if settings.measured:
             array = self._measurement(job.path, operator, array, shape)
             y = Problem(operator, jnp.asarray(array), 0.0).y  # whatever the file shows of hidden entries is gone
@@ -181,8 +194,23 @@ class Reader:
                 notes += _cut_off(values, seen)
         else:
             noise_key = stream_key(key, Stream.MEASUREMENT)
-            y = _simulate(operator, array, np.float32(sigma_y), noise_key, settings.likelihood)
-        return Item(job, shape, key, operator, y, sigma_y, truth, notes, image_files.source_hash(job.path))
+            level = np.float32(sigma_y) if levels is None else levels
+            y = _simulate(operator, array, level, noise_key, settings.likelihood)
+        sha256 = image_files.source_hash(job.path)
+        return Item(job, shape, key, operator, y, sigma_y, truth, notes, sha256, levels)
+
+    def _read_levels(
+        self, path: Path, job: Job, operator: Operator, shape: tuple[int, int, int]
+    ) -> tuple[np.ndarray, float]:
+        """Read the noise level of every entry of a measurement, and a typical one."""
+        units = self._settings.units
+        made = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
+        file = _same_stem(path, job.stem) if path.is_dir() else path
+        return read_levels(file, made.shape, operator, 1.0 if units is None else units.sigma(1.0))
+
+    @property
+    def _of_camera(self) -> bool:
+        return isinstance(self._settings.likelihood, PoissonGaussian)
 
     def _operator_for(self, shape: tuple[int, int, int], arrays: dict[str, np.ndarray], key: PRNGKey) -> Operator:
         """Build the operator of an image, or take the one that all images of its shape share."""
@@ -228,7 +256,7 @@ class Reader:
     ) -> list[str]:
         """Doubt a measurement whose numbers do not look like what they are taken for."""
         settings, doubts = self._settings, []
-        if image_files.is_array(path) and measures_picture(operator) and settings.units is None:
+        if image_files.is_array(path) and measures_picture(operator) and settings.units is None and not self._of_camera:
             far = np.max(np.abs(observed), initial=0) > FAR  # or nobody needs to know
             white = float(jnp.max(jnp.abs(_white(operator, shape)))) if far else 1.0
             doubts += check_picture_measurement(observed, sigma_y, white)

@@ -8,6 +8,7 @@ from ddiff_jax import image_files
 from ddiff_jax.drawing import Panel, compare, error_map, picture
 from ddiff_jax.operators import observed_entries
 from ddiff_jax.restoration.batches import Score, tell
+from ddiff_jax.restoration.noise_model import in_units_of_images
 from ddiff_jax.restoration.reading import Item
 from ddiff_jax.restoration.saving import Written, put, save_as
 from ddiff_jax.restoration.settings import Settings
@@ -20,10 +21,11 @@ def write(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Set
         Kind of a result to its path and the hash of what was written.
     """
     job, y = item.job, np.asarray(item.y)
+    shown = in_units_of_images(settings.likelihood, y)
     written: Written = {}
     if item.truth is not None:
         if is_picture(y):
-            put(written, "measurement", image_files.write_png, y, job.result("measurement"))
+            put(written, "measurement", image_files.write_png, shown, job.result("measurement"))
         seen = observed_entries(item.operator, y.shape)
         # A PNG rounds, which is little, but clips, which is not: noise of 0.2 without its tails costs 1 dB.
         if not is_picture(y) or np.max(np.abs(y), initial=0, where=True if seen is None else seen) > 1:
@@ -49,7 +51,7 @@ def is_picture(y: Shaped[np.ndarray, "..."]) -> bool:
 
 def comparison(item: Item, x: Float[np.ndarray, "H W C"], score: Score, settings: Settings) -> Pillow.Image:
     """Draw measurement, restoration, truth and error; without a truth the misfit takes the place of the error."""
-    y, metrics = np.asarray(item.y), score.metrics
+    y, metrics = in_units_of_images(settings.likelihood, np.asarray(item.y)), score.metrics
     panels = []
     if is_picture(y):
         panels.append(Panel(picture(y), "measurement", f"{_width_by_height(y)}, noise {item.sigma_y:.3g}"))

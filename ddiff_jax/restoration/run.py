@@ -301,7 +301,7 @@ class Restoration:
         writers: ThreadPoolExecutor,
     ) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
-        scores = score(batch, solution.x)
+        scores = score(batch, solution.x, self.settings.likelihood)
         try:
             self._announce()
         except OSError as error:

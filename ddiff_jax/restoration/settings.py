@@ -10,12 +10,12 @@ import numpy as np
 
 from ddiff_jax.checkpoint import Card, available_priors, read_card
 from ddiff_jax.config import TASK, Task, build_solver, change, find_task, presets, unsaid
-from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson
+from ddiff_jax.likelihood import Gaussian, Likelihood
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.noise import check_seed
-from ddiff_jax.operators import OPERATOR_TYPES, measures_picture
+from ddiff_jax.operators import measures_picture
 from ddiff_jax.operators.named import maker
-from ddiff_jax.problem import check_sigma
+from ddiff_jax.restoration.noise_model import check_estimable, read_noise, spelled_out
 from ddiff_jax.restoration.parameters import REQUIRED, files_of, operator_parameters, takes_files
 from ddiff_jax.restoration.saving import KINDS, Kind
 from ddiff_jax.restoration.sizes import Sizes, read_sizes
@@ -50,6 +50,7 @@ class Settings:
         invert_mask: whether white marks the holes of masks.
         sigma_y: noise standard deviation in units of the measurement.
         estimated: whether every measurement's own estimate takes the place of sigma_y.
+        levels: file, or folder with one per image, of a standard deviation per entry, which takes its place.
         likelihood: the noise model.
         method: name in `SOLVERS`.
         solver: the method with its hyper-parameters.
@@ -80,6 +81,7 @@ class Settings:
     invert_mask: bool
     sigma_y: float
     estimated: bool
+    levels: Path | None
     likelihood: Likelihood
     method: str
     solver: Solver
@@ -106,12 +108,10 @@ class Settings:
         files = {name: str(path) for name, path in self.files.items()}
         mask = {"threshold": self.threshold, "invert_mask": self.invert_mask or None}
         mask = {name: value for name, value in mask.items() if value is not None}
-        photons = getattr(self.likelihood, "photons", None)
         source = maker(self.operator).sha256
         more = {} if self.units is None else {"data_range": [self.units.low, self.units.high]}
         more |= {} if self.save == ("png",) else {"save": list(self.save)}
         more |= {} if self.samples == 1 else {"samples": self.samples, "keep_samples": self.keep_samples}
-        noise = {"name": "gaussian"} if photons is None else {"name": "poisson", "photons": float(photons)}
         return {
             "task": self.task,
             "preset": self.dataset,
@@ -123,8 +123,8 @@ class Settings:
                 **mask,
                 **({SOURCE: source} if source else {}),
             },
-            "sigma_y": "auto" if self.estimated else self.sigma_y,
-            "noise": noise,
+            "sigma_y": "auto" if self.estimated else self.sigma_y if self.levels is None else str(self.levels),
+            "noise": spelled_out(self.likelihood),
             "solver": {"name": self.method, **_fields(self.solver)},
             **{name: getattr(self, name) for name in ("prior", "label", "dtype", "seed", "restarts")},
             **{name: getattr(self, name) for name in ("measured", "resize", "full_scale")},
@@ -153,8 +153,11 @@ def resolve(
     preset: str | None = None,
     values: str = "default",
     steps: int | None = None,
-    sigma: float | Literal["auto"] | None = None,
+    sigma: float | Literal["auto"] | Path | None = None,
     photons: float | None = None,
+    gain: float | None = None,
+    offset: float | None = None,
+    read: float | None = None,
     operator: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     label: int | None = None,
@@ -184,9 +187,13 @@ def resolve(
         preset: data set whose presets are used; None takes that of the prior.
         values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
         steps: number of steps; None is the preset's.
-        sigma: noise standard deviation in units of the measurement; "auto" estimates it from every measurement; None is
-            the preset's.
+        sigma: noise standard deviation in units of the measurement; "auto" estimates it from every measurement; a path of
+            an array is one per entry, of a folder one array per image; None is the preset's.
         photons: count at white, for Poisson noise instead of Gaussian.
+        gain: units of the measurement per photon; with this, offset or read it holds a camera's own numbers, see
+            `PoissonGaussian`.
+        offset: what the camera reads of no light.
+        read: standard deviation of its read noise.
         operator: arguments of the operator, arrays as the path of a file or folder; for masks `threshold` and
             `invert_mask` too.
         changes: hyper-parameters of the solver that replace the preset's.
@@ -246,13 +253,14 @@ def resolve(
         notes += tuple(units.note())
         if measured and (photons is not None or found.photons is not None):
             raise ValueError("counts of photons have no other units: leave --data-range out, or --photons")
-        if isinstance(sigma, float | int):
-            sigma, units = units.sigma(sigma), dataclasses.replace(units, of_noise=True)
-    sigma_y, likelihood = _noise(found, sigma, photons)
+        if isinstance(sigma, float | int | Path):
+            sigma = sigma if isinstance(sigma, Path) else units.sigma(sigma)
+            units = dataclasses.replace(units, of_noise=True)
+    sigma_y, likelihood = read_noise(found, sigma, photons, {"gain": gain, "offset": offset, "read": read})
     if values == "published" and solver in found.default.keys() - found.published.keys():
         notes = (*notes, f"nothing is published for {solver} on {task or found.operator}; its default values are used")
     if sigma == "auto":
-        _check_estimable(measured, name, likelihood)
+        check_estimable(measured, maker(name).made, likelihood)
     elif isinstance(likelihood, Gaussian) and sigma_y > WIDEST and measures_picture(maker(name).made):
         raise ValueError(
             f"--sigma {sigma_y:g} is larger than the range of pictures here, -1 to 1: it is in units of the "
@@ -273,6 +281,7 @@ def resolve(
         invert_mask=mask.get("invert_mask", False),
         sigma_y=sigma_y,
         estimated=sigma == "auto",
+        levels=sigma if isinstance(sigma, Path) else None,
         likelihood=likelihood,
         method=solver,
         solver=build_solver(solver, said),
@@ -351,31 +360,6 @@ def _operator(task: Task, given: dict[str, Any]) -> tuple[str, dict[str, Any], d
     return name, arguments, files, mask
 
 
-def _noise(task: Task, asked: float | str | None, photons: float | None) -> tuple[float, Likelihood]:
-    """Read the noise level and the noise model; what counts photons scatters in mid-grey by sqrt(2 / photons)."""
-    photons = task.photons if photons is None else photons
-    if photons is None:
-        sigma_y = task.sigma_y if asked is None or isinstance(asked, str) else asked
-        check_sigma(sigma_y)
-        return sigma_y, Gaussian()
-    if asked not in (None, "auto", task.sigma_y):
-        raise ValueError("give --sigma for Gaussian noise or --photons for Poisson noise, not both")
-    likelihood = Poisson(photons)
-    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), likelihood
-
-
-def _check_estimable(measured: bool, operator: str, likelihood: Likelihood) -> None:
-    """Refuse to estimate a noise level where there is nothing to estimate it from."""
-    if not measured:
-        raise ValueError("--sigma auto estimates the noise of a measurement: give --measured, or a number")
-    if not isinstance(likelihood, Gaussian) or not _may_measure_pictures(operator):
-        able = [name for name, made in OPERATOR_TYPES.items() if measures_picture(made)]
-        raise ValueError(
-            f"--sigma auto needs a measurement that is a picture with Gaussian noise, as {', '.join(able)} make; "
-            "give --sigma a number"
-        )
-
-
 def check_samples(samples: int, keep: bool, restarts: int, solver: str) -> None:
     """Refuse numbers of samples that mean nothing.
 
@@ -399,12 +383,6 @@ def check_samples(samples: int, keep: bool, restarts: int, solver: str) -> None:
         raise ValueError("--keep-samples writes what --samples makes: give --samples a number above 1")
     if samples > 1 and not asks_network(SOLVERS[solver]):
         raise ValueError(f"{solver} draws nothing, and all its samples are the same: leave --samples out")
-
-
-def _may_measure_pictures(operator: str) -> bool:
-    """Tell whether an operator's measurement may be a picture; of what a factory makes, only the making tells."""
-    made = maker(operator).made
-    return made is None or measures_picture(made)
 
 
 def check_label(label: int | None, num_classes: int | None) -> None:

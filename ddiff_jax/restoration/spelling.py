@@ -14,7 +14,7 @@ GENERAL = (
     *("existing", "cache", "print_config", "quiet", "json"),
 )
 
-NOISE = ("sigma", "photons")  # flags that every operator has
+NOISE = ("sigma", "photons", "gain", "offset", "read")  # flags that every operator has
 
 
 def spelled(name: str) -> str:

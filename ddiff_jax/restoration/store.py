@@ -140,7 +140,8 @@ def decided_by(settings: Settings, *more: Any) -> str:
     """Hash everything but the image that decides a result; with the image's own hashes it makes a fingerprint."""
     # A folder of weights may move; the weights count.
     values = {name: value for name, value in settings.as_dict().items() if name != "prior"}
-    given = {name: _hashes(path) for name, path in settings.files.items()}
+    files = {**settings.files, **({} if settings.levels is None else {"sigma": settings.levels})}
+    given = {name: _hashes(path) for name, path in files.items()}
     return fingerprint(FORMAT, values, given, fingerprint(settings.card.files), *more)
 
 
