@@ -187,8 +187,8 @@ def resolve(
         preset: data set whose presets are used; None takes that of the prior.
         values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
         steps: number of steps; None is the preset's.
-        sigma: noise standard deviation in units of the measurement; "auto" estimates it from every measurement; a path of
-            an array is one per entry, of a folder one array per image; None is the preset's.
+        sigma: noise standard deviation in units of the measurement; "auto" estimates it from every measurement; the
+            path of an array is one per entry, of a folder one array per image; None is the preset's.
         photons: count at white, for Poisson noise instead of Gaussian.
         gain: units of the measurement per photon; with this, offset or read it holds a camera's own numbers, see
             `PoissonGaussian`.
