@@ -11,6 +11,7 @@ from conftest import GOLDEN, gaussian_prior
 import ddiff_jax as dd
 from ddiff_jax import metrics, operators, solvers
 from ddiff_jax.operators import LinearOperator, LinearWeighted, Weighted, affine, compose, from_function, inpainting
+from ddiff_jax.solvers import ddiff
 from ddiff_jax.solvers.base import require_operator
 from ddiff_jax.solvers.ddiff import data_step
 
@@ -79,6 +80,20 @@ def test_ddiff_steps_to_the_noise_as_the_reference_does(golden, x64, which):
     _, x = data_step(problem.standardised(), v, solvers.ToTheNoise(), None)
     np.testing.assert_allclose(x.reshape(-1), golden[f"x_step{which}"], rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(problem.chi_square(x), golden[f"chi2_step{which}"], rtol=1e-8)
+
+
+def test_ddiff_goes_on_along_conjugate_directions_until_the_noise_is_met(golden, x64):
+    v, problem = jnp.asarray(golden["v"].reshape(SHAPE)), golden_problem(golden).standardised()
+    _, one = data_step(problem, v, solvers.ToTheNoise(), None)
+    _, same = ddiff._steps_to_the_noise(problem, v, 1)
+    np.testing.assert_allclose(same, one, rtol=1e-10)
+    misfits = [float(problem.chi_square(data_step(problem, v, solvers.ToTheNoise(), None, n)[1])) for n in (1, 3, 30)]
+    assert misfits[0] > 20 and misfits[0] > misfits[1] > 1
+    assert misfits[2] == pytest.approx(1, abs=1e-6)  # there, and no further
+    _, far = data_step(problem, v, solvers.ToTheNoise(), None, 60)
+    np.testing.assert_allclose(far, data_step(problem, v, solvers.ToTheNoise(), None, 30)[1], atol=1e-8)
+    with pytest.raises(ValueError, match="directions must be at least 1"):
+        solvers.DDiff(solvers.Fixed(1.0), directions=2)
 
 
 def mask_and_level():

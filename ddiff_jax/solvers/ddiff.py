@@ -1,7 +1,7 @@
 """DDiff: dual ascent diffusion (CVPR 2026)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddiff_jax.levels import Schedule, walk
+from ddiff_jax.likelihood import sum_of_squares
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
@@ -31,7 +32,7 @@ from ddiff_jax.solvers.base import (
 )
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
 from ddiff_jax.solvers.walking import Renoising
-from ddiff_jax.types import Column, Image, Scalar
+from ddiff_jax.types import Column, Image, Measurement, Scalar
 
 
 @pytree_dataclass
@@ -77,8 +78,11 @@ class DDiff:
     `ToTheNoise()` chooses every step's length and needs no tuning: the step s along -g (not normalised) that
     brings the residual of the linearised operator J down to the noise, and no further, is the smaller root of
     ||r - s J g||^2 = m sigma_y^2, with r = A(v) - y and m observed numbers; where the line does not get there, the
-    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. There is no
-    dual variable then: what it remembers acts as momentum, and on top of a step of full length momentum diverges.
+    step to its closest point, ||g||^2 / ||J g||^2. This costs one more evaluation of the operator, J g. Where the
+    operator is ill-conditioned, as in tomography, or noise differs much between entries, one line gets nowhere near
+    the noise. Then the step goes on along conjugate directions (CGLS on the linearised operator), up to `directions`
+    of them, and ends where the residual meets the noise. There is no dual variable then: what it remembers acts as
+    momentum, and on top of a step of full length momentum diverges.
 
     Aim: one image (MAP): the minimum above, or near it. Runs from other noise end elsewhere; how far apart they lie
     is not the posterior's uncertainty.
@@ -97,6 +101,8 @@ class DDiff:
             loop makes and discards, is left out.
         dual: what becomes of the dual variable of steps of fixed length: "released", "accumulating" as in ADMM, or
             "off"; None is "released" where the length is fixed, and "off" where it is not.
+        directions: lines that a step to the noise may go along, one after the other; each costs an evaluation of the
+            operator and one of its adjoint.
         output: "state" returns the state at t = 0, as released, which a dual variable and the last level's noise set
             apart from the data; "x" returns the last x of the data step, which fits them as well as that step does.
 
@@ -114,6 +120,7 @@ class DDiff:
     noise_schedule: Literal["full", "posterior"] = static_field(default="full")
     num_steps: int | None = static_field(default=None)
     dual: Literal["released", "accumulating", "off"] | None = static_field(default=None)
+    directions: int = static_field(default=1)
     output: Literal["state", "x"] = static_field(default="state")
 
     def __post_init__(self):
@@ -125,6 +132,11 @@ class DDiff:
             )
         if self.dual is not None:
             check_choice(self, dual=("released", "accumulating", "off"))
+        if self.directions < 1 or (self.directions > 1 and isinstance(self.step_length, Fixed)):
+            raise ValueError(
+                f"{type(self).__name__}.directions must be at least 1, and is 1 for steps of a fixed length; got "
+                f"{self.directions}"
+            )
         if isinstance(self.step_length, ToTheNoise) and self.dual not in (None, "off"):
             raise ValueError(
                 f'{type(self).__name__} has no dual variable to keep (dual="{self.dual}") in steps to the noise; '
@@ -132,12 +144,14 @@ class DDiff:
             )
 
     aim = "map"
+
     needs = Needs()
 
     def cost(self, operator: Operator) -> Cost:
         """Declare what one step costs."""
-        extra = 1 if isinstance(self.step_length, ToTheNoise) else 0
-        return Cost(network_evaluations=1, operator_evaluations=extra, operator_gradients=1, normal_draws=1)
+        extra = self.directions if isinstance(self.step_length, ToTheNoise) else 0
+        gradients = max(extra, 1)
+        return Cost(network_evaluations=1, operator_evaluations=extra, operator_gradients=gradients, normal_draws=1)
 
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 4 to 7 over the chosen levels."""
@@ -169,7 +183,7 @@ class DDiff:
         if self.dual == "accumulating":
             u = u + point.memory * (state.x - z)
         v = z - u
-        misfit, x = data_step(problem, v, self.step_length, point.gamma)
+        misfit, x = data_step(problem, v, self.step_length, point.gamma, self.directions)
         eps_hat = point.level.eps(x_t, x)
         x_t = point.renoise(x + u, eps_hat, noise.draw(0, x_t.shape))
         keeps_dual = isinstance(self.step_length, Fixed) and self.dual != "off"
@@ -182,7 +196,9 @@ class DDiff:
         return state.x_t if self.output == "state" else state.x
 
 
-def data_step(problem: Problem, v: Image, length: StepLength, gamma: Scalar | None) -> tuple[Float[Array, ""], Image]:
+def data_step(
+    problem: Problem, v: Image, length: StepLength, gamma: Scalar | None, directions: int = 1
+) -> tuple[Float[Array, ""], Image]:
     """Step from v towards the data.
 
     Args:
@@ -190,12 +206,13 @@ def data_step(problem: Problem, v: Image, length: StepLength, gamma: Scalar | No
         v: where the step starts.
         length: how the step's length is chosen.
         gamma: what `length` tabulates for this timestep.
+        directions: lines that a step to the noise may go along.
 
     Returns:
         The misfit at v, and x.
     """
     if gamma is None or isinstance(length, ToTheNoise):
-        return _step_to_the_noise(problem, v)
+        return _step_to_the_noise(problem, v) if directions == 1 else _steps_to_the_noise(problem, v, directions)
     misfit, g = problem.misfit_and_gradient(v)
     if not length.normalise:
         return misfit, v - gamma * problem.likelihood.precision(problem.sigma_y) * g
@@ -209,3 +226,30 @@ def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Im
     # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
     smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
     return 2 * half / problem.num_observed, v - jnp.minimum(smaller, ratio(slope, curvature)) * g
+
+
+def _steps_to_the_noise(problem: Problem, v: Image, directions: int) -> tuple[Float[Array, ""], Image]:
+    """Go on where one line ends: CGLS on ||r + J d||^2 from d = 0, ended where it is the noise's."""
+    target = problem.num_observed * problem.sigma_y**2
+    residual, push = jax.linearize(problem.residual, v)
+    pull = jax.linear_transpose(push, v)
+
+    def descent(r: Measurement) -> Image:
+        (g,) = pull(jnp.conj(r))
+        return -g
+
+    def along(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
+        x, r, p, slope = carry
+        change = push(p)
+        curvature, excess = sum_of_squares(change), jnp.maximum(sum_of_squares(r) - target, 0.0)
+        # The smaller root of excess - 2 s slope + s^2 curvature, or the lowest point; 0 once the noise is met.
+        smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
+        length = jnp.minimum(smaller, ratio(slope, curvature))
+        x, r = x + length * p, r + length.astype(r.dtype) * change
+        steepest = descent(r)
+        left = jnp.sum(steepest**2)
+        return (x, r, steepest + ratio(left, slope) * p, left), None
+
+    steepest = descent(residual)
+    carry, _ = jax.lax.scan(along, (v, residual, steepest, jnp.sum(steepest**2)), None, length=directions)
+    return sum_of_squares(residual) / problem.num_observed, carry[0]
