@@ -176,7 +176,13 @@ def lpips_folder(path: Path) -> None:
 
 
 def module(path: Path) -> None:
-    path.write_text("def function(x): return x[::2]\nblur = function\ndef make(shape): return function\n")
+    path.write_text(
+        "def function(x): return x[::2]\nblur = function\ndef make(shape, radius: int = 1): return function\n"
+    )
+
+
+def numbers(*shape: int, middle: float) -> Callable[[Path], None]:
+    return lambda path: np.save(path, np.random.default_rng(0).normal(middle, middle / 20, shape).astype(np.float32))
 
 
 BRING: dict[str, Callable[[Path], None]] = {
@@ -191,6 +197,11 @@ BRING: dict[str, Callable[[Path], None]] = {
     "ct": forty,
     "faces": forty,
     "scan.png": photograph,
+    "face.png": photograph,
+    "photo.jpg": lambda path: Image.open(SAMPLE).resize((96, 80)).save(path),
+    "scan.npy": numbers(32, 64, 3, middle=2000),
+    "level.npy": numbers(32, 64, 1, middle=40),
+    "dark.npy": numbers(64, 64, 3, middle=350),
     "myprior": converted,
     "damaged.png": photograph,
     "soft.png": lambda path: Image.fromarray(np.uint8(np.linspace(0, 255, 4096).reshape(64, 64))).save(path),
@@ -285,7 +296,9 @@ def ours(commands: Iterator[list[str]]) -> dict[str, list[str]]:
     return found
 
 
-ON_THE_PAGE, IN_THE_HELP = ours(shell_commands()), ours(helped_commands())
+PAGES = (PAGE, ROOT / "docs" / "instruments.md")
+ON_THE_PAGE = ours(itertools.chain.from_iterable(map(shell_commands, PAGES)))
+IN_THE_HELP = ours(helped_commands())
 
 
 @pytest.mark.parametrize("command", ON_THE_PAGE, ids=str)

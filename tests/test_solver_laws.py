@@ -9,7 +9,7 @@ import pytest
 from test_conformance import OPERATOR_EXAMPLES, SOLVER_EXAMPLES, draw
 
 import ddiff_jax as dd
-from ddiff_jax import operators
+from ddiff_jax import operators, solvers
 from ddiff_jax.operators import OPERATORS, serving
 from ddiff_jax.solvers import SOLVERS
 from ddiff_jax.solvers.base import count_steps, require_operator
@@ -80,8 +80,22 @@ def same(a, b, images=(0, 1, 2, 3)):
         np.testing.assert_array_equal(one[np.asarray(images)], other[np.asarray(images)])
 
 
+# Every pair is a program of its own. Of the instruments and of the classical solvers the default run has those pairs in
+# which each meets one of every kind: solvers that follow a gradient, that go through the network, that solve least
+# squares and that need a decomposition; operators with a decomposition, with complex measurements, and with neither.
+INSTRUMENTS = ("mri", "multicoil_mri", "interferometry", "closure_interferometry", "fan_beam_tomography")
+KINDS_OF_SOLVERS = ("ddiff", "dps", "pigdm", "ddrm")
+KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
+
+
+def is_slow(operator, solver):
+    if solvers.aim_of(SOLVERS[solver]) == "estimate":
+        return operator not in KINDS_OF_OPERATORS
+    return operator in ONE_SOLVER or (operator.endswith(INSTRUMENTS) and solver not in KINDS_OF_SOLVERS)
+
+
 CASES = [
-    pytest.param(operator, solver, marks=[pytest.mark.slow] if operator in ONE_SOLVER else [])
+    pytest.param(operator, solver, marks=[pytest.mark.slow] if is_slow(operator, solver) else [])
     for operator in OPERATORS
     for solver in SOLVERS
     if ONE_SOLVER.get(operator, solver) == solver
