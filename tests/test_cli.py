@@ -91,7 +91,7 @@ def test_without_arguments_the_sample_is_restored(ddiff, optimised):
     (row,), (run,) = document["images"], document["runs"]
     assert run["settings"]["solver"] == {
         **{"name": "ddiff", "step_length": {"name": "to_the_noise"}, "t0": 1.0, "noise_schedule": "full"},
-        **{"num_steps": 100, "dual": None, "output": "state"},
+        **{"num_steps": 100, "dual": None, "directions": 1, "output": "state"},
     }
     assert run["settings"]["values"] == "default"
     assert run["settings"]["sigma_y"] == 0.05
@@ -334,7 +334,7 @@ def test_a_diverged_image_is_reported_and_not_written(ddiff, quick_prior):
 
 
 def test_interruption_keeps_what_is_done(ddiff, quick_prior, photos, monkeypatch):
-    def stop_in_second_batch(self, batch, *_):
+    def stop_in_second_batch(self, batch, *_, **__):
         if batch == 1:
             signal.raise_signal(signal.SIGTERM)
 
@@ -367,7 +367,7 @@ def test_print_config_shows_the_preset_and_flags_replace_it(ddiff):
     assert values["operator"] == {"name": "super_resolution", "factor": 2}
     assert values["solver"] == {
         **{"name": "ddiff", "step_length": FIXED | {"gamma": 5.0}, "t0": 1.0, "noise_schedule": "posterior"},
-        **{"num_steps": 7, "dual": "off", "output": "x"},
+        **{"num_steps": 7, "dual": "off", "directions": 1, "output": "x"},
     }
     assert not Path("restored").exists()
 

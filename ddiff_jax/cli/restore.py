@@ -170,7 +170,7 @@ class _Command:
             "task": f"{settings.task} ({details}), sigma_y {level}, preset {settings.dataset}, "
             f"{settings.values} values",
             "solver": ", ".join([settings.method, *spent]) + " per image",
-            **({} if aim is None else {"aim": f"{aim['name']}: {aim['meaning']}"}),
+            **({} if aim is None else {"aim": f"{aim['name']}: {aim['meaning'].partition(';')[0]}"}),
             "images": f"{num_images} in batches of {self._size}: {total:.3g} TFLOP in all",
         }
         if settings.samples > 1 and (aim is None or aim["name"] != "posterior"):

@@ -49,7 +49,8 @@ def read_noise(
     if told:
         likelihood = PoissonGaussian(photons, **told)
         return float(jnp.sqrt(likelihood.gain**2 * photons / 2 + likelihood.read**2)), likelihood
-    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), Poisson(photons)
+    counted = Poisson(photons)  # refuses what is no number of photons
+    return task.sigma_y if photons == task.photons else math.sqrt(2 / photons), counted
 
 
 def check_estimable(measured: bool, makes: Any, likelihood: Likelihood) -> None:
