@@ -47,7 +47,7 @@ def test_of_a_method_for_one_image_the_first_sample_is_restored(ddiff, quick_pri
     code, _, said = ddiff("restore", *words)
     assert code == 0, said
     assert (tmp_path / "restored.png").read_bytes() == (tmp_path / "sample.png").read_bytes()
-    assert "no posterior uncertainty" in said and "is not the posterior's uncertainty" in said
+    assert "no posterior uncertainty" in said
 
 
 def test_a_classical_solver_reads_no_weights(ddiff, monkeypatch, tmp_path):
