@@ -287,7 +287,7 @@ def test_bad_images_are_marked_counted_and_told_by_the_exit_code(photos, tmp_pat
     np.save(photos / "wild.npy", np.full((64, 64, 3), 3e38, np.float32))
     out = tmp_path / "out"
     command = ["evaluate", str(photos), "--tasks", "gaussian_blur", "--steps", "3", "--output", str(out), "--no-report"]
-    assert cli.main([*command, "--no-cache"]) == 1
+    assert cli.main([*command, "--no-cache", "--fit", "refuse"]) == 1
     rows = {row["image"]: row for row in table(out)}
     statuses = {name: row["status"] for name, row in rows.items()}
     good = dict.fromkeys(("photo0", "photo1", "photo2"), "ok")

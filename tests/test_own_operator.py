@@ -23,6 +23,8 @@ from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.parameters import is_random, operator_parameters
 from ddiff_jax.restoration.reading import Reader
 
+pytestmark = pytest.mark.once
+
 QUICK = ("--steps", "2", "--batch-size", "1", "--no-cache")
 
 MODULE = '''

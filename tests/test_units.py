@@ -21,6 +21,8 @@ from ddiff_jax.restoration.saving import save_as
 from ddiff_jax.restoration.store import decided_by
 from ddiff_jax.units import Units
 
+pytestmark = pytest.mark.once
+
 RNG = np.random.default_rng(0)
 SHAPE = (16, 12, 1)
 V = RNG.uniform(-1000, 3000, SHAPE).astype(np.float32)  # an image in Hounsfield units

@@ -19,6 +19,8 @@ from ddiff_jax.operators._cropped import cropped
 from ddiff_jax.priors import EmbeddedPrior, PaddedPrior, WindowedPrior, with_shape
 from ddiff_jax.priors.windows import TAPERS, Taper, unclipped
 
+pytestmark = pytest.mark.once
+
 ROUNDING = 2e-6  # of float32, in sums of a few weights
 GOLDEN = 1e-5  # of float64 arrays read in float32
 

@@ -24,7 +24,7 @@ DESCRIPTION = """Restore a folder of clean images by several solvers and tabulat
 examples:
   ddiff evaluate photos/ --tasks super_resolution gaussian_blur --solvers ddiff diffpir --output table
   ddiff evaluate photos/ --tasks phase_retrieval --runs 5 --seeds 0 1 2
-  ddiff evaluate photos/ --operator camera:blur --solvers ddiff dps --set camera:blur:radius=3
+  ddiff evaluate photos/ --operator camera:make --solvers ddiff dps --set camera:make:radius=3
   ddiff evaluate photos/ --sigmas 0.05 0.1 0.2 --steps 50 100 --set ddiff:gamma=12
 
 Writes results.csv (one row per image), summary.json (means, intervals, paired differences, settings, hashes) and

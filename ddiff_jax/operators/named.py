@@ -49,12 +49,12 @@ class Maker:
     sha256: str = ""
     image_shape: ImageShape | None = None
 
-    def build(self, shape: ImageShape, key: PRNGKey | None = None, **arguments: Any) -> Operator:
+    def build(self, shape: ImageShape, key: PRNGKey | int | None = None, **arguments: Any) -> Operator:
         """Make the operator.
 
         Args:
             shape: image shape, channels last.
-            key: for a factory that draws something.
+            key: for a factory that draws something; of some a number names a published draw.
             arguments: what else the factory takes.
 
         Raises:
