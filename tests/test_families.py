@@ -45,8 +45,15 @@ def converted(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", PRIORS)
+# Passes backwards through every family take as long as all the rest; one is enough for every day.
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        pytest.param(name, solver, marks=[pytest.mark.slow] if solver == "dps" and i else [])
+        for i, name in enumerate(PRIORS)
+        for solver in SOLVERS
+    ],
+)
 def test_every_family_restores(converted, name, solver):
     prior = converted(name)
     prior = prior if prior.module.num_classes is None else prior.with_label(1)

@@ -101,8 +101,10 @@ def serves(operator, solver):
     return all(hasattr(operator, need) for need in solver.needs.methods)
 
 
+# Solvers by least squares meet the blur, whose solution is iterated; of the others nothing is new there.
+ITERATED = ("ddiff", "diffpir", "pigdm", "tikhonov", "pseudo_inverse")
 CASES = [
-    (name, kind)
+    pytest.param(name, kind, marks=[pytest.mark.slow] if kind == "blur" and name not in ITERATED else [])
     for name, solver in EXAMPLES.items()
     for kind, (operator, _) in physics().items()
     if serves(operator, solver) and (kind != "fourier" or name == "ddiff")

@@ -82,7 +82,8 @@ smaller = dd.operators.super_resolution(shape, factor=2)
 mesh = jax.make_mesh((2,), ("images",))
 keys = dd.image_keys(jax.random.key(0), jnp.arange(4))
 daps = solvers.DAPS(lr=1e-4, momentum=0.5, num_steps=2, ode_steps=1, langevin_steps=2)
-for solver in (*(SOLVER_EXAMPLES[name](2) for name in solvers.SOLVERS), daps):
+networks = [name for name in solvers.SOLVERS if solvers.asks_network(solvers.SOLVERS[name])]
+for solver in (*(SOLVER_EXAMPLES[name](2) for name in (*networks, "total_variation")), daps):
     # With a blur least squares are solved by iterations; the methods that decompose the operator cannot take it.
     operator = blur if all(hasattr(blur, need) for need in solver.needs.methods) else smaller
     y = jax.random.normal(jax.random.key(1), (4, *jax.eval_shape(operator.forward, jnp.zeros(shape)).shape))

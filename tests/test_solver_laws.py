@@ -219,5 +219,5 @@ def test_a_batch_of_solve_is_what_solve_one_makes_of_every_image(operator_name):
     batch = dd.solve(solver, prior, dd.Problem(operator, y, SIGMA), keys)
     one = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y[2], SIGMA), keys[2])
     np.testing.assert_allclose(batch.x[2], one.x, atol=PROGRAMS)
-    np.testing.assert_allclose(batch.info.misfit[2], one.info.misfit, rtol=1e-4)
+    np.testing.assert_allclose(batch.info.misfit[2], one.info.misfit, rtol=1e-4, atol=PROGRAMS**2)  # a square
     assert batch.cost == one.cost
