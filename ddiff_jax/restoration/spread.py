@@ -65,7 +65,6 @@ def spread_out(samples: Samples, aim: str | None) -> tuple[Solution, list[Spread
 def metrics(spread: Spread, truth: Float[np.ndarray, "..."] | None) -> dict[str, float | None]:
     """Tell what a spread is in numbers, and with a truth how good its mean and its band are."""
     count = int(spread.finite.sum())
-    count = int(spread.finite.sum())
     found: dict[str, float | None] = {"samples": float(count), "mean_std": float(spread.std.mean())}
     if truth is not None:
         of_mean, of_first = (
