@@ -64,7 +64,13 @@ def test_every_task_is_recorded():
     assert elsewhere == {"nonlinear_blur"}
 
 
-@pytest.mark.parametrize("task", RECORDED)
+# Those whose operators and presets are like another task's wait for the slow run.
+LIKE_OTHERS = ("blur", "camera_blur", "colourisation", "gaussian_blur", "inpainting", "random_inpainting")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=[pytest.mark.slow] if task in LIKE_OTHERS else []) for task in RECORDED]
+)
 def test_quality_is_as_recorded(ddiff, task):
     code, _, err = ddiff("restore", "--task", task, "--steps", 20, "--no-cache", *stencil(task))
     assert code == 0, err

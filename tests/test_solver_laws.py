@@ -86,10 +86,12 @@ def same(a, b, images=(0, 1, 2, 3)):
 INSTRUMENTS = ("mri", "multicoil_mri", "interferometry", "closure_interferometry", "fan_beam_tomography")
 KINDS_OF_SOLVERS = ("ddiff", "dps", "pigdm", "ddrm")
 KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
+# Their data step is that of `ddiff`, which meets all operators.
+ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
 
 
 def is_slow(operator, solver):
-    if solvers.aim_of(SOLVERS[solver]) == "estimate":
+    if solvers.aim_of(SOLVERS[solver]) == "estimate" or solver in ABLATIONS:
         return operator not in KINDS_OF_OPERATORS
     return operator in ONE_SOLVER or (operator.endswith(INSTRUMENTS) and solver not in KINDS_OF_SOLVERS)
 
