@@ -105,8 +105,14 @@ SOLVER_EXAMPLES = {
 }
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
+# A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.
 every_case = pytest.mark.parametrize(
-    ("name", "shape"), [(name, shape) for name in OPERATORS for shape in SHAPES_OF.get(name, SHAPES)]
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, marks=[pytest.mark.slow] if i > 1 else [])
+        for name in OPERATORS
+        for i, shape in enumerate(SHAPES_OF.get(name, SHAPES))
+    ],
 )
 every_solver = pytest.mark.parametrize("name", SOLVERS)
 both_types = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])

@@ -43,6 +43,8 @@ from ddiff_jax.solvers import (
 )
 from ddiff_jax.types import float_type, to_type
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 2)
 SIZE = 8 * 8 * 2
 STEPS = 10
