@@ -101,10 +101,19 @@ def serves(operator, solver):
     return all(hasattr(operator, need) for need in solver.needs.methods)
 
 
-# Solvers by least squares meet the blur, whose solution is iterated; of the others nothing is new there.
+# Solvers by least squares meet the blur, whose solution is iterated, and those that follow the gradient the nonlinear
+# operator; of the others nothing is new there, and they wait for the slow run.
 ITERATED = ("ddiff", "diffpir", "pigdm", "tikhonov", "pseudo_inverse")
+
+
+def is_slow(name, solver, kind):
+    if kind == "blur":
+        return name not in ITERATED
+    return kind == "inpainting" and not solver.needs.methods and name not in ITERATED
+
+
 CASES = [
-    pytest.param(name, kind, marks=[pytest.mark.slow] if kind == "blur" and name not in ITERATED else [])
+    pytest.param(name, kind, marks=[pytest.mark.slow] if is_slow(name, solver, kind) else [])
     for name, solver in EXAMPLES.items()
     for kind, (operator, _) in physics().items()
     if serves(operator, solver) and (kind != "fourier" or name == "ddiff")
