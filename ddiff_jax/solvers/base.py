@@ -128,12 +128,12 @@ class Solver(Protocol[State]):
         ...
 
 
-def aim_of(solver: Solver | type[Solver]) -> str | None:
+def aim_of(solver: Any) -> str | None:
     """Ask a solver, or a class of them, what it aims at: a key of `AIMS`, or None if it does not say."""
     return getattr(solver, "aim", None)
 
 
-def asks_network(solver: Solver | type[Solver]) -> bool:
+def asks_network(solver: Any) -> bool:
     """Tell whether a solver evaluates the prior; those with the aim "estimate" only need the shape of its images."""
     return aim_of(solver) != "estimate"
 
