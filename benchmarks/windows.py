@@ -25,7 +25,6 @@ import ddiff_jax as dd
 from ddiff_jax import image_files, metrics
 from ddiff_jax.config import task_preset
 from ddiff_jax.operators import OPERATORS
-from ddiff_jax.types import Image
 
 WEIGHTS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08)  # of total variation
 BAND = 4  # pixels on both sides of a line
@@ -34,26 +33,6 @@ BAND = 4  # pixels on both sides of a line
 def photograph(rows: int, columns: int) -> np.ndarray:
     """Cut the upper part of the photograph out, in [-1, 1]."""
     return (skimage.data.astronaut()[:rows, :columns] / 127.5 - 1).astype(np.float32)
-
-
-def total_variation(operator: Any, y: jax.Array, weight: float, num_iterations: int = 300) -> Image:
-    """Minimise ||A x - y||^2 / 2 + weight TV(x), colours together, by the primal-dual method of Chambolle and Pock."""
-
-    def gradient(x: Image) -> jax.Array:
-        return jnp.stack([jnp.diff(x, axis=axis, append=jnp.take(x, jnp.array([-1]), axis)) for axis in (0, 1)])
-
-    step = 1 / np.sqrt(8)
-
-    def body(_: Any, carry: Any) -> Any:
-        x, ahead, p = carry
-        p = p + step * gradient(ahead)
-        p = p / jnp.maximum(1, jnp.sqrt(jnp.sum(p**2, axis=(0, -1), keepdims=True)) / weight)
-        (back,) = jax.linear_transpose(gradient, x)(p)
-        new = operator.prox(x - step * back, y, 1 / step)
-        return new, 2 * new - x, p
-
-    x = operator.pseudo_inverse(y)
-    return jax.lax.fori_loop(0, num_iterations, body, (x, x, jnp.zeros((2, *x.shape))))[0]
 
 
 def near(shape: tuple[int, ...], seams: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -92,9 +71,11 @@ def main() -> None:
     operator: Any = make(truth.shape, *([key] if is_random else []), **found.arguments)
     y = dd.simulate(operator, jnp.asarray(truth), found.sigma_y, jax.random.key(0))
     shown, rows = [truth], []
-    if hasattr(operator, "prox"):
-        solve_tv = jax.jit(total_variation)
-        made = [np.asarray(solve_tv(operator, y, weight)) for weight in WEIGHTS]
+    problem, keys = dd.Problem(operator, y[None], found.sigma_y), dd.image_keys(jax.random.key(0), jnp.arange(1))
+    if hasattr(operator, "adjoint"):
+        nothing = dd.NoPrior(truth.shape)
+        solutions = [dd.solve(dd.solvers.TotalVariation(weight), nothing, problem, keys) for weight in WEIGHTS]
+        made = [np.asarray(solution.x[0]) for solution in solutions]
         scores = [psnr(x, truth) for x in made]
         shown.append(made[int(np.argmax(scores))])
         rows.append({"what": f"total variation, {WEIGHTS[int(np.argmax(scores))]}", "psnr": max(scores)})
@@ -109,8 +90,7 @@ def main() -> None:
             windows = dd.WindowedPrior(prior, truth.shape, overlap, taper, options.shift)
             lines = dd.WindowedPrior(prior, truth.shape, overlap).seams
             solver = dd.preset("faces64", options.task, options.solver, num_steps=options.steps)
-            problem, clock = dd.Problem(operator, y[None], found.sigma_y), [time.monotonic()]
-            keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
+            clock = [time.monotonic()]
             solution = dd.solve(
                 *(solver, windows, problem, keys),
                 num_chunks=1,

@@ -74,9 +74,23 @@ def _coerce(noise: "Likelihood", least: float = 0.0, **numbers: str) -> None:
         object.__setattr__(noise, name, jnp.asarray(value, float))
 
 
+class _OfPhotons:
+    """Base of the noise models of photons, whose data term is the whole negative log-likelihood."""
+
+    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
+        """Give 1: the data term is the negative log-likelihood."""
+        return jnp.ones_like(1.0 * sigma_y)
+
+
 def _check_real(y: Measurement) -> None:
     if jnp.iscomplexobj(y):
         raise ValueError("photons are counted: a Poisson likelihood needs a real measurement; this one is complex")
+
+
+def _photons(at_white: Any, x: Measurement) -> Measurement:
+    """Turn numbers in units of the image, black -1 and white 1, into photons."""
+    _check_real(x)
+    return jnp.asarray(at_white, x.dtype) * (x + 1) / 2
 
 
 def _shifted_poisson(mean: Measurement, count: Measurement, shift: Any) -> Float[Array, ""]:
@@ -88,7 +102,7 @@ def _shifted_poisson(mean: Measurement, count: Measurement, shift: Any) -> Float
 
 
 @pytree_dataclass
-class Poisson:
+class Poisson(_OfPhotons):
     """Photon counts: k ~ Poisson(m) with m = photons (A(x) + 1) / 2, stored as y = 2 k / photons - 1.
 
     So black, -1, expects no photon and white, 1, expects `photons`; y is in the units of the image and its standard
@@ -118,21 +132,13 @@ class Poisson:
     def __post_init__(self):
         _coerce(self, photons="the expected count at white", offset="the counts added to it")
 
-    def _counts(self, y: Measurement) -> Measurement:
-        _check_real(y)
-        return jnp.asarray(self.photons, y.dtype) * (y + 1) / 2
-
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
         """Compute sum m - (k + b) log(m + b), up to a constant.
 
         Raises:
             ValueError: the measurement is complex.
         """
-        return _shifted_poisson(self._counts(clean), self._counts(y), self.offset)
-
-    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
-        """Give 1: the data term is the negative log-likelihood."""
-        return jnp.ones_like(1.0 * sigma_y)
+        return _shifted_poisson(_photons(self.photons, clean), _photons(self.photons, y), self.offset)
 
     def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
         """Count photons; a negative expectation counts none.
@@ -140,12 +146,12 @@ class Poisson:
         Raises:
             ValueError: the measurement is complex.
         """
-        counts = jax.random.poisson(key, jnp.maximum(self._counts(clean), 0)).astype(clean.dtype)
+        counts = jax.random.poisson(key, jnp.maximum(_photons(self.photons, clean), 0)).astype(clean.dtype)
         return 2 * counts / jnp.asarray(self.photons, clean.dtype) - 1
 
 
 @pytree_dataclass
-class PoissonGaussian:
+class PoissonGaussian(_OfPhotons):
     """A camera's numbers: y = gain k + offset + read n with k ~ Poisson(e), e = photons (A(x) + 1) / 2, n ~ N(0, 1).
 
     So y is in the units of the detector (digital numbers): its mean is gain e + offset, its variance
@@ -185,10 +191,6 @@ class PoissonGaussian:
         )
         _coerce(self, -np.inf, offset="what is read of no light")
 
-    def _expected(self, clean: Measurement) -> Measurement:
-        _check_real(clean)
-        return jnp.asarray(self.photons, clean.dtype) * (clean + 1) / 2
-
     def mean(self, clean: Measurement) -> Measurement:
         """Compute gain e + offset, the mean of y.
 
@@ -196,7 +198,7 @@ class PoissonGaussian:
             ValueError: the measurement is complex.
         """
         gain, offset = (jnp.asarray(v, clean.dtype) for v in (self.gain, self.offset))
-        return gain * self._expected(clean) + offset
+        return gain * _photons(self.photons, clean) + offset
 
     def data_term(self, clean: Measurement, y: Measurement) -> Float[Array, ""]:
         """Compute sum e - (c + b) log(e + b), up to a constant.
@@ -206,11 +208,7 @@ class PoissonGaussian:
         """
         gain, offset, read = (jnp.asarray(v, y.dtype) for v in (self.gain, self.offset, self.read))
         shift = jnp.maximum((read / gain) ** 2, jnp.asarray(self.floor, y.dtype))
-        return _shifted_poisson(self._expected(clean), (y - offset) / gain, shift)
-
-    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
-        """Give 1: the data term is the negative log-likelihood."""
-        return jnp.ones_like(1.0 * sigma_y)
+        return _shifted_poisson(_photons(self.photons, clean), (y - offset) / gain, shift)
 
     def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
         """Count photons, and read them out; a negative expectation counts none.
@@ -219,7 +217,7 @@ class PoissonGaussian:
             ValueError: the measurement is complex.
         """
         counting, reading = jax.random.split(key)
-        expected = jnp.maximum(self._expected(clean), 0)
+        expected = jnp.maximum(_photons(self.photons, clean), 0)
         counts = jax.random.poisson(counting, expected).astype(clean.dtype)
         gain, offset, read = (jnp.asarray(v, clean.dtype) for v in (self.gain, self.offset, self.read))
         return gain * counts + offset + read * jax.random.normal(reading, clean.shape, clean.dtype)
@@ -240,7 +238,7 @@ class PoissonGaussian:
 
 
 @pytree_dataclass
-class Counts:
+class Counts(_OfPhotons):
     """Raw counts of photons: k ~ Poisson(m) with m = incident A(x) + background, and y holds k itself.
 
     For operators that measure which share of the photons arrives, such as `operators.transmission`. The likelihood is
@@ -282,10 +280,6 @@ class Counts:
         mean = self.mean(clean)
         # Where m vanishes, through far more matter than there can be, value and derivative, of k / m, stay finite.
         return jnp.sum(mean - y * jnp.log(jnp.maximum(mean, 1e-30)))
-
-    def precision(self, sigma_y: Scalar) -> Float[Array, ""]:
-        """Give 1: the data term is the negative log-likelihood."""
-        return jnp.ones_like(1.0 * sigma_y)
 
     def sample(self, clean: Measurement, sigma_y: Scalar, key: PRNGKey) -> Measurement:
         """Count photons; a negative expectation counts none.

@@ -14,11 +14,10 @@ from jaxtyping import Array, Bool, Float
 from ddiff_jax.boundary import check_floats, check_part, check_stack
 from ddiff_jax.likelihood import Gaussian, Likelihood, expected, sum_of_squares
 from ddiff_jax.operators._affine import linear_part
-from ddiff_jax.operators._masked import Masked, masked
-from ddiff_jax.operators._weighted import weigh, weighted
+from ddiff_jax.operators._masked import masked
+from ddiff_jax.operators._weighted import keeps_its_kind, weigh, weighted
 from ddiff_jax.operators.base import (
     Operator,
-    Weighable,
     as_observed,
     entry_counts,
     observed_entries,
@@ -205,8 +204,7 @@ class Problem:
         if not isinstance(self.likelihood, Gaussian) or not (per_entry or offset is not None):
             return self
         is_stack = self.operator_axis == 0 or jnp.ndim(self.sigma_y) > self._sigma_ndim
-        measures = operator.operator if isinstance(operator, Masked) else operator
-        if is_stack or (per_entry and isinstance(measures, Weighable)):
+        if is_stack or (per_entry and keeps_its_kind(operator)):
             rows, build = self.split()
             ones = [build([row[i] for row in rows]).standardised() for i in range(len(self.y))]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ones)

@@ -17,8 +17,27 @@ from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.types import Image, ImageShape, Measurement
 
 
+class Followed:
+    """Base of operators that do something to what another one, `operator`, measures, entry by entry."""
+
+    operator: Operator
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(H, W, C) of the input, where the operator says it."""
+        return self.operator.image_shape  # pyright: ignore[reportAttributeAccessIssue] - else that is the error
+
+    def counts(self) -> Float[Array, "..."] | None:
+        """Count entries as the operator itself does."""
+        return own_counts(self.operator)
+
+    def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
+        """List what the operator itself cannot tell apart."""
+        return equivalent_images(self.operator, x)
+
+
 @pytree_dataclass
-class Masked:
+class Masked(Followed):
     """y = operator(x) where `mask` is true, 0 elsewhere.
 
     Args:
@@ -28,11 +47,6 @@ class Masked:
 
     operator: Operator
     mask: Bool[Array, "..."]
-
-    @property
-    def image_shape(self) -> ImageShape:
-        """(H, W, C) of the input, where the operator says it."""
-        return self.operator.image_shape  # pyright: ignore[reportAttributeAccessIssue] - else that is the error
 
     @property
     def measures_picture(self) -> bool:
@@ -47,14 +61,6 @@ class Masked:
     def observed(self) -> Bool[Array, "..."]:
         """Give the mask; it hides what the operator itself hides as well."""
         return self.mask
-
-    def counts(self) -> Float[Array, "..."] | None:
-        """Count entries as the operator itself does."""
-        return own_counts(self.operator)
-
-    def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
-        """List what the operator itself cannot tell apart."""
-        return equivalent_images(self.operator, x)
 
 
 @pytree_dataclass

@@ -1,16 +1,16 @@
 """Any operator whose measurement is weighted entry by entry: how noise that differs between entries becomes equal."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
-from ddiff_jax.operators._masked import Masked
-from ddiff_jax.operators.base import LinearOperator, Operator, Weighable, equivalent_images, own_counts
+from ddiff_jax.operators._masked import Followed, Masked
+from ddiff_jax.operators.base import LinearOperator, Operator, Weighable
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, ImageShape, Measurement
+from ddiff_jax.types import Image, Measurement
 
 
 @pytree_dataclass
-class Weighted:
+class Weighted(Followed):
     """y = root * operator(x); what has the weight 0 is not observed.
 
     Args:
@@ -21,11 +21,6 @@ class Weighted:
     operator: Operator
     root: Float[Array, "..."]
 
-    @property
-    def image_shape(self) -> ImageShape:
-        """(H, W, C) of the input, where the operator says it."""
-        return self.operator.image_shape  # pyright: ignore[reportAttributeAccessIssue] - else that is the error
-
     def forward(self, x: Image) -> Measurement:
         """Measure, and weight."""
         return weigh(self.root, self.operator.forward(x))
@@ -33,14 +28,6 @@ class Weighted:
     def observed(self) -> Bool[Array, "..."]:
         """Tell which entries have a weight."""
         return self.root > 0
-
-    def counts(self) -> Float[Array, "..."] | None:
-        """Count entries as the operator itself does."""
-        return own_counts(self.operator)
-
-    def equivalents(self, x: Image) -> Shaped[Array, "E ..."]:
-        """List what the operator itself cannot tell apart."""
-        return equivalent_images(self.operator, x)
 
 
 @pytree_dataclass
@@ -53,6 +40,15 @@ def weigh(root: Float[Array, "..."], y: Measurement) -> Measurement:
     seen = root > 0
     # Twice where: neither a value nor a derivative of what is hidden, NaN or not, may come through.
     return jnp.where(seen, root.astype(y.dtype) * jnp.where(seen, y, jnp.zeros((), y.dtype)), jnp.zeros((), y.dtype))
+
+
+def keeps_its_kind(operator: Operator) -> bool:
+    """Tell whether an operator, a mask behind it aside, may take weights into itself."""
+    return isinstance(_without_mask(operator), Weighable)
+
+
+def _without_mask(operator: Operator) -> Operator:
+    return operator.operator if isinstance(operator, Masked) else operator
 
 
 def weighted(operator: Operator, root: Float[Array, "..."]) -> Operator:
@@ -69,8 +65,7 @@ def weighted(operator: Operator, root: Float[Array, "..."]) -> Operator:
     Returns:
         Operator; linear if the given one is.
     """
-    if isinstance(operator, Masked):  # its mask is in the weights
-        operator = operator.operator
+    operator = _without_mask(operator)  # the mask is in the weights
     made = operator.weighted(root) if isinstance(operator, Weighable) else None
     if made is not None:
         return made

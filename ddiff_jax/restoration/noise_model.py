@@ -8,7 +8,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax import image_files
 from ddiff_jax.config import Task
 from ddiff_jax.likelihood import Gaussian, Likelihood, Poisson, PoissonGaussian
 from ddiff_jax.operators import OPERATOR_TYPES, Operator, measures_picture, observed_entries
@@ -76,22 +75,22 @@ def check_estimable(measured: bool, makes: Any, likelihood: Likelihood) -> None:
 
 def spelled_out(likelihood: Likelihood) -> dict[str, Any]:
     """Spell out a noise model in plain types."""
-    if isinstance(likelihood, PoissonGaussian):
-        return {"name": "poisson_gaussian", **_numbers(likelihood, "photons", *CAMERA)}
-    return {"name": "poisson", **_numbers(likelihood, "photons")} if isinstance(likelihood, Poisson) else {
-        "name": "gaussian"
-    }  # fmt: skip
+    name, numbers = "gaussian", ()
+    if isinstance(likelihood, Poisson):
+        name, numbers = "poisson", ("photons",)
+    elif isinstance(likelihood, PoissonGaussian):
+        name, numbers = "poisson_gaussian", ("photons", *CAMERA)
+    return {"name": name, **{number: float(getattr(likelihood, number)) for number in numbers}}
 
 
-def _numbers(likelihood: Likelihood, *names: str) -> dict[str, float]:
-    return {name: float(getattr(likelihood, name)) for name in names}
-
-
-def read_levels(path: Path, shape: tuple[int, ...], operator: Operator, scale: float) -> tuple[np.ndarray, float]:
-    """Read the noise level of every entry of a measurement.
+def levels_of_entries(
+    path: Path, levels: np.ndarray, shape: tuple[int, ...], operator: Operator, scale: float
+) -> tuple[np.ndarray, float]:
+    """Give every entry of a measurement its noise level.
 
     Args:
-        path: an array that broadcasts to the measurement; axes that are missing at its end count as 1.
+        path: where the levels come from, for messages.
+        levels: broadcast to the measurement; axes that are missing at their end count as 1.
         shape: of the measurement.
         operator: says what is observed.
         scale: of the file's units in ours.
@@ -100,9 +99,9 @@ def read_levels(path: Path, shape: tuple[int, ...], operator: Operator, scale: f
         The levels, in the shape of the measurement, and the root of their mean square where something is observed.
 
     Raises:
-        ValueError: the file does not hold such numbers.
+        ValueError: they are no such numbers.
     """
-    levels = np.asarray(image_files.read_array(path), np.float32) * np.float32(scale)
+    levels = np.asarray(levels, np.float32) * np.float32(scale)
     levels = levels.reshape(*levels.shape, *(1,) * (len(shape) - levels.ndim)) if levels.ndim < len(shape) else levels
     try:
         levels = np.broadcast_to(levels, shape)

@@ -20,7 +20,7 @@ from ddiff_jax.problem import Problem, simulate
 from ddiff_jax.ranges import FAR, check_image, check_noise_level, check_picture_measurement
 from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.noise_level import estimate_sigma
-from ddiff_jax.restoration.noise_model import read_levels
+from ddiff_jax.restoration.noise_model import levels_of_entries
 from ddiff_jax.restoration.parameters import files_of, is_random, operator_parameters
 from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.sizes import arguments_to_try, shape_behind
@@ -204,9 +204,19 @@ class Reader:
     ) -> tuple[np.ndarray, float]:
         """Read the noise level of every entry of a measurement, and a typical one."""
         units = self._settings.units
-        made = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
-        file = _same_stem(path, job.stem) if path.is_dir() else path
-        return read_levels(file, made.shape, operator, 1.0 if units is None else units.sigma(1.0))
+        if path.is_dir():
+            path = _same_stem(path, job.stem)
+            levels = image_files.read_array(path)
+        else:
+            levels = self._shared_levels
+        scale = 1.0 if units is None else units.sigma(1.0)
+        return levels_of_entries(path, levels, _measured(operator, shape).shape, operator, scale)
+
+    @functools.cached_property
+    def _shared_levels(self) -> np.ndarray:
+        """Read the noise levels that all images share, when the first one asks."""
+        assert self._settings.levels is not None
+        return image_files.read_array(self._settings.levels)
 
     @property
     def _of_camera(self) -> bool:
@@ -227,8 +237,7 @@ class Reader:
         settings, key = self._settings, self._root
 
         def fits(shape: tuple[int, int, int]) -> bool:
-            operator = self._operator_for(shape, arrays, key)
-            expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
+            expected = _measured(self._operator_for(shape, arrays, key), shape)
             return _as_measured(y, expected.shape, expected.dtype).shape == expected.shape
 
         if not self._takes_all or settings.sizes.image_size is not None:
@@ -266,8 +275,7 @@ class Reader:
 
     def _measurement(self, path: Path, operator: Operator, y: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         """Bring what a file holds into the shape and the units of a measurement; which axes are of length 1 is free."""
-        units = self._settings.units
-        expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
+        units, expected = self._settings.units, _measured(operator, shape)
         y = _as_measured(y, expected.shape, expected.dtype)
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise ValueError(
@@ -333,6 +341,11 @@ def read_clean(
         *notes,
         f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}",
     ]
+
+
+def _measured(operator: Operator, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    """Tell the shape and the type of what an operator measures of an image."""
+    return jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _fixing(operator: str) -> list[str]:

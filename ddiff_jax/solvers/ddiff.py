@@ -223,9 +223,13 @@ def _step_to_the_noise(problem: Problem, v: Image) -> tuple[Float[Array, ""], Im
     half, g = jax.value_and_grad(problem.half_squared_residual)(v)
     excess = jnp.maximum(2 * half - problem.num_observed * problem.sigma_y**2, 0.0)
     slope, curvature = jnp.sum(g**2), derivative_norm(problem, v, g)
-    # The smaller root of excess - 2 s slope + s^2 curvature, in the form that does not cancel.
-    smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
-    return 2 * half / problem.num_observed, v - jnp.minimum(smaller, ratio(slope, curvature)) * g
+    return 2 * half / problem.num_observed, v - _length(excess, slope, curvature) * g
+
+
+def _length(excess: Any, slope: Any, curvature: Any) -> Float[Array, ""]:
+    """Choose s where excess - 2 s slope + s^2 curvature meets 0 first, or where it is least if it never does."""
+    smaller = ratio(excess, slope + root(slope**2 - curvature * excess))  # the root in the form that does not cancel
+    return jnp.minimum(smaller, ratio(slope, curvature))
 
 
 def _steps_to_the_noise(problem: Problem, v: Image, directions: int) -> tuple[Float[Array, ""], Image]:
@@ -242,9 +246,7 @@ def _steps_to_the_noise(problem: Problem, v: Image, directions: int) -> tuple[Fl
         x, r, p, slope = carry
         change = push(p)
         curvature, excess = sum_of_squares(change), jnp.maximum(sum_of_squares(r) - target, 0.0)
-        # The smaller root of excess - 2 s slope + s^2 curvature, or the lowest point; 0 once the noise is met.
-        smaller = ratio(excess, slope + root(slope**2 - curvature * excess))
-        length = jnp.minimum(smaller, ratio(slope, curvature))
+        length = _length(excess, slope, curvature)  # 0 once the noise is met
         x, r = x + length * p, r + length.astype(r.dtype) * change
         steepest = descent(r)
         left = jnp.sum(steepest**2)

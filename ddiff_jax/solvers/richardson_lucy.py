@@ -4,14 +4,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from ddiff_jax.levels import Schedule
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import Operator, observed_entries
+from ddiff_jax.operators.base import observed_entries
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice
-from ddiff_jax.solvers.without_prior import Iterations, first_image, iterations, linear
+from ddiff_jax.solvers.base import StepInfo, check_choice
+from ddiff_jax.solvers.without_prior import Iterated, Iterations, first_image, linear
 from ddiff_jax.types import Image, Measurement
 
 DARK = 1e-6  # least brightness to divide by: float32 rounds a brightness of 1 to 1e-7
@@ -27,7 +26,7 @@ class State:
 
 
 @pytree_dataclass
-class RichardsonLucy:
+class RichardsonLucy(Iterated):
     """Maximise the likelihood of photon counts over images that are not negative, and stop before the noise is fitted.
 
     In u = (x + 1) / 2, which is 0 for black and 1 for white, and with b = (y + A 1) / 2, which is A u without noise,
@@ -59,17 +58,6 @@ class RichardsonLucy:
 
     def __post_init__(self):
         check_choice(self, stop=("noise", "never"))
-
-    aim = "estimate"
-    needs = Needs(("adjoint",))
-
-    def cost(self, operator: Operator) -> Cost:
-        """Declare what one step costs."""
-        return Cost(operator_gradients=1)
-
-    def grid(self, schedule: Schedule) -> Iterations:
-        """Tabulate the iterations, whatever the schedule."""
-        return iterations(self.num_steps)
 
     def init(
         self, prior: Prior, problem: Problem, point: Iterations, noise: Noise, x_init: Image | None = None

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddiff_jax.levels import Schedule
 from ddiff_jax.likelihood import sum_of_squares
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.operators.base import LinearOperator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, norm, ratio, root
-from ddiff_jax.solvers.without_prior import Iterations, first_image, iterations, linear
+from ddiff_jax.solvers.base import StepInfo, check_choice, coerce, norm, ratio, root
+from ddiff_jax.solvers.without_prior import Iterated, Iterations, first_image, linear
 from ddiff_jax.types import Image, Measurement, Scalar
 
 POWER_ITERATIONS = 30
@@ -38,7 +37,7 @@ class State:
 
 
 @pytree_dataclass
-class TotalVariation:
+class TotalVariation(Iterated):
     """Find the image of least variation that the data allow.
 
     TV(x) is the sum over pixels of the length of all forward differences at the pixel, 0 beyond the last row and
@@ -82,17 +81,6 @@ class TotalVariation:
     def __post_init__(self):
         coerce(self, lam="positive")
         check_choice(self, coupling=("joint", "channels"))
-
-    aim = "estimate"
-    needs = Needs(("adjoint",))
-
-    def cost(self, operator: Operator) -> Cost:
-        """Declare what one step costs."""
-        return Cost(operator_gradients=1)
-
-    def grid(self, schedule: Schedule) -> Iterations:
-        """Tabulate the iterations, whatever the schedule."""
-        return iterations(self.num_steps)
 
     def init(
         self, prior: Prior, problem: Problem, point: Iterations, noise: Noise, x_init: Image | None = None

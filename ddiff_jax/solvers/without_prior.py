@@ -44,6 +44,22 @@ def linear(problem: Problem) -> LinearOperator:
     return cast(LinearOperator, problem.operator)
 
 
+class Iterated:
+    """Base of the estimates by `num_steps` equal iterations, each an evaluation of the operator and of its adjoint."""
+
+    num_steps: int
+    aim = "estimate"
+    needs = Needs(("adjoint",))
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what one step costs."""
+        return Cost(operator_gradients=1)
+
+    def grid(self, schedule: Schedule) -> Iterations:
+        """Tabulate the iterations, whatever the schedule."""
+        return iterations(self.num_steps)
+
+
 class OneStep:
     """Base of the estimates by one formula, x = x_init + B (y - A x_init), with x_init = 0 unless it is given."""
 
