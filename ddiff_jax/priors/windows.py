@@ -217,10 +217,12 @@ class WindowedPrior:
             numbers, is_there = of_windows
             corners = [jnp.asarray(cut.starts)[numbers[:, axis]] for axis, cut in enumerate(cuts)]
             made = on_windows(x_t, corners)
-            for i in range(block):
+
+            def with_window(totals: Any, i: int) -> Any:
                 corner, share = [c[i] for c in corners], weight(numbers[i], is_there[i])
-                totals = jax.tree.map(lambda total, one: add(total, one[i], corner, share), totals, made)  # noqa: B023
-            return totals, None
+                return jax.tree.map(lambda total, one: add(total, one[i], corner, share), totals, made)
+
+            return functools.reduce(with_window, range(block), totals), None
 
         like = jax.eval_shape(function, jax.ShapeDtypeStruct(window, x_t.dtype))
         totals = jax.tree.map(lambda leaf: jnp.zeros(self.shape, leaf.dtype), like)
