@@ -18,7 +18,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors import Decoder, EmbeddedPrior, Latent, Prior
 from ddiff_jax.problem import Problem, check_sigma
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Solver, StepInfo, require_likelihood, require_operator
+from ddiff_jax.solvers.base import Cost, Solver, StepInfo, require_likelihood, require_operator, total_cost
 from ddiff_jax.types import Image, PRNGKey, float_type, to_type
 
 
@@ -47,7 +47,7 @@ def _advance(
     if tape is None:
         noise = KeyNoise(jax.random.fold_in(stream_key(key, Stream.LOOP), k), float_type(problem.y))
     else:
-        noise = TapeNoise(tape[k])
+        noise = TapeNoise(jax.tree.map(lambda draws: draws[k], tape))
     return solver.step(prior, problem, state, point, noise)
 
 
@@ -63,7 +63,7 @@ def solve_one(
     prior: Prior,
     problem: Problem,
     key: PRNGKey,
-    noise: Float[Array, "K draws ..."] | None = None,
+    noise: Float[Array, "K draws ..."] | tuple[Float[Array, "K ..."], ...] | None = None,
     x_init: Image | None = None,
 ) -> Solution:
     """Restore one image: a pure function for your own `jit`, `vmap`, `grad` or `shard_map`.
@@ -85,7 +85,8 @@ def solve_one(
         prior: the distribution of clean images; says the image shape.
         problem: operator, measurement and noise level of this image.
         key: this image's key, for example from `image_keys`.
-        noise: None draws from the key; an array is replayed: entry [k, i] is draw i of step k.
+        noise: None draws from the key; an array is replayed: entry [k, i] is draw i of step k. Where the draws of a
+            step differ in shape, a tuple of arrays: entry k of array i is draw i of step k.
         x_init: None lets the solver choose its start; else the solver's own starting point (for DDiff the noisy
             state at the first level).
 
@@ -112,7 +113,9 @@ def solve_one(
         return _advance(solver, prior, problem, state, k, point, key, noise)
 
     state, info = jax.lax.scan(body, state, (jnp.arange(num_steps), grid))
-    return dataclasses.replace(_finish(solver, prior, state, info), cost=solver.cost(problem.operator) * num_steps)
+    return dataclasses.replace(
+        _finish(solver, prior, state, info), cost=total_cost(solver, problem.operator, prior.schedule, num_steps)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,7 @@ class _Run:
     prior: Prior
     problem: Problem
     keys: Key[Array, " N"]
-    tape: Float[Array, "N K draws ..."] | None
+    tape: Float[Array, "N K draws ..."] | tuple[Float[Array, "N K ..."], ...] | None
     block: int | None = static_field()  # images that a step takes at a time; None takes all
 
     def init(self, point: Any, x_init: Float[Array, "N ..."] | None) -> Any:
@@ -217,7 +220,7 @@ def solve(
     keys: Key[Array, " N"],
     *,
     x_init: Float[Array, "N ..."] | None = None,
-    noise: Float[Array, "N K draws ..."] | None = None,
+    noise: Float[Array, "N K draws ..."] | tuple[Float[Array, "N K ..."], ...] | None = None,
     num_chunks: int = 20,
     on_chunk: Callable[[Progress], bool | None] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -309,7 +312,7 @@ def solve(
         with jax.debug_nans(False):  # whoever looks for NaN does not look for these
             info = jax.tree.map(lambda table: table.at[:, done:].set(jnp.nan), solution.info)
         solution = dataclasses.replace(solution, info=info)
-    solution = dataclasses.replace(solution, cost=solver.cost(seen) * done)
+    solution = dataclasses.replace(solution, cost=total_cost(solver, seen, prior.schedule, done))
     return solution if mesh is None else _execution.place(solution, mesh, problem.y)
 
 

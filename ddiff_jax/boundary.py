@@ -175,8 +175,9 @@ def check_batch(
             f"sigma_y must be one number, one per image, or one per entry of y, whose shape is {jnp.shape(y)}; got "
             f"shape {sigma_y.shape}"
         )
-    batches = {"y": y, "x_init": x_init, "noise": noise, "sigma_y": sigma_y if jnp.ndim(sigma_y) else None}
-    for name, batch in batches.items():
+    tapes = noise if isinstance(noise, tuple) else (noise,)
+    batches = [("y", y), ("x_init", x_init), *(("noise", tape) for tape in tapes)]
+    for name, batch in [*batches, ("sigma_y", sigma_y if jnp.ndim(sigma_y) else None)]:
         if batch is not None and batch.shape[:1] != (num_images,):
             raise ValueError(
                 f"{name} must have a leading axis of {num_images}, one entry per key; got shape {batch.shape}"
@@ -204,11 +205,12 @@ def check_tape(noise: Any, num_steps: int, batched: int) -> None:
     Raises:
         ValueError: it is.
     """
-    if noise is not None and noise.shape[batched] < num_steps:
-        raise ValueError(
-            f"noise to replay must have one entry per step, {num_steps}; got {noise.shape[batched]} in shape "
-            f"{noise.shape}"
-        )
+    for tape in jax.tree.leaves(noise):
+        if tape.shape[batched] < num_steps:
+            raise ValueError(
+                f"noise to replay must have one entry per step, {num_steps}; got {tape.shape[batched]} in shape "
+                f"{tape.shape}"
+            )
 
 
 def check_floats(y: jax.Array) -> None:

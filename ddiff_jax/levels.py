@@ -113,6 +113,19 @@ class Level:
         return cleaner.sigma / self.sigma * self.step_variance(cleaner) ** 0.5
 
 
+def spaced(first: Any, last: Any, share: Any, power: float = 7.0) -> Any:
+    """Place noise-to-signal ratios between two, evenly in their root, as EDM does with the seventh.
+
+    Args:
+        first: where share is 0.
+        last: where it is 1.
+        share: numbers in [0, 1].
+        power: of the root; more of it puts more of them at little noise.
+    """
+    first, last = (jnp.asarray(ratio, share.dtype) ** (1 / power) for ratio in (first, last))
+    return (first + share * (last - first)) ** power
+
+
 def walk(
     schedule: Schedule, num_steps: int | None, spacing: Spacing = "even", *, to_clean: bool = True
 ) -> tuple[Level, Level]:

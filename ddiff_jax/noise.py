@@ -89,19 +89,43 @@ class KeyNoise:
 
 @pytree_dataclass
 class TapeNoise:
-    """Draws read from a recording: row i of `tape` is draw i."""
+    """Draws read from a recording: entry i of `tape` is draw i.
 
-    tape: Float[jax.Array, "draws ..."]
+    Args:
+        tape: the rows of an array where all draws have one shape, a tuple of arrays where they differ.
+    """
+
+    tape: Float[jax.Array, "draws ..."] | tuple[jax.Array, ...]
 
     def draw(self, i: int | Int[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
-        """Return row i of the tape; a traced i is not checked, so ask for the last draw with a number.
+        """Return entry i of the tape; a traced i is not checked, so ask for the last draw with a number.
 
         Raises:
-            ValueError: the tape has no row i, or its rows have another shape.
+            ValueError: the tape has no such draw, or it has another shape.
         """
+        if isinstance(self.tape, tuple):
+            shapes = [draw.shape for draw in self.tape]
+            if not isinstance(i, int) or i >= len(shapes) or shapes[i] != shape:
+                raise ValueError(
+                    f"this step wants draw {i} of shape {shape}, the tape holds draws of the shapes {shapes}: give a "
+                    f"tuple of arrays [steps, *shape], one for every draw"
+                )
+            return self.tape[i]
         if (isinstance(i, int) and i >= self.tape.shape[0]) or self.tape.shape[1:] != shape:
             raise ValueError(
                 f"this step wants draw {i} of shape {shape}, the tape holds {self.tape.shape[0]} draws of shape "
-                f"{self.tape.shape[1:]}; give noise of shape [steps, draws, *{shape}]"
+                f"{self.tape.shape[1:]}; give noise of shape [steps, draws, *{shape}], or a tuple of arrays "
+                "[steps, *shape], one for every draw, where their shapes differ"
             )
         return self.tape[i]
+
+
+def draw_like(noise: Noise, i: int, y: jax.Array) -> jax.Array:
+    """Return the i-th draw of a step in the shape and type of a measurement.
+
+    Of a complex one the real and the imaginary part are N(0, 1) each, from a draw with a last axis of both.
+    """
+    if not jnp.iscomplexobj(y):
+        return noise.draw(i, y.shape)
+    parts = noise.draw(i, (*y.shape, 2))
+    return jax.lax.complex(parts[..., 0], parts[..., 1]).astype(y.dtype)

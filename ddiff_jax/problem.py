@@ -228,13 +228,14 @@ class Problem:
 
     def measured(self, x: Image) -> Measurement:
         """Compute A(x), 0 where nothing was observed."""
-        return self._seen(self.operator.forward(x))
+        return self.seen(self.operator.forward(x))
 
     def expected(self, x: Image) -> Measurement:
         """Compute the mean of y: A(x) unless the likelihood counts in other units; 0 where nothing was observed."""
-        return self._seen(expected(self.likelihood, self.operator.forward(x)))
+        return self.seen(expected(self.likelihood, self.operator.forward(x)))
 
-    def _seen(self, clean: Measurement) -> Measurement:
+    def seen(self, clean: Measurement) -> Measurement:
+        """Set to 0 what was not observed of something in the shape of y."""
         return _where(observed_entries(self.operator, clean.shape), clean)
 
     def residual(self, x: Image) -> Measurement:
@@ -278,7 +279,7 @@ class Problem:
 
         def value(x: Image) -> tuple[Float[Array, ""], Float[Array, ""]]:
             clean = self.measured(x)
-            residual = self._seen(expected(self.likelihood, clean)) - self.y
+            residual = self.seen(expected(self.likelihood, clean)) - self.y
             return self.likelihood.data_term(clean, self.y), sum_of_squares(residual)
 
         (_, squares), gradient = jax.value_and_grad(value, has_aux=True)(x)

@@ -13,11 +13,12 @@ from ddiff_jax import operators, solvers
 from ddiff_jax.operators import OPERATORS, serving
 from ddiff_jax.solvers import SOLVERS
 from ddiff_jax.solvers.base import count_steps, require_operator
+from ddiff_jax.types import to_type
 
 pytestmark = pytest.mark.once
 
 SHAPE = (8, 8, 3)
-STEPS, DRAWS = 2, 5  # DAPS draws most: for three steps of Langevin dynamics, to noise again, and a velocity
+STEPS, DRAWS = 2, 5  # DAPS draws most of one shape: for three steps of its dynamics, to noise again, and a velocity
 SIGMA = 0.05
 IMAGES = 4  # see `solver_case` in test_conformance.py
 FLOAT = jnp.float32
@@ -129,8 +130,8 @@ def test_every_solver_obeys_the_laws_on_every_operator(operator_name, name):
         with pytest.raises(ValueError, match="needs a measurement of brightness"):
             restore(solver, dd.NoPrior(shape), operator, y, jnp.zeros((IMAGES, STEPS, 1, *shape)), truth)
         return
-    tape = jax.random.normal(jax.random.key(2), (IMAGES, STEPS, DRAWS, *shape))
     prior = dd.GaussianPrior(jnp.zeros(shape), jnp.asarray(0.25), dd.linear_schedule(), shape)
+    tape = recorded(solver, prior, operator, y[0])
     run = [solver, prior, operator, y, tape, draw(3, truth.shape, FLOAT)]
     solution = restore(*run)
 
@@ -143,7 +144,7 @@ def test_every_solver_obeys_the_laws_on_every_operator(operator_name, name):
     assert np.abs(restore(*run[:3], y + 1, *run[4:]).x - solution.x).max() > 1e-4
 
     # An image does not depend on its place in the batch, nor on a neighbour that is broken.
-    turned = restore(*run[:3], *(a[::-1] for a in run[3:]))
+    turned = restore(*run[:3], *jax.tree.map(lambda rows: rows[::-1], run[3:]))
     same(jax.tree.map(lambda leaf: leaf[::-1], turned), solution)
     poisoned = restore(*run[:3], y.at[1].set(jnp.nan), *run[4:])
     np.testing.assert_array_equal(poisoned.finite, [True, False, True, True])
@@ -170,30 +171,48 @@ class Counting:
     """Noise that remembers what was drawn."""
 
     def __init__(self):
-        self.indices = []
+        self.draws = []
 
     def draw(self, i, shape):
-        self.indices.append(i)
+        self.draws.append((i, shape))
         return jnp.zeros(shape)
+
+
+def drawn(solver, prior, operator, y):
+    """List the draws of a step, with their shapes."""
+    noise = Counting()
+
+    def step(y, x_init):
+        problem = dd.Problem(operator, y, SIGMA)
+        point = to_type(jax.tree.map(lambda column: column[0], solver.grid(prior.schedule)), FLOAT)
+        state = solver.init(prior, problem, point, Counting(), x_init)
+        return solver.step(prior, problem, state, point, noise)
+
+    jax.eval_shape(step, y, jax.ShapeDtypeStruct(prior.image_shape, FLOAT))
+    return noise.draws
+
+
+def recorded(solver, prior, operator, y):
+    """Record the noise of a batch: a tuple of arrays where the draws of a step differ in shape."""
+    draws, shape = drawn(solver, prior, operator, y), prior.image_shape
+    head = (IMAGES, count_steps(solver, prior.schedule))
+    if all(each == shape for _, each in draws):
+        return jax.random.normal(jax.random.key(2), (*head, DRAWS, *shape))
+    assert [i for i, _ in draws] == list(range(len(draws)))
+    return tuple(jax.random.normal(jax.random.key(10 + i), (*head, *each)) for i, each in draws)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_draw_of_a_step_is_used_twice_and_all_are_counted(name):
     # `jax.debug_key_reuse` does not see it: every draw folds its index into the key, and makes another one each time.
-    solver, operator, truth, _, y = example("super_resolution", name)
-    noise, prior = Counting(), dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), SHAPE)
-
-    def step(y, x_init):
-        problem = dd.Problem(operator, y, SIGMA)
-        point = jax.tree.map(lambda column: jnp.asarray(column[0], FLOAT), solver.grid(prior.schedule))
-        state = solver.init(prior, problem, point, Counting(), x_init)
-        return solver.step(prior, problem, state, point, noise)
-
-    jax.eval_shape(step, y[0], truth[0])
-    fixed = [i for i in noise.indices if isinstance(i, int)]
-    looped = [i for i in noise.indices if not isinstance(i, int)]
+    solver, operator, _, _, y = example("super_resolution", name)
+    prior = dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), SHAPE)
+    draws = drawn(solver, prior, operator, y[0])
+    fixed = [i for i, _ in draws if isinstance(i, int)]
+    looped = [i for i, _ in draws if not isinstance(i, int)]
     assert len(set(fixed)) == len(fixed)
-    num_draws = len(fixed)
+    # Of particles every one draws its own; single numbers are not counted.
+    num_draws = sum(shape[0] if shape[1:] == SHAPE else 1 for i, shape in draws if isinstance(i, int) and shape)
     if looped:  # in the steps of Langevin dynamics, 0 to 2, by one line of code
         assert name == "daps" and len(looped) == 1 and min(fixed) >= 3
         num_draws += 3

@@ -35,7 +35,7 @@ from ddiff_jax.restoration.sizes import caution, describe, evaluations, fitted
 from ddiff_jax.restoration.snapshots import EVERY_SECONDS, Snapshots, drop_orphans
 from ddiff_jax.restoration.store import Record, Standing, Store, decided_by
 from ddiff_jax.samples import solve_samples
-from ddiff_jax.solvers.base import AIMS, aim_of, asks_network, count_steps, require_operator
+from ddiff_jax.solvers.base import AIMS, aim_of, asks_network, count_steps, require_operator, total_cost
 from ddiff_jax.types import ImageShape
 
 CHUNKS = 40  # how often per batch the host regains control, for the bar and for Ctrl-C
@@ -227,7 +227,8 @@ class Restoration:
         settings, device = self.settings, jax.devices()[0]
         require_operator(settings.solver, operator)
         runs, aim = settings.restarts * settings.samples, aim_of(settings.solver)
-        cost = settings.solver.cost(operator) * count_steps(settings.solver, prior.schedule) * runs
+        num_steps = count_steps(settings.solver, prior.schedule)
+        cost = total_cost(settings.solver, operator, prior.schedule, num_steps) * runs
         self.record = {
             "settings": settings.as_dict(),
             "batch_size": batch_size,

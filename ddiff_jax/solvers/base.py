@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.likelihood import Gaussian, Likelihood, sum_of_squares
-from ddiff_jax.noise import Noise
+from ddiff_jax.noise import Noise, draw_like
 from ddiff_jax.operators._affine import linear_part
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Column, Image
+from ddiff_jax.types import Column, Image, Scalar
 
 State = TypeVar("State")
 
@@ -46,7 +46,7 @@ class Cost:
         operator_gradients: evaluations of the operator together with a pass backwards through it.
         operator_solves: least-squares problems with the operator: `prox`, `pseudo_inverse`, or the equivalent with
             its singular value decomposition.
-        normal_draws: draws of the size of the image; those of the start are not counted.
+        normal_draws: draws of the size of the image or of the measurement; those of the start are not counted.
     """
 
     network_evaluations: int = 0
@@ -105,7 +105,10 @@ class Solver(Protocol[State]):
         ...
 
     def cost(self, operator: Operator) -> Cost:
-        """Declare what one step costs with this operator."""
+        """Declare what one step costs with this operator.
+
+        Where steps differ, the costliest; such solvers also have `total_cost(operator, schedule, num_steps)`.
+        """
         ...
 
     def grid(self, schedule: Schedule) -> PyTree[Shaped[Array | np.ndarray, "K ..."]]:
@@ -170,6 +173,12 @@ def require_likelihood(solver: Solver, likelihood: Likelihood) -> None:
         )
 
 
+def total_cost(solver: Solver, operator: Operator, schedule: Schedule, num_steps: int) -> Cost:
+    """Add up what the first steps of a run cost: by the solver's own `total_cost`, where its steps differ."""
+    offer = getattr(solver, "total_cost", None)
+    return solver.cost(operator) * num_steps if offer is None else offer(operator, schedule, num_steps)
+
+
 def start(prior: Prior, level: Level, noise: Noise) -> Image:
     """Draw the noisy state that a walk from this level starts at: N(0, I) for variance-preserving levels."""
     return level.scale * noise.draw(0, prior.image_shape)
@@ -217,6 +226,25 @@ def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array
     """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
     _, change = jax.jvp(problem.expected, (x,), (direction,))
     return sum_of_squares(change)
+
+
+def draw_given_data(problem: Problem, x: Image, std: Scalar, noise: Noise, first: int) -> Image:
+    """Draw from p(z) proportional to exp(-||A z - y||^2 / (2 sigma_y^2) - ||z - x||^2 / (2 std^2)), for a linear A.
+
+    The minimiser of this exponent with both x and y perturbed by the noise that they stand for has this very law.
+
+    Args:
+        problem: with an operator that has `prox`, and Gaussian noise; its level is taken for at least 1e-4.
+        x: where the Gaussian that the data narrow down is centred.
+        std: its standard deviation, above 0.
+        noise: of the step; draws `first`, in the shape of x, and `first` + 1, in that of y, are used.
+        first: see there.
+    """
+    operator: Any = problem.operator
+    sigma_y = jnp.maximum(problem.sigma_y, 1e-4)
+    centre = x + std * noise.draw(first, x.shape)
+    y = problem.y + problem.seen(sigma_y * draw_like(noise, first + 1, problem.y))
+    return operator.prox(centre, y, (sigma_y / std) ** 2)
 
 
 def coerce(obj: Any, **checks: str) -> None:

@@ -1,12 +1,12 @@
 """DAPS: decoupled annealing posterior sampling (CVPR 2025)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddiff_jax.levels import Level, Schedule
+from ddiff_jax.levels import Level, Schedule, spaced
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior, predict
@@ -18,7 +18,6 @@ from ddiff_jax.types import Image, Scalar
 
 # The continuous process of Song et al. whose noise levels DAPS hands to the network.
 BETA_MIN, BETA_RANGE = 0.1, 19.9
-EXPONENT = 7.0  # of the spacing of noise levels, as in EDM
 
 
 @pytree_dataclass
@@ -130,9 +129,9 @@ class DAPS:
         """Tabulate noise levels, step sizes and nodes."""
         is_current = self.variant == "current"
         k, j = jnp.arange(self.num_steps, dtype=float), jnp.arange(self.ode_steps + 1, dtype=float)
-        sigma_ve = _spaced(wide(self.sigma_max), wide(self.sigma_min), k / max(self.num_steps - (not is_current), 1))
+        sigma_ve = spaced(wide(self.sigma_max), wide(self.sigma_min), k / max(self.num_steps - (not is_current), 1))
         ratio = k / (self.num_steps + is_current)
-        nodes = _spaced(sigma_ve[:, None], 0.01, j[None] / max(self.ode_steps - (not is_current), 1))
+        nodes = spaced(sigma_ve[:, None], 0.01, j[None] / max(self.ode_steps - (not is_current), 1))
         if not is_current:
             nodes = nodes.at[:, -1].set(0.0)
         level = schedule.at(nodes[:, :-1])
@@ -198,9 +197,3 @@ class DAPS:
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
         return state.x
-
-
-def _spaced(first: Any, last: Any, share: Array) -> Array:
-    """Place noise levels between two: share 0 is the first, 1 the last, evenly in the 7th root."""
-    first, last = (jnp.asarray(level, share.dtype) ** (1 / EXPONENT) for level in (first, last))
-    return (first + share * (last - first)) ** EXPONENT
