@@ -26,7 +26,7 @@ from ddiff_jax.schedule import (
 
 FORMAT = 2
 DTYPES = ("float32", "int16")
-LATER_FIELDS = ("image_range", "clip", "family")  # which cards of this format did not have at first
+LATER_FIELDS = ("image_range", "clip", "linear_rank", "family")  # which cards of this format did not have at first
 
 
 # Name on a card to what builds the schedule from the card's other entries; "table" lists `alpha_bar` itself.
@@ -60,6 +60,8 @@ class Card:
         image_range: what the network's training images had for -1 and 1 of ours; (0, 1) for a network of images in
             [0, 1]. The schedule and sigma_data are in our units all the same.
         clip: of `DiffusionPrior`; False for images that are no pictures and have no range.
+        linear_rank: principal directions of the linear denoiser that lies beside the network's weights, to which its
+            output is added (`linear` of `DiffusionPrior`); 0 where there is none.
         family: where such networks come from, in words.
         notes: what else a user should know, such as assumptions made on conversion.
         files: SHA-256 of every weight file, by its path inside the folder.
@@ -78,6 +80,7 @@ class Card:
     sigma_data: float = SIGMA_DATA
     image_range: tuple[float, float] = (-1.0, 1.0)
     clip: bool = True
+    linear_rank: int = 0
     family: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -109,6 +112,8 @@ def parse_card(text: str) -> Card:
         raise ValueError(f"image_shape must be that of an image; got {values['image_shape']}")
     if not 0 <= values["num_parameters"] < 2**63:
         raise ValueError(f"num_parameters must be a count; got {quote(repr(values['num_parameters']))}")
+    if not 0 <= values.get("linear_rank", 0) <= LARGEST:
+        raise ValueError(f"linear_rank must be a count; got {quote(repr(values['linear_rank']))}")
     if not values.get("sigma_data", SIGMA_DATA) > 0:
         raise ValueError(f"sigma_data must be above 0; got {values['sigma_data']}")
     low, high = values.get("image_range", (-1, 1))

@@ -26,13 +26,14 @@ from ddiff_jax.files import Unusable, catching, file_hash, quote, read_text
 from ddiff_jax.limits import MOST_BLOCKS, MOST_COPIES, SPARE
 from ddiff_jax.names import check_keys, check_name, nearest
 from ddiff_jax.noise import root_key
-from ddiff_jax.priors import DiffusionPrior
+from ddiff_jax.priors import DiffusionPrior, LinearDenoiser
 from ddiff_jax.types import Params
 
 CARD = "card.json"
 ORBAX = "weights"
 PACKED = "weights.safetensors"
 HUB = "hf:"  # before OWNER/MODEL: a model of the Hugging Face Hub
+LINEAR = "linear denoiser"  # name beside the network's own of what its output is added to
 SCALE = "scale of "  # prefix of the names of packed arrays' scales
 
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
@@ -74,6 +75,21 @@ def abstract_params(module: Any) -> Params:
     if getattr(module, "remat", False):  # which changes no parameter, and takes half of the time to trace
         module = module.clone(remat=False)
     return jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
+
+
+def with_linear(params: Params, linear: LinearDenoiser | None) -> Params:
+    """Put the linear denoiser of a prior beside the weights of its network, as both are stored."""
+    return params if linear is None else {**params, LINEAR: dict(vars(linear))}
+
+
+def _wanted(module: Any, card: Card) -> Params:
+    """List shapes and types of what the files of a card hold."""
+    wanted, rank = abstract_params(module), card.linear_rank
+    if not rank:
+        return wanted
+    shapes = card.image_shape, (rank, *card.image_shape), (rank,), ()
+    like: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return with_linear(wanted, LinearDenoiser(*like))
 
 
 def save_weights(folder: str | Path, params: Params, card: Card, *, one_file: bool = False) -> Path:
@@ -306,7 +322,8 @@ def load_weights(name_or_path: str | Path, kind: str | Collection[str], **change
         changes: fields of the module that differ from the card, for example dtype.
 
     Returns:
-        The module, its parameters in the types in which it makes them, and the card.
+        The module, its parameters in the types in which it makes them (with a linear denoiser beside them where the
+        card has one, see `with_linear`), and the card.
 
     Raises:
         FileNotFoundError: a file is missing; named in the message.
@@ -319,7 +336,7 @@ def load_weights(name_or_path: str | Path, kind: str | Collection[str], **change
     _check_files(folder, card)
     try:
         module = build_module(card.kind, {**card.architecture, **changes})
-        wanted = abstract_params(module)
+        wanted = _wanted(module, card)
         _check_size(wanted, sum((folder / name).stat().st_size for name in card.files))
         packed = PACKED in card.files
         params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
@@ -388,11 +405,14 @@ def build_prior(module: Any, params: Params, card: Card) -> DiffusionPrior:
         raise ValueError("a prior must say its prediction")
     module.check((1, *card.image_shape), module.num_classes is not None)
     low, high = card.image_range
+    params = dict(params)
+    linear = params.pop(LINEAR, None)
     return DiffusionPrior(
         params,
         schedule,
         module,
         card.image_shape,
+        linear=None if linear is None else LinearDenoiser(**linear),
         clip=card.clip,
         prediction=card.prediction,
         sigma_data=card.sigma_data,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.noise import image_keys, root_key
-from ddiff_jax.priors import Prior, predict
+from ddiff_jax.priors import LinearDenoiser, Prior, predict
 from ddiff_jax.schedule import published_time
 
 MOST_REFERENCES = 4000  # the linear filter decomposes a matrix with so many sides
@@ -38,6 +38,11 @@ class LinearFilter:
     remainder: float
 
     @staticmethod
+    def most_directions(count: int, size: int) -> int:
+        """Tell how many directions are kept of so many examples with so many numbers each."""
+        return min(count // 2, size - 1)
+
+    @staticmethod
     def fit(images: Float[np.ndarray, "M ..."]) -> "LinearFilter":
         """Fit it to examples.
 
@@ -55,12 +60,32 @@ class LinearFilter:
         centred = flat - mean
         # The images' own inner products have the same leading directions, and there are fewer images than pixels.
         values, vectors = np.linalg.eigh(centred @ centred.T / (count - 1))
-        kept = min(count // 2, flat.shape[1] - 1)
+        kept = LinearFilter.most_directions(*flat.shape)
         values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
         directions = (centred.T @ vectors) / np.sqrt(np.maximum(values * (count - 1), 1e-12))
         total = float(np.sum(centred**2) / (count - 1))
         remainder = max(total - float(values.sum()), 1e-8) / (flat.shape[1] - kept)
         return LinearFilter(mean, directions.T, values, remainder)
+
+    def leading(self, rank: int, shape: tuple[int, ...]) -> LinearDenoiser:
+        """Keep the leading directions, as the denoiser of a prior; all others share what variance is left.
+
+        Args:
+            rank: how many.
+            shape: of an image.
+
+        Raises:
+            ValueError: the examples have fewer.
+        """
+        size = self.mean.size
+        if not 1 <= rank <= len(self.variances):
+            raise ValueError(
+                f"{rank} principal directions take at least {2 * rank} example images and {rank + 1} pixels; got "
+                f"{len(self.variances)} directions: give more images, or ask for fewer directions"
+            )
+        rest = float(self.variances[rank:].sum()) + self.remainder * (size - len(self.variances))
+        leaves = self.mean.reshape(shape), self.directions[:rank].reshape(rank, *shape), self.variances[:rank]
+        return LinearDenoiser(*(jnp.asarray(leaf, jnp.float32) for leaf in (*leaves, rest / (size - rank))))
 
     def denoise(self, noisy: Float[np.ndarray, "N ..."], ratio: float) -> Float[np.ndarray, "N ..."]:
         """Denoise images x_0 + ratio n."""

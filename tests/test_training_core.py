@@ -14,8 +14,10 @@ from scipy import stats
 
 import ddiff_jax as dd
 from ddiff_jax.card import build_schedule
+from ddiff_jax.denoising import LinearFilter
+from ddiff_jax.levels import Level
 from ddiff_jax.noise import root_key
-from ddiff_jax.priors.network import PREDICTIONS
+from ddiff_jax.priors.network import PREDICTIONS, TARGETS
 from ddiff_jax.training import averages, objective
 from ddiff_jax.training import state as state_module
 from ddiff_jax.training.recipe import PRESETS, Recipe
@@ -40,11 +42,68 @@ def test_a_network_that_meets_its_target_knows_image_and_noise(prediction, sched
     x_0, n = (jax.random.normal(jax.random.key(i), (5, 4, 4, 1), jnp.float64) for i in range(2))
     level = build_schedule({"name": schedule}).levels(20)[2:17:3]
     level = jax.tree.map(lambda c: jnp.asarray(c)[:, None, None, None], level)
-    F = objective.TARGETS[prediction](x_0, n, level, 0.5)
+    F = TARGETS[prediction](x_0, n, level, 0.5)
     x_t = level.signal * x_0 + level.sigma * n
     found_x, found_n = PREDICTIONS[prediction](F, x_t, level, 0.5)
     np.testing.assert_allclose(found_x, x_0, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found_n, n, rtol=1e-9, atol=1e-9)
+
+
+def linear_denoiser(rank=3, count=40):
+    images = np.random.default_rng(5).normal(size=(count, 8, 8, 1)) * np.linspace(0.1, 1, 8)[:, None]
+    return LinearFilter.fit(images + 0.3).leading(rank, (8, 8, 1)), images + 0.3
+
+
+def test_a_linear_denoiser_is_the_posterior_mean_of_its_gaussian(x64):
+    linear, images = linear_denoiser()
+    directions = np.asarray(linear.directions, np.float64).reshape(3, -1)
+    rest = np.eye(64) - directions.T @ directions
+    covariance = directions.T * np.asarray(linear.variances) @ directions + float(linear.remainder) * rest
+    # No variance of the examples is lost, and the leading directions keep theirs.
+    np.testing.assert_allclose(np.trace(covariance), images.reshape(40, -1).var(0, ddof=1).sum(), rtol=1e-5)
+    x, mean = np.random.default_rng(6).normal(size=64), np.asarray(linear.mean, np.float64).ravel()
+    for a, b in [(0.8, 0.6), (0.01, 1.0), (0.0, 1.0), (1.0, 0.02)]:
+        d = np.linalg.solve(a**2 * covariance + b**2 * np.eye(64), x - a * mean)
+        level = Level(np.float64(a), np.float64(b), np.float64(0))
+        x_0, eps = linear.estimate(jnp.asarray(x.reshape(8, 8, 1)), level)
+        np.testing.assert_allclose(x_0.ravel(), mean + a * covariance @ d, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(eps.ravel(), b * d, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_new_network_denoises_as_the_linear_denoiser_it_is_added_to(prediction):
+    linear, _ = linear_denoiser()
+    r = recipe(prediction=prediction, linear_rank=3)
+    state = new_state(r, None, linear)
+    prior = as_prior(r, state.params, state.linear)
+    x = jax.random.normal(jax.random.key(0), (8, 8, 1))
+    level = jax.tree.map(jnp.float32, prior.schedule.at(jnp.float32(1.7)))
+    x_0, eps = prior.predict(x, level)
+    np.testing.assert_allclose(x_0, linear.estimate(x, level)[0], atol=2e-5)
+    np.testing.assert_allclose(eps, linear.estimate(x, level)[1], atol=2e-5)
+
+
+def test_what_is_learned_is_what_the_linear_denoiser_leaves():
+    """One update from zero, where the loss is the linear denoiser's own error in the network's units."""
+    linear, _ = linear_denoiser()
+    plain = recipe(flip=False)
+    with_it = dataclasses.replace(plain, linear_rank=3)
+    images = jnp.asarray(batch())
+    losses = []
+    for r, given in ((plain, None), (with_it, linear)):
+        after = make_update(r)(new_state(r, None, given), images, 1e-3)
+        losses.append(float(after.sums["loss"].sum()) / 4)
+    key = jax.random.fold_in(jax.random.fold_in(root_key(0), state_module.UPDATE), 0)
+    x_0, n, level, _ = state_module._draw(key, plain, plain.levels, state_module.to_images(images))
+    x_t = jax.vmap(lambda x_0, n, level: level.signal * x_0 + level.sigma * n)(x_0, n, level)
+    found = jax.vmap(linear.estimate)(x_t, level)
+    for loss, (x, eps) in zip(losses, [(jnp.zeros_like(n), jnp.zeros_like(n)), found], strict=True):
+        v = jax.vmap(lambda x, e, level: level.signal * e - level.sigma * x)(x_0 - x, n - eps, level)
+        np.testing.assert_allclose(loss, jnp.mean(v**2), rtol=1e-5)
+    with pytest.raises(ValueError, match="wants a linear denoiser with 3 directions"):
+        new_state(with_it)
+    with pytest.raises(ValueError, match="at least 60 example images"):
+        LinearFilter.fit(np.zeros((8, 8, 8, 1))).leading(30, (8, 8, 1))
 
 
 def test_every_part_of_the_levels_is_drawn_once():

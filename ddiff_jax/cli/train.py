@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ddiff_jax.checkpoint import load_weights
+from ddiff_jax.checkpoint import LINEAR, load_weights
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.cli.signals import asked_to_stop
+from ddiff_jax.denoising import LinearFilter
 from ddiff_jax.files import Caution
 from ddiff_jax.names import check_name
+from ddiff_jax.priors import LinearDenoiser
 from ddiff_jax.restoration.folders import Lines, find_clean
 from ddiff_jax.restoration.jobs import prepare
 from ddiff_jax.restoration.records import finite
@@ -34,7 +37,7 @@ from ddiff_jax.training.data import (
     read_folder,
     split,
 )
-from ddiff_jax.training.judgement import Judge
+from ddiff_jax.training.judgement import Judge, num_references
 from ddiff_jax.training.recipe import PRESETS, Recipe
 from ddiff_jax.training.run import Rhythm, Training
 from ddiff_jax.training.state import AXIS
@@ -56,7 +59,6 @@ presets:
 """
 
 NOTHING = "not stated; those of the images it was trained on apply"
-MOST_REFERENCES = 4000  # examples that the linear filter is fitted to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Options:
         channels: Of the images; by default 1 if the first image is grey, its own number for an array, else 3.
         prediction: What the network predicts.
         start: Prior whose weights to begin with, of the same architecture.
+        linear_rank: Principal directions of the images in the linear denoiser that the network's output is added to; by
+            default the preset's, or as many as the images have, or those of the prior to begin with. 0 is none.
         average: Relative width of the average of the weights over training that becomes the prior.
         flip: Mirror images left to right at random.
         dtype: Computation type of the network; by default float32 on CPUs and bfloat16 on others.
@@ -107,6 +111,7 @@ class Options:
     channels: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     prediction: Literal["v", "eps", "edm", "x0", "flow"] = "v"
     start: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
+    linear_rank: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     average: float = 0.10
     flip: bool = True
     dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="{float32,bfloat16}")] = None
@@ -157,11 +162,15 @@ class _Command:
         images, failed = self._images(recipe)
         seen, unseen = split(images, options.held_out, options.seed)
         say(f"{len(seen)} images to train on and {len(unseen)} to judge by, {_size(recipe.image_shape)}")
+        start, linear = self._start(recipe)
+        judge = self._judge(recipe, images, seen, unseen)
+        recipe, linear = self._linear(recipe, len(seen), judge, linear)
         training = Training(
             *(recipe, options.output, self._batches(Subset(images, seen), recipe), self._described(images, len(seen))),
-            self._judge(images, seen, unseen),
+            judge,
             Rhythm(options.log_every, options.judge_every or max(1, recipe.steps // 20), options.save_seconds),
-            start=self._start(recipe),
+            start=start,
+            linear=linear,
             mesh=_mesh(recipe.batch_size),
             block=options.block,
             licence=options.licence,
@@ -234,16 +243,41 @@ class _Command:
 
         return start
 
-    def _judge(self, images: Any, seen: np.ndarray, unseen: np.ndarray) -> Judge | None:
+    def _judge(self, recipe: Recipe, images: Any, seen: np.ndarray, unseen: np.ndarray) -> Judge | None:
         if not self.leads:
             return None
-        reference = as_floats(images, seen[:MOST_REFERENCES])
+        reference = as_floats(images, seen[: num_references(recipe.image_shape)])
         return Judge(as_floats(images, unseen), reference, seed=self.options.seed)
 
-    def _start(self, recipe: Recipe) -> Any | None:
-        """Load the weights to begin with."""
+    def _linear(
+        self, recipe: Recipe, count: int, judge: Judge | None, given: LinearDenoiser | None
+    ) -> tuple[Recipe, LinearDenoiser | None]:
+        """Settle the linear denoiser that the network's output is added to, and its rank."""
+        asked, shape = self.options.linear_rank, recipe.image_shape
+        most = LinearFilter.most_directions(min(count, num_references(shape)), math.prod(shape))
+        if self.options.start is not None:
+            rank = 0 if given is None else len(given.variances)
+            if asked not in (None, rank):
+                raise ValueError(
+                    f"the weights of {self.options.start} go with a linear denoiser of rank {rank}; leave out "
+                    f"--linear-rank, or give {rank}"
+                )
+        else:
+            rank = min(recipe.linear_rank, most) if asked is None else asked
+        recipe = dataclasses.replace(recipe, linear_rank=rank)
+        if given is not None or not rank:
+            return recipe, given
+        if rank > most:
+            raise ValueError(f"--linear-rank must be at most {most} with {count} images to train on; got {rank}")
+        if judge is None:  # the first process tells the others
+            like: Any = [jnp.zeros(s) for s in (shape, (rank, *shape), (rank,), ())]
+            return recipe, LinearDenoiser(*like)
+        return recipe, judge.filter.leading(rank, shape)
+
+    def _start(self, recipe: Recipe) -> tuple[Any | None, LinearDenoiser | None]:
+        """Load the weights to begin with, and the linear denoiser that they go with."""
         if self.options.start is None:
-            return None
+            return None, None
         _, params, card = load_weights(self.options.start, "adm_unet")
         if card.prediction != recipe.prediction:
             self._told(
@@ -252,7 +286,8 @@ class _Command:
                     f"{recipe.prediction}"
                 )
             )
-        return params
+        linear = params.pop(LINEAR, None)
+        return params, None if linear is None else LinearDenoiser(**linear)
 
 
 def _mesh(batch_size: int) -> jax.sharding.Mesh | None:

@@ -13,6 +13,7 @@ from ddiff_jax.priors.base import (
 )
 from ddiff_jax.priors.derived import Decoder, LatentPrior, OnSchedule, SlicePrior, picture_shape
 from ddiff_jax.priors.function import from_denoiser
+from ddiff_jax.priors.linear import LinearDenoiser
 from ddiff_jax.priors.network import Denoising, DiffusionPrior
 from ddiff_jax.priors.sizes import EmbeddedPrior, PaddedPrior, with_shape
 from ddiff_jax.priors.windows import WindowedPrior
@@ -26,6 +27,7 @@ __all__ = [
     "Latent",
     "LatentPrior",
     "LearnedVariance",
+    "LinearDenoiser",
     "MixturePrior",
     "NoPrior",
     "OnSchedule",

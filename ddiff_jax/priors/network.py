@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.priors.base import to_schedule
+from ddiff_jax.priors.linear import LinearDenoiser
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Params, to_type
 
@@ -48,6 +49,17 @@ PREDICTIONS: dict[str, Callable[[Image, Image, Level, float], Estimates]] = {
 }
 
 
+# The same read the other way: what the output is for a clean image x_0 and a noise n at a level. The unweighted squared
+# error of each is what its authors train with.
+TARGETS: dict[str, Callable[[Image, Image, Level, float], Image]] = {
+    "eps": lambda x_0, n, level, s: n,
+    "v": lambda x_0, n, level, s: (level.signal * n - level.sigma * x_0) / level.scale,
+    "x0": lambda x_0, n, level, s: x_0,
+    "edm": lambda x_0, n, level, s: _edm(x_0, n, level, s),
+    "flow": lambda x_0, n, level, s: n - x_0,
+}
+
+
 def _from_v(F: Image, x: Image, level: Level) -> Estimates:
     """Read v = (a n - b x_0) / sqrt(a^2 + b^2)."""
     a, b, r = level.signal, level.sigma, level.scale
@@ -69,6 +81,11 @@ def _from_edm(F: Image, x: Image, level: Level, s: float) -> Estimates:
     return x_0, b / total * x - s * a * total**-0.5 * F
 
 
+def _edm(x_0: Image, n: Image, level: Level, s: float) -> Image:
+    a, b = level.signal, level.sigma
+    return (b * x_0 - s**2 * a * n) / (s * (b**2 + (s * a) ** 2) ** 0.5)
+
+
 @pytree_dataclass
 class DiffusionPrior:
     """A pretrained network with its weights, what it predicts, and the noise levels that it knows.
@@ -84,6 +101,8 @@ class DiffusionPrior:
     | edm | x_0 = s^2 / (sigma^2 + s^2) x + sigma s / sqrt(sigma^2 + s^2) F with s = sigma_data |
     | flow | n - x_0 |
 
+    With `linear` F is added to what would say the same as that denoiser, so that a network of zeros is this denoiser.
+
     A level of another schedule is served too: x_t is rescaled, and the network's time follows from sigma / signal.
 
     Args:
@@ -96,6 +115,7 @@ class DiffusionPrior:
         clip: clip the denoised image to [-1, 1], as all published pixel-space solvers but DAPS do.
         prediction: what the network's output means.
         sigma_data: standard deviation of clean images that an "edm" network was scaled with.
+        linear: denoiser of the network's images that its output is added to, or None.
         shift: what the network's images have that ours have not: 1 for a network of images in [0, 1], which are half
             of ours plus this. The schedule and sigma_data are in units of ours.
 
@@ -108,6 +128,7 @@ class DiffusionPrior:
     module: Denoising = static_field()
     image_shape: ImageShape = static_field()
     label: Int[Array, ""] | None = None
+    linear: LinearDenoiser | None = None
     clip: bool = static_field(default=True)
     prediction: Prediction = static_field(default="eps")
     sigma_data: float = static_field(default=SIGMA_DATA)
@@ -145,7 +166,10 @@ class DiffusionPrior:
         out = _apply(self.module, self.params, *seen, **labels)[0].astype(x.dtype)
         channels = x.shape[-1]
         v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x)
-        x_0, eps = PREDICTIONS[self.prediction](out[..., :channels], x, own, self.sigma_data)
+        F = out[..., :channels]
+        if self.linear is not None:
+            F = F + TARGETS[self.prediction](*self.linear.estimate(x, own), own, self.sigma_data)
+        x_0, eps = PREDICTIONS[self.prediction](F, x, own, self.sigma_data)
         return x_0 - self.shift if self.shift else x_0, eps, v
 
     def with_label(self, label: int | None) -> "DiffusionPrior":

@@ -197,6 +197,11 @@ def _read_levels(path: Path) -> Levels:
             raise Unusable(f"{path} is no picture: {quote(error)}") from error
 
 
+def num_references(shape: tuple[int, ...]) -> int:
+    """Tell how many images of a shape count at most for the linear filter."""
+    return min(MOST_REFERENCES, max(4, MOST_NUMBERS // math.prod(shape)))
+
+
 class Judge:
     """Judges a network in training by what is independent of it: always the same images, levels, noise and masks.
 
@@ -237,8 +242,8 @@ class Judge:
         check_seed(seed)
         _check_images(held_out, reference)
         self._images = np.asarray(held_out, np.float32)
-        most = min(MOST_REFERENCES, max(4, MOST_NUMBERS // math.prod(held_out.shape[1:])))
-        self._filter = LinearFilter.fit(reference[:most])
+        self.filter = LinearFilter.fit(reference[: num_references(held_out.shape[1:])])
+        """The linear filter that the prior is compared with."""
         self._baselines: dict[Schedule, Baselines] = {}
         self._seed, self._num_levels, self._num_samples = seed, num_levels, num_samples
         self._sample_steps, self._restore_steps = sample_steps, restore_steps
@@ -282,7 +287,7 @@ class Judge:
         schedule = prior.schedule
         told: Any = {"num_levels": min(self._num_levels, schedule.num_levels), "seed": self._seed}
         if schedule not in self._baselines:
-            self._baselines[schedule] = measure_baselines(schedule, self._images, self._filter, **told)
+            self._baselines[schedule] = measure_baselines(schedule, self._images, self.filter, **told)
         errors = measure_denoising(prior, self._images, self._baselines[schedule], **told)
         return dataclasses.replace(errors, network=np.where(np.isfinite(errors.network), errors.network, np.nan))
 

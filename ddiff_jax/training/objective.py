@@ -1,8 +1,7 @@
-"""What a network learns at which noise levels: targets of every prediction, stratified levels, the learned variance."""
+"""What a network learns at which noise levels: its input, stratified levels, the learned variance."""
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +16,6 @@ from ddiff_jax.types import Column, PRNGKey
 
 # ln(sigma) of the levels that EDM trains on is normal with this mean and standard deviation.
 EDM_MEAN, EDM_STD = -1.2, 1.2
-
-# What the network's output should be for x = a x_0 + b n at a level (a, b): the `PREDICTIONS` of priors read the other
-# way. The unweighted squared error of each is what its authors train with.
-TARGETS: dict[str, Callable[[Array, Array, Level, float], Array]] = {
-    "eps": lambda x_0, n, level, s: n,
-    "v": lambda x_0, n, level, s: (level.signal * n - level.sigma * x_0) / level.scale,
-    "x0": lambda x_0, n, level, s: x_0,
-    "edm": lambda x_0, n, level, s: _edm(x_0, n, level, s),
-    "flow": lambda x_0, n, level, s: n - x_0,
-}
-
-
-def _edm(x_0: Array, n: Array, level: Level, s: float) -> Array:
-    a, b = level.signal, level.sigma
-    return (b * x_0 - s**2 * a * n) / (s * jnp.sqrt(b**2 + (s * a) ** 2))
 
 
 def input_scale(prediction: Prediction, level: Level, sigma_data: float) -> Array | float:

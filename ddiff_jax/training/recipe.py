@@ -39,6 +39,7 @@ class Recipe:
         clip_norm: largest norm of the gradient.
         weight_decay: of AdamW.
         beta2: of AdamW, how long squared gradients are remembered.
+        linear_rank: principal directions of the linear denoiser that the network's output is added to; 0 is none.
         flip: mirror every image left to right half of the time.
         dtype: type of the network's computation; weights, norms, loss and optimiser are float32 always.
         averages: relative widths of the two averages of the weights that are kept, of which any other is made.
@@ -66,6 +67,7 @@ class Recipe:
     clip_norm: float = 1.0
     weight_decay: float = 0.01
     beta2: float = 0.99
+    linear_rank: int = 0
     flip: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     averages: tuple[float, float] = (0.05, 0.10)
@@ -80,7 +82,7 @@ class Recipe:
         check_seed(self.seed)
         for name in ("steps", "batch_size"):
             _check(name, getattr(self, name), 1, math.inf)
-        for name in ("warmup_steps", "decay_steps", "weight_decay"):
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "linear_rank"):
             _check(name, getattr(self, name), 0, math.inf)
         _check("warmup_steps + decay_steps", self.warmup_steps + self.decay_steps, 0, self.steps)
         for name in ("learning_rate", "clip_norm", "sigma_data"):
@@ -148,14 +150,14 @@ PRESETS: dict[str, Preset] = {
         32,
         {"model_channels": 32, "channel_mult": (1, 2, 2), "attention_levels": (2,), "head_width": 32},
         False,
-        {"steps": 2000, "decay_steps": 600, "learning_rate": 1e-3, "batch_size": 32},
+        {"steps": 2000, "decay_steps": 600, "learning_rate": 1e-3, "batch_size": 32, "linear_rank": 64},
         "32x32, 1.4 million parameters, for CPUs",
     ),
     "small64": Preset(
         64,
         {"model_channels": 32, "channel_mult": (1, 1, 2, 2), "attention_levels": (3,), "head_width": 32},
         False,
-        {"steps": 6000, "decay_steps": 1500, "learning_rate": 1e-3, "batch_size": 16},
+        {"steps": 6000, "decay_steps": 1500, "learning_rate": 1e-3, "batch_size": 16, "linear_rank": 64},
         "64x64, 1.5 million parameters",
     ),
     "faces64": Preset(

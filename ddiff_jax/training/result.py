@@ -13,8 +13,9 @@ import numpy as np
 from ddiff_jax import image_files
 from ddiff_jax.atomic import replacing, sync_folder
 from ddiff_jax.card import Card
-from ddiff_jax.checkpoint import CARD, ORBAX, PACKED, named_leaves, save_weights
+from ddiff_jax.checkpoint import CARD, ORBAX, PACKED, named_leaves, save_weights, with_linear
 from ddiff_jax.containers import read_safetensors
+from ddiff_jax.priors import LinearDenoiser
 from ddiff_jax.restoration.machine import versions
 from ddiff_jax.training.judgement import Judgement
 from ddiff_jax.training.recipe import Recipe
@@ -67,6 +68,7 @@ def write_prior(
     judgement: Judgement,
     images: Mapping[str, Any],
     *,
+    linear: LinearDenoiser | None = None,
     licence: str,
     stored: str,
 ) -> None:
@@ -80,6 +82,7 @@ def write_prior(
         params: its weights.
         judgement: how good it is.
         images: what it was trained on: "name" and "count".
+        linear: denoiser that the network's output is added to.
         licence: terms for whoever uses it.
         stored: "float32" or "int16".
     """
@@ -105,11 +108,12 @@ def write_prior(
         licence=licence,
         prediction=recipe.prediction,
         sigma_data=recipe.sigma_data,
+        linear_rank=recipe.linear_rank,
         notes=notes,
     )
     made = folder / "training" / "prior"
     shutil.rmtree(made, ignore_errors=True)  # left by who was killed here
-    save_weights(made, params, card, one_file=True)
+    save_weights(made, with_linear(params, linear), card, one_file=True)
     (folder / CARD).unlink(missing_ok=True)
     for name in (ORBAX, PACKED):
         old = folder / name
@@ -135,7 +139,12 @@ def model_card(
         "Input": f"[{height}, {width}, {channels}] in [-1, 1]; noise schedule {schedule.pop('name')} "
         f"({', '.join(f'{k} {v}' for k, v in schedule.items()) or 'its own values'})",
         "Output": f"prediction {recipe.prediction}"
-        + (", and the log variance of a step" if recipe.architecture.get("out_channels") == 2 * channels else ""),
+        + (", and the log variance of a step" if recipe.architecture.get("out_channels") == 2 * channels else "")
+        + (
+            f", added to that of a linear denoiser with {recipe.linear_rank} principal directions"
+            if recipe.linear_rank
+            else ""
+        ),
         "Trained on": f"{images['count']:,} images: {images['name']}",
         "Training": f"{judgement.step:,} of {recipe.steps:,} updates of {recipe.batch_size} images, AdamW "
         f"{recipe.learning_rate:g} after {recipe.warmup_steps} updates of warm-up, falling over the last "

@@ -14,6 +14,7 @@ import numpy as np
 
 from ddiff_jax.checkpoint import CARD
 from ddiff_jax.files import Caution, Notes, Unusable
+from ddiff_jax.priors import LinearDenoiser
 from ddiff_jax.restoration.machine import out_of_memory, versions
 from ddiff_jax.restoration.records import Records, fingerprint
 from ddiff_jax.training.averages import coefficients
@@ -27,6 +28,7 @@ from ddiff_jax.training.state import BOUNDS, TrainState, as_prior, learning_rate
 from ddiff_jax.types import Params
 
 RUN = "run"  # the record of what a folder's run is
+LATER = {"linear_rank": 0}  # what recipes did not have at first
 LENGTH = ("steps", "warmup_steps", "decay_steps", "average")  # what may change when a run goes on
 
 
@@ -81,6 +83,8 @@ class Training:
         judge: judges the averaged weights, in the first process; None in the others.
         rhythm: how often.
         start: weights to begin with; None draws them.
+        linear: denoiser that the network's output is added to, of the recipe's `linear_rank`. A run that goes on keeps
+            the one that it had.
         mesh: devices that share a batch; None is one device.
         block: as `make_update` takes it.
         licence: of the prior.
@@ -102,6 +106,7 @@ class Training:
         rhythm: Rhythm,
         *,
         start: Params | None = None,
+        linear: LinearDenoiser | None = None,
         mesh: jax.sharding.Mesh | None = None,
         block: int | None = None,
         licence: str = "",
@@ -116,7 +121,7 @@ class Training:
         self.inside.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.inside) if jax.process_index() == 0 else None
         try:
-            self._take_up(start, mesh, block)
+            self._take_up(start, linear, mesh, block)
         except BaseException:
             self.close()
             raise
@@ -126,7 +131,13 @@ class Training:
         if self._lock is not None:
             self._lock.close()
 
-    def _take_up(self, start: Params | None, mesh: jax.sharding.Mesh | None, block: int | None) -> None:
+    def _take_up(
+        self,
+        start: Params | None,
+        linear: LinearDenoiser | None,
+        mesh: jax.sharding.Mesh | None,
+        block: int | None,
+    ) -> None:
         """Find where the folder's run stands, or begin one."""
         recipe, self._told = self.recipe, 0
         self._checkpoints, self._records = Checkpoints(self.inside), Records(self.inside)
@@ -137,8 +148,9 @@ class Training:
         # Nothing is the same any more where another average is wanted of the same updates.
         self._same_average = earlier is None or earlier["recipe"]["average"] == recipe.average
         self._checkpoints.clean()
-        found = self._checkpoints.load(jax.eval_shape(lambda: new_state(recipe)), self._sharding(), most)
-        self.state: TrainState = self._placed(new_state(recipe, start)) if found is None else found
+        linear = self._agreed(linear)
+        found = self._checkpoints.load(jax.eval_shape(lambda: new_state(recipe, None, linear)), self._sharding(), most)
+        self.state: TrainState = self._placed(new_state(recipe, start, linear)) if found is None else found
         self.first = self._step = int(self.state.step)
         """Updates done before."""
         self._tell_notes()
@@ -172,7 +184,17 @@ class Training:
 
     @staticmethod
     def _identity(recipe: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-        return {**{k: v for k, v in recipe.items() if k not in LENGTH}, "images": images["fingerprint"]}
+        values = {**LATER, **recipe}
+        return {**{k: v for k, v in values.items() if k not in LENGTH}, "images": images["fingerprint"]}
+
+    @staticmethod
+    def _agreed(linear: LinearDenoiser | None) -> LinearDenoiser | None:
+        """Let all processes take what the first one found: decompositions differ between machines."""
+        if linear is None or jax.process_count() == 1:
+            return linear
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.broadcast_one_to_all(linear)
 
     def _sharding(self) -> jax.sharding.Sharding:
         """Say where the update wants the state: whole on every device."""
@@ -330,14 +352,18 @@ class Training:
         if log is None or self.judge is None:
             return
         params = self.averaged()
-        prior = as_prior(self.recipe, jax.tree.map(jnp.asarray, params))
+        linear = jax.device_get(self.state.linear)
+        prior = as_prior(self.recipe, *jax.tree.map(jnp.asarray, (params, linear)))
         judgement = self.judge(prior, step=self._step, images_seen=self._step * self.recipe.batch_size)
         self._judgement = judgement
         try:
             keep_averages(self.inside, self._step, [jax.device_get(a) for a in self.state.averages])
             log.judged(self._step, judgement)
             write_prior(
-                self.folder, self.recipe, params, judgement, self.images, licence=self.licence, stored=self.stored
+                *(self.folder, self.recipe, params, judgement, self.images),
+                linear=linear,
+                licence=self.licence,
+                stored=self.stored,
             )
             judgement.save(self._place())  # from here on it counts
             write_page(self.inside, f"Training of {self.folder.name}")

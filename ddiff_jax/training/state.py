@@ -14,10 +14,11 @@ from ddiff_jax._execution import compiler_options
 from ddiff_jax.levels import Level
 from ddiff_jax.noise import root_key
 from ddiff_jax.priors import DiffusionPrior
-from ddiff_jax.priors.network import PREDICTIONS
+from ddiff_jax.priors.linear import LinearDenoiser
+from ddiff_jax.priors.network import PREDICTIONS, TARGETS
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.training.averages import retained, take_in
-from ddiff_jax.training.objective import TARGETS, draw_levels, input_scale, variance_loss
+from ddiff_jax.training.objective import draw_levels, input_scale, variance_loss
 from ddiff_jax.training.recipe import Recipe
 from ddiff_jax.types import Params, PRNGKey
 
@@ -36,6 +37,7 @@ class TrainState:
         optimiser: state of the optimiser.
         averages: one for each of the recipe's widths.
         sums: of the losses since they were last reported, see `Totals`.
+        linear: denoiser that the network's output is added to; None where the recipe's `linear_rank` is 0.
     """
 
     step: Int[Array, ""]
@@ -43,6 +45,7 @@ class TrainState:
     optimiser: Any
     averages: tuple[Params, ...]
     sums: dict[str, Float[Array, "..."]]
+    linear: LinearDenoiser | None = None
 
 
 def build_network(recipe: Recipe, **changes: Any) -> Any:
@@ -97,16 +100,24 @@ def _drawn(module: Any, key: PRNGKey) -> Params:
     return module.init(key, *inputs)["params"]
 
 
-def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
+def new_state(recipe: Recipe, params: Params | None = None, linear: LinearDenoiser | None = None) -> TrainState:
     """Make the state before the first update.
 
     Args:
         recipe: how to train.
         params: weights to begin with; None draws them from the recipe's seed.
+        linear: denoiser that the output is added to, of the rank that the recipe says; None if that is 0.
 
     Raises:
-        ValueError: the weights are those of another architecture.
+        ValueError: the weights are those of another architecture, or the denoiser has another rank or shape.
     """
+    rank = recipe.linear_rank
+    shape = None if linear is None else linear.directions.shape
+    if shape != ((rank, *recipe.image_shape) if rank else None):
+        raise ValueError(
+            f"the recipe wants a linear denoiser with {rank} directions for images {recipe.image_shape}; got "
+            + ("none" if shape is None else f"directions of shape {shape}")
+        )
     module = build_network(recipe)
     wanted = jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
     if params is None:
@@ -127,7 +138,8 @@ def new_state(recipe: Recipe, params: Params | None = None) -> TrainState:
         "skipped": jnp.zeros(()),
     }
     averages = tuple(jax.tree.map(jnp.copy, params) for _ in recipe.averages)
-    return TrainState(jnp.zeros((), jnp.int32), params, build_optimiser(recipe).init(params), averages, sums)
+    linear = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), linear)
+    return TrainState(jnp.zeros((), jnp.int32), params, build_optimiser(recipe).init(params), averages, sums, linear)
 
 
 SILENCED = ("conv_2", "out", "conv_out")
@@ -168,7 +180,9 @@ def make_update(
     optimiser, root = build_optimiser(recipe), root_key(recipe.seed)
     num_blocks = recipe.batch_size // together
 
-    def losses(params: Params, x_0: Array, n: Array, level: Level, steps: Any) -> tuple[Array, tuple[Array, Array]]:
+    def losses(
+        params: Params, linear: LinearDenoiser | None, x_0: Array, n: Array, level: Level, steps: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
         per_pixel = functools.partial(jax.tree.map, lambda c: c.reshape(-1, *(1,) * (x_0.ndim - 1)))
         wide, s = per_pixel(level), recipe.sigma_data
         x_t = wide.signal * x_0 + wide.sigma * n
@@ -176,6 +190,8 @@ def make_update(
         out = module.apply({"params": params}, seen, level.time)
         channels = x_0.shape[-1]
         F = out[..., :channels]
+        if linear is not None:
+            F = F + TARGETS[recipe.prediction](*jax.vmap(linear.estimate)(x_t, level), wide, s)
         loss = jnp.square(F - TARGETS[recipe.prediction](x_0, n, wide, s)).mean(tuple(range(1, x_0.ndim)))
         variance = jnp.zeros_like(loss)
         if out.shape[-1] == 2 * channels:
@@ -198,11 +214,12 @@ def make_update(
             )
 
         def one(total: Params, block: Any) -> tuple[Params, Any]:
-            (_, told), gradient = jax.value_and_grad(losses, has_aux=True)(state.params, *block)
+            (_, told), gradient = jax.value_and_grad(losses, has_aux=True)(state.params, state.linear, *block)
             return jax.tree.map(jnp.add, total, gradient), told
 
         if num_blocks == 1:
-            (_, told), gradient = jax.value_and_grad(losses, has_aux=True)(state.params, x_0, n, level, steps)
+            drawn = (x_0, n, level, steps)
+            (_, told), gradient = jax.value_and_grad(losses, has_aux=True)(state.params, state.linear, *drawn)
         else:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             # XLA for CPUs runs the convolutions inside a loop on one thread and ten times slower: no loop there.
@@ -267,13 +284,13 @@ def _applied(
         "updates": finite.astype(jnp.float32),
         "skipped": (~finite).astype(jnp.float32),
     }
-    return TrainState(step, params, moved, averages, jax.tree.map(jnp.add, state.sums, told))
+    return TrainState(step, params, moved, averages, jax.tree.map(jnp.add, state.sums, told), state.linear)
 
 
-def as_prior(recipe: Recipe, params: Params) -> DiffusionPrior:
+def as_prior(recipe: Recipe, params: Params, linear: LinearDenoiser | None = None) -> DiffusionPrior:
     """Make the prior of some weights, computing in float32."""
     module = build_network(recipe, dtype="float32", for_training=False)
     return DiffusionPrior(
         params, recipe.levels, module, recipe.image_shape,
-        prediction=recipe.prediction, sigma_data=recipe.sigma_data,
+        linear=linear, prediction=recipe.prediction, sigma_data=recipe.sigma_data,
     )  # fmt: skip
