@@ -87,9 +87,8 @@ def _wanted(module: Any, card: Card) -> Params:
     wanted, rank = abstract_params(module), card.linear_rank
     if not rank:
         return wanted
-    shapes = card.image_shape, (rank, *card.image_shape), (rank,), ()
-    like: Any = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return with_linear(wanted, LinearDenoiser(*like))
+    shapes = {"mean": card.image_shape, "directions": (rank, *card.image_shape), "variances": (rank,), "remainder": ()}
+    return {**wanted, LINEAR: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}}
 
 
 def save_weights(folder: str | Path, params: Params, card: Card, *, one_file: bool = False) -> Path:

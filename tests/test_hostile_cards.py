@@ -77,7 +77,7 @@ WRONG = {
 ALLOWED = {
     *((field, value) for field in ("licence", "family") for value in ("text", "control")),
     ("clip", "true"),
-    *((field, "zero") for field in ("num_parameters",)),
+    *((field, "zero") for field in ("num_parameters", "linear_rank")),
     *(("num_parameters", "huge"),),
     *(("sigma_data", value) for value in ("fraction",)),
 }

@@ -248,7 +248,7 @@ def small(monkeypatch):
         8,
         {"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32},
         False,
-        {"steps": 4, "decay_steps": 1, "batch_size": 4, "warmup_steps": 1},
+        {"steps": 4, "decay_steps": 1, "batch_size": 4, "warmup_steps": 1, "linear_rank": 64},
         "small",
     )
     monkeypatch.setitem(recipes.PRESETS, "small", preset)
@@ -266,12 +266,22 @@ def test_the_command_trains_on_a_folder_and_the_prior_restores(ddiff, small, tmp
     assert prior.prediction == "v" and prior.image_shape == (8, 8, 1)
     kept = kept_averages(Path("mine/training"), [prior.params] * 2)[4]()
     assert_same(prior.params, jax.tree.map(jnp.asarray, kept[1]))  # the wider one
+    assert prior.linear.directions.shape == (14, 8, 8, 1)  # as many as 28 images have
     code, out, err = ddiff("train", "pictures", "--preset", "small", "--output", "mine", "--json")
     assert code == 0 and "going on after step 4 of 4" in err and json.loads(out)["step"] == 4
     arguments = ("--prior", "mine", "--task", "random_inpainting", "--steps", 3, "--resize", "--preset", "faces64")
     code, _, err = ddiff("restore", "pictures/phantom_000001.png", *arguments, "--output", "out")
     assert code == 0, err
     assert (tmp_path / "out" / "phantom_000001_restored.png").exists()
+    code, _, err = ddiff("train", "pictures", "--preset", "small", "--output", "next", "--start", "mine", "--steps", 1)
+    assert code == 0, err
+    assert_same(load_prior("next").linear, prior.linear)
+    for flags, said in {
+        ("--start", "mine", "--linear-rank", 3): "leave out --linear-rank",
+        ("--linear-rank", 15): "at most 14",
+    }.items():
+        code, _, err = ddiff("train", "pictures", "--preset", "small", "--output", "other", *flags)
+        assert code == 2 and said in err, err
     code, _, err = ddiff("train", "pictures", "--preset", "small", "--output", "mine", "--learning-rate", 1e-3)
     assert code == 2 and "another learning_rate" in err and "choose another --output" in err
 
@@ -354,7 +364,7 @@ from ddiff_jax.training import result
 import ddiff_jax.cli.train as train
 train.Judge = lambda *args, **kwargs: Judge(*args, **{{**kwargs, **FEW}})
 architecture = {{"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32}}
-values = {{"steps": 6, "decay_steps": 2, "batch_size": 4, "warmup_steps": 1}}
+values = {{"steps": 6, "decay_steps": 2, "batch_size": 4, "warmup_steps": 1, "linear_rank": 5}}
 recipes.PRESETS["small"] = recipes.Preset(8, architecture, False, values, "small")
 shared = ["--distributed"] if sys.argv[2] == "shared" else []
 sys.exit(cli.main(["train", "pictures", "--preset", "small", "--output", sys.argv[1], "--no-cache", *shared]))
@@ -378,7 +388,7 @@ def test_two_processes_train_what_one_with_two_devices_does(ddiff, tmp_path):
     both = [start("two", "shared", **job, JAX_PROCESS_ID=str(i)) for i in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     one, two = (load_prior(tmp_path / name) for name in ("one", "two"))
-    for a, b in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, ((one.params, one.linear), (two.params, two.linear))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
