@@ -94,12 +94,12 @@ class PnPDM:
     """
 
     lr: Scalar = 1e-4
-    rho_max: float = static_field(default=10.0)
-    rho_min: float = static_field(default=0.05)
-    decay: float | None = static_field(default=None)
+    rho_max: float | int = static_field(default=10.0)
+    rho_min: float | int = static_field(default=0.05)
+    decay: float | int | None = static_field(default=None)
     num_steps: int = static_field(default=100)
     num_levels: int = static_field(default=40)
-    sigma_min: float = static_field(default=0.01)
+    sigma_min: float | int = static_field(default=0.01)
     start: Literal["exact", "below"] = static_field(default="exact")
     prior_step: Literal["sde", "flow"] = static_field(default="sde")
     likelihood: Literal["auto", "exact", "langevin"] = static_field(default="auto")
@@ -194,10 +194,10 @@ class PnPDM:
             x = x + point.w_n * noise.draw(2 if is_exact else self.langevin_steps, x.shape)
         return State(x), StepInfo(misfit=problem.misfit(x0_hat))
 
-    def _draw_exactly(self, problem: Problem, x: Image, rho: Array, noise: Noise) -> Image:
+    def _draw_exactly(self, problem: Problem, x: Image, rho: Scalar, noise: Noise) -> Image:
         return draw_given_data(problem, x, rho, noise, 0)
 
-    def _walk(self, problem: Problem, x: Image, rho: Array, noise: Noise) -> Image:
+    def _walk(self, problem: Problem, x: Image, rho: Scalar, noise: Noise) -> Image:
         precision = problem.likelihood.precision(jnp.maximum(problem.sigma_y, 1e-4))
 
         def body(z: Image, i: Array) -> tuple[Image, None]:
