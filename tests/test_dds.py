@@ -89,6 +89,7 @@ def test_the_law_of_the_output_is_the_known_one(kind, gaps, x64):
         np.testing.assert_allclose(judge(*law, prior, operator)[0], want, atol=6e-5)
 
 
+@pytest.mark.slow
 def test_complex_measurements_are_met_by_real_images():
     """The adjoint of a scanner gives real numbers, two per pixel: the system is real and symmetric."""
     shape = (8, 8, 2)
@@ -106,10 +107,8 @@ def test_complex_measurements_are_met_by_real_images():
 
 
 def test_costs_and_needs_follow_the_data_step():
-    blur, tomography = (
-        operators.gaussian_blur((8, 8, 1), size=3, std=0.6),
-        operators.tomography((8, 8, 1), angles=[0.0, 40.0]),
-    )
+    blur = operators.gaussian_blur((8, 8, 1), size=3, std=0.6)
+    tomography = operators.tomography((8, 8, 1), angles=[0.0, 40.0])
     assert DDS().cost(blur).operator_solves == 1 and DDS().cost(tomography).operator_gradients == 6
     assert DDS(data_step="prox").needs.methods == ("prox",) and DDS().needs.methods == ("adjoint",)
 

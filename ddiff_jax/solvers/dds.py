@@ -38,8 +38,8 @@ class DDS(Walker):
     Aim: one image (MAP), a mean given the data at every level; the noise of step 3 lets it wander, and what it leaves
     is less than the posterior's spread.
 
-    Derivatives: of conjugate gradients, those of the iterations made. At eta = 1 a root has an infinite slope, which
-    counts as 0. To sigma_y below 1e-4 the derivative is 0.
+    Derivatives: of conjugate gradients, those of the steps made, with a kink where fewer than `cg_steps` are exact, as
+    on a mask. At eta = 1 a root has an infinite slope, which counts as 0. To sigma_y below 1e-4 the derivative is 0.
 
     Args:
         eta: share of fresh noise, in [0, 1].
