@@ -97,6 +97,8 @@ SOLVER_EXAMPLES = {
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
+    "dds": lambda num_steps: solvers.DDS(num_steps=num_steps),
+    "pnp_dm": lambda num_steps: solvers.PnPDM(num_steps=num_steps, num_levels=3, langevin_steps=3),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -106,7 +108,7 @@ SOLVER_EXAMPLES = {
 
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
 EVALUATIONS = {"daps": 2}
-ROWS: dict[str, int] = {}
+ROWS = {"pnp_dm": 9}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.

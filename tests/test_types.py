@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import gibbs_oracles as gibbs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ from ddiff_jax.solvers import (
     DAPS,
     DDNM,
     DDRM,
+    DDS,
     DPS,
     SOLVERS,
     DDiff,
@@ -34,6 +36,7 @@ from ddiff_jax.solvers import (
     DiffPnPHQS,
     Fixed,
     PiGDM,
+    PnPDM,
     PseudoInverse,
     REDDiff,
     RichardsonLucy,
@@ -76,6 +79,30 @@ def spectral(loop, **values):
     return lambda m, x, tape: loop(m.matrix, m.y, x, STRIDED, tape[:, 0], sigma_y=SIGMA, **values)
 
 
+def denoised(x, sigma):
+    return MEAN + VAR / (VAR + sigma**2) * (x - MEAN)
+
+
+def decomposed(m, x, tape):
+    rows = iter(tape[:, 0])
+
+    def weight(ab):
+        return 0.25 * (1 - ab) / (0.25 * ab + 1 - ab) / SIGMA**2
+
+    values: dict[str, Any] = {"gamma": weight, "cg_steps": None, "published": False}
+    return gibbs.dds(m.matrix, m.y, x, STEPS, lambda shape: next(rows), denoise=denoised, **values)
+
+
+def split_gibbs(m, x, tape):
+    """Every iteration has two steps, and draws in the first of them."""
+    for k, rho in enumerate(np.maximum(10 * 0.005 ** (2 * np.arange(5) / 5), 0.05)):
+        rows = iter(tape[2 * k])
+        draw = functools.partial(lambda rows, shape: next(rows), rows)
+        z = gibbs.langevin(m.gradient, x, SIGMA, rho, 1e-4, 3, draw)
+        x = gibbs.draw_given_prior(z, rho, gibbs.levels(2, 0.01), draw, is_exact=True, denoise=denoised)
+    return x
+
+
 def least_squares(m, x, tape, lam=0.0):
     normal = m.matrix.T @ m.matrix + lam * np.eye(len(x))
     return x + np.linalg.pinv(normal) @ m.matrix.T @ (m.y - m.matrix @ x)
@@ -114,6 +141,8 @@ LOOPS = {
         False,
     ),
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
+    "dds": (lambda: DDS(num_steps=STEPS), decomposed, False),
+    "pnp_dm": (lambda: PnPDM(num_steps=5, num_levels=2, likelihood="langevin", langevin_steps=3), split_gibbs, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),

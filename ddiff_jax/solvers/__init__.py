@@ -10,10 +10,12 @@ from ddiff_jax.solvers.ddiff import DDiff
 from ddiff_jax.solvers.ddiff_hqs import DDiffHQS
 from ddiff_jax.solvers.ddnm import DDNM
 from ddiff_jax.solvers.ddrm import DDRM
+from ddiff_jax.solvers.dds import DDS
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
 from ddiff_jax.solvers.pigdm import PiGDM
+from ddiff_jax.solvers.pnp_dm import PnPDM
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
 from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
@@ -34,6 +36,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddrm": DDRM,
     "pigdm": PiGDM,
     "ddnm": DDNM,
+    "dds": DDS,
+    "pnp_dm": PnPDM,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -47,6 +51,7 @@ __all__ = [
     "DAPS",
     "DDNM",
     "DDRM",
+    "DDS",
     "DPS",
     "SOLVERS",
     "Cost",
@@ -58,6 +63,7 @@ __all__ = [
     "Fixed",
     "Needs",
     "PiGDM",
+    "PnPDM",
     "PseudoInverse",
     "REDDiff",
     "RichardsonLucy",
