@@ -13,6 +13,7 @@ from ddiff_jax.solvers.ddrm import DDRM
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
+from ddiff_jax.solvers.mmps import MMPS
 from ddiff_jax.solvers.pigdm import PiGDM
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
@@ -34,6 +35,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddrm": DDRM,
     "pigdm": PiGDM,
     "ddnm": DDNM,
+    "mmps": MMPS,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -48,6 +50,7 @@ __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "MMPS",
     "SOLVERS",
     "Cost",
     "DDiff",
