@@ -97,6 +97,7 @@ SOLVER_EXAMPLES = {
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
+    "mmps": lambda num_steps: solvers.MMPS(num_steps=num_steps),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -106,7 +107,7 @@ SOLVER_EXAMPLES = {
 
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
 EVALUATIONS = {"daps": 2}
-ROWS: dict[str, int] = {}
+ROWS = {"mmps": 7}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.
