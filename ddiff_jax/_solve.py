@@ -190,6 +190,12 @@ def _seen(prior: Prior, operator: Operator) -> Operator:
     return Composition(operator, Decoder(prior), prior.image_shape) if isinstance(prior, Latent) else operator
 
 
+def _operator_of_one(problem: Problem) -> Operator:
+    """Take the operator of one image of a batch, with shapes in place of the arrays that every image has for itself."""
+    rows, build = problem.split()
+    return build([jax.ShapeDtypeStruct(row.shape[1:], row.dtype) for row in rows]).operator
+
+
 def _about(prior: Prior, problem: Problem) -> Problem:
     """See a problem as one about the prior's own images."""
     if not isinstance(prior, Latent):
@@ -259,7 +265,7 @@ def solve(
     shape = check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
     check_sigma(problem.sigma_y)
     problem = problem.standardised_batch()
-    seen = _seen(prior, problem.operator)  # as every image has it, but for the arrays
+    seen = _seen(prior, _operator_of_one(problem))
     require_operator(solver, seen)
     require_likelihood(solver, problem.likelihood)
     problem = problem.prepared() if solver.cost(seen).operator_solves else problem

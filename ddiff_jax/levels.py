@@ -119,10 +119,12 @@ def spaced(first: Any, last: Any, share: Any, power: float = 7.0) -> Any:
     Args:
         first: where share is 0.
         last: where it is 1.
-        share: numbers in [0, 1].
+        share: numbers in [0, 1], an array; in float64 NumPy, as are its ends, the result is that too.
         power: of the root; more of it puts more of them at little noise.
     """
-    first, last = (jnp.asarray(ratio, share.dtype) ** (1 / power) for ratio in (first, last))
+    traced = any(isinstance(value, jax.Array) for value in (first, last, share))
+    library, dtype = (jnp, jnp.result_type(share)) if traced else (np, np.float64)
+    first, last = (library.asarray(ratio, dtype) ** (1 / power) for ratio in (first, last))
     return (first + share * (last - first)) ** power
 
 

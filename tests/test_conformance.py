@@ -99,6 +99,7 @@ SOLVER_EXAMPLES = {
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
     "dds": lambda num_steps: solvers.DDS(num_steps=num_steps),
     "pnp_dm": lambda num_steps: solvers.PnPDM(num_steps=num_steps, num_levels=3, langevin_steps=3),
+    "mmps": lambda num_steps: solvers.MMPS(num_steps=num_steps),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -109,6 +110,7 @@ SOLVER_EXAMPLES = {
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
 EVALUATIONS = {"daps": 2}
 ROWS = {"pnp_dm": 9}
+ROWS = {"mmps": 7}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.

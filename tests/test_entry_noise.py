@@ -29,6 +29,7 @@ SOLVERS = {
     "ddrm": solvers.DDRM(num_steps=STEPS),
     "pigdm": solvers.PiGDM(num_steps=STEPS),
     "ddnm": solvers.DDNM(num_steps=STEPS),
+    "mmps": solvers.MMPS(num_steps=STEPS, sampler="ddpm"),
 }
 
 

@@ -35,6 +35,7 @@ SOLVERS = {
     "ddrm": solvers.DDRM(num_steps=STEPS),
     "pigdm": solvers.PiGDM(num_steps=STEPS),
     "ddnm": solvers.DDNM(num_steps=STEPS),
+    "mmps": solvers.MMPS(num_steps=STEPS, sampler="ddpm"),
 }
 KNOWN = ("random_inpainting", "fourier")  # operators that say what they observe
 

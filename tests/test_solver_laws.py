@@ -91,6 +91,8 @@ KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
 ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
 # Their work with an operator is that of solvers which meet all of them.
 SAMPLERS = ("dds", "pnp_dm")
+# Of these one of every kind of operator stands for the others, too.
+SAMPLERS = ("mmps",)
 
 
 def is_slow(operator, solver):

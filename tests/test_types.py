@@ -28,6 +28,7 @@ from ddiff_jax.solvers import (
     DDRM,
     DDS,
     DPS,
+    MMPS,
     SOLVERS,
     DDiff,
     DDiffHQS,
@@ -143,6 +144,12 @@ LOOPS = {
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
     "dds": (lambda: DDS(num_steps=STEPS), decomposed, False),
     "pnp_dm": (lambda: PnPDM(num_steps=5, num_levels=2, likelihood="langevin", langevin_steps=3), split_gibbs, False),
+    # Independent pixels of one variance make the covariance a multiple of the identity, as PiGDM takes it to be.
+    "mmps": (
+        lambda: MMPS(0.7, num_steps=STEPS, sampler="ddim", levels="strided", linear_solver="exact"),
+        spectral(pigdm_loop, eta=0.7, var=VAR, posterior=True),
+        False,
+    ),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),

@@ -21,7 +21,12 @@ AXES = {
     "network_evaluations": "network evaluations per image",
     "seconds": "seconds per image, without compiling",
 }
-REPORTED = {"misfit": "mean squared misfit", "gap": "||x - z||", "dual": "||u||"}  # by the steps
+REPORTED = {  # by the steps
+    "misfit": "mean squared misfit",
+    "gap": "||x - z||",
+    "dual": "||u||",
+    "solve_residual": "||M u - b|| / ||b||",
+}
 
 
 def figure_of(num_axes: int, title: str) -> tuple[Any, list[Any]]:

@@ -14,6 +14,7 @@ from ddiff_jax.solvers.dds import DDS
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
+from ddiff_jax.solvers.mmps import MMPS
 from ddiff_jax.solvers.pigdm import PiGDM
 from ddiff_jax.solvers.pnp_dm import PnPDM
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
@@ -38,6 +39,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddnm": DDNM,
     "dds": DDS,
     "pnp_dm": PnPDM,
+    "mmps": MMPS,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -53,6 +55,7 @@ __all__ = [
     "DDRM",
     "DDS",
     "DPS",
+    "MMPS",
     "SOLVERS",
     "Cost",
     "DDiff",

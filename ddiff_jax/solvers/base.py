@@ -82,11 +82,14 @@ class StepInfo:
         misfit: `Problem.misfit`, of the standardised problem, at the point v where the step met the data.
         gap: ||x - z||, how far the data step's x lies from the denoised z; None from solvers that split nothing.
         dual: ||u||, the length of the dual variable; None from solvers that keep none.
+        solve_residual: ||M u - b|| / ||b|| of the linear system M u = b that the step solved; None from solvers that
+            solve none, or leave it to the operator.
     """
 
     misfit: Float[Array, "..."]
     gap: Float[Array, "..."] | None = None
     dual: Float[Array, "..."] | None = None
+    solve_residual: Float[Array, "..."] | None = None
 
 
 @runtime_checkable
