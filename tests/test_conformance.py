@@ -97,6 +97,8 @@ SOLVER_EXAMPLES = {
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
+    "flower": lambda num_steps: solvers.Flower(num_steps=num_steps),
+    "pnp_flow": lambda num_steps: solvers.PnPFlow(num_samples=2, num_steps=num_steps),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -105,7 +107,7 @@ SOLVER_EXAMPLES = {
 }
 
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
-EVALUATIONS = {"daps": 2}
+EVALUATIONS = {"daps": 2, "pnp_flow": 2}
 ROWS: dict[str, int] = {}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)

@@ -35,6 +35,8 @@ SOLVERS = {
     "ddrm": solvers.DDRM(num_steps=STEPS),
     "pigdm": solvers.PiGDM(num_steps=STEPS),
     "ddnm": solvers.DDNM(num_steps=STEPS),
+    "flower": solvers.Flower(num_steps=STEPS),
+    "pnp_flow": solvers.PnPFlow(num_samples=2, num_steps=STEPS),
 }
 KNOWN = ("random_inpainting", "fourier")  # operators that say what they observe
 

@@ -16,6 +16,7 @@ import solver_oracles as oracle
 from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
 from test_conformance import SOLVER_EXAMPLES
+from test_solvers_flow import flower_loop, gaussian_path, pnp_flow_loop
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
 from weights import save_tiny_prior
 
@@ -33,7 +34,9 @@ from ddiff_jax.solvers import (
     DiffPnPADMM,
     DiffPnPHQS,
     Fixed,
+    Flower,
     PiGDM,
+    PnPFlow,
     PseudoInverse,
     REDDiff,
     RichardsonLucy,
@@ -76,6 +79,14 @@ def spectral(loop, **values):
     return lambda m, x, tape: loop(m.matrix, m.y, x, STRIDED, tape[:, 0], sigma_y=SIGMA, **values)
 
 
+def flower(m, x, tape):
+    return flower_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, draw=False)
+
+
+def pnp_flow(m, x, tape):
+    return pnp_flow_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, num_samples=3, alpha=0.3)
+
+
 def least_squares(m, x, tape, lam=0.0):
     normal = m.matrix.T @ m.matrix + lam * np.eye(len(x))
     return x + np.linalg.pinv(normal) @ m.matrix.T @ (m.y - m.matrix @ x)
@@ -114,6 +125,8 @@ LOOPS = {
         False,
     ),
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
+    "flower": (lambda: Flower("mean", num_steps=STEPS), flower, False),
+    "pnp_flow": (lambda: PnPFlow(num_samples=3, num_steps=STEPS), pnp_flow, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),

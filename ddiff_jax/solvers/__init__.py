@@ -13,7 +13,9 @@ from ddiff_jax.solvers.ddrm import DDRM
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
+from ddiff_jax.solvers.flower import Flower
 from ddiff_jax.solvers.pigdm import PiGDM
+from ddiff_jax.solvers.pnp_flow import PnPFlow
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
 from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
@@ -34,6 +36,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddrm": DDRM,
     "pigdm": PiGDM,
     "ddnm": DDNM,
+    "flower": Flower,
+    "pnp_flow": PnPFlow,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -56,8 +60,10 @@ __all__ = [
     "DiffPnPADMM",
     "DiffPnPHQS",
     "Fixed",
+    "Flower",
     "Needs",
     "PiGDM",
+    "PnPFlow",
     "PseudoInverse",
     "REDDiff",
     "RichardsonLucy",

@@ -243,7 +243,7 @@ def draw_given_data(problem: Problem, x: Image, std: Scalar, noise: Noise, first
     operator: Any = problem.operator
     sigma_y = jnp.maximum(problem.sigma_y, 1e-4)
     centre = x + std * noise.draw(first, x.shape)
-    y = problem.y + problem.seen(sigma_y * draw_like(noise, first + 1, problem.y))
+    y = problem.y + problem.seen(sigma_y.astype(problem.y.dtype) * draw_like(noise, first + 1, problem.y))
     return operator.prox(centre, y, (sigma_y / std) ** 2)
 
 
