@@ -64,6 +64,7 @@ EXAMPLES = {
     "flower": Flower(var=0.4, num_steps=STEPS),
     "flower mean": Flower("mean", 0.4, num_steps=STEPS),
     "pnp_flow": PnPFlow(num_samples=2, num_steps=STEPS),
+    "pnp_flow published": PnPFlow(num_samples=2, num_steps=STEPS, length="published"),
     "zero_filled": ZeroFilled(),
     "pseudo_inverse": PseudoInverse(),
     "tikhonov": Tikhonov(num_steps=8),

@@ -185,7 +185,7 @@ def drawn(solver, prior, operator, y):
     noise = Counting()
 
     def step(y, x_init):
-        problem = dd.Problem(operator, y, SIGMA)
+        problem = dd.Problem(operator, y, SIGMA).standardised()
         point = to_type(jax.tree.map(lambda column: column[0], solver.grid(prior.schedule)), FLOAT)
         state = solver.init(prior, problem, point, Counting(), x_init)
         return solver.step(prior, problem, state, point, noise)

@@ -126,7 +126,7 @@ LOOPS = {
     ),
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
     "flower": (lambda: Flower("mean", num_steps=STEPS), flower, False),
-    "pnp_flow": (lambda: PnPFlow(num_samples=3, num_steps=STEPS), pnp_flow, False),
+    "pnp_flow": (lambda: PnPFlow(num_samples=3, num_steps=STEPS, length="published"), pnp_flow, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),
