@@ -430,7 +430,8 @@ def test_both_lengths_of_pnp_flow_are_one_where_they_should_be(name):
     line, published = (run(dataclasses.replace(solver, length=kind), operator, y, SIGMA) for kind in KINDS)
     np.testing.assert_allclose(line, published, atol=1e-5)
     if name == "decimation":
-        weak = _separable(*[0.5 * np.eye(N)[::2]] * 2, SHAPE)
+        half = 0.5 * np.eye(N)[::2]
+        weak = _separable(half, half, SHAPE)
         np.testing.assert_allclose(run(solver, weak, y / 4, SIGMA / 4), line, atol=1e-5)
 
 
