@@ -426,16 +426,13 @@ def test_both_lengths_of_pnp_flow_are_one_where_they_should_be(name):
         problem = dd.Problem(operator, y, sigma_y)
         return dd.solve_one(solver, Bimodal(), problem, jax.random.key(0), jnp.asarray(tape)).x
 
-    y = jnp.asarray(model.y, jnp.float32)
-    line, published = (run(dataclasses.replace(solver, length=kind), operator, y, SIGMA) for kind in KINDS)
+    y, kinds = jnp.asarray(model.y, jnp.float32), ("line", "published")
+    line, published = (run(dataclasses.replace(solver, length=kind), operator, y, SIGMA) for kind in kinds)
     np.testing.assert_allclose(line, published, atol=1e-5)
     if name == "decimation":
         half = 0.5 * np.eye(N)[::2]
         weak = _separable(half, half, SHAPE)
         np.testing.assert_allclose(run(solver, weak, y / 4, SIGMA / 4), line, atol=1e-5)
-
-
-KINDS = ("line", "published")
 
 
 def test_the_first_step_of_pnp_flow_forgets_its_start():
