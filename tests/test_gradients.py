@@ -26,8 +26,10 @@ from ddiff_jax.solvers import (
     DiffPnPADMM,
     DiffPnPHQS,
     Fixed,
+    Flower,
     PiGDM,
     PnPDM,
+    PnPFlow,
     PseudoInverse,
     REDDiff,
     RichardsonLucy,
@@ -68,6 +70,10 @@ EXAMPLES = {
     "mmps": MMPS(eta=0.5, sigma_max=20.0, sigma_min=0.1, num_steps=STEPS),
     "mmps with noise": MMPS(eta=0.6, num_steps=STEPS, sampler="ddim", linear_solver="gmres", iterations=2),
     "mmps solved": MMPS(eta=0.5, num_steps=STEPS, sampler="ddpm", levels="strided", linear_solver="exact"),
+    "flower": Flower(var=0.4, num_steps=STEPS),
+    "flower mean": Flower("mean", 0.4, num_steps=STEPS),
+    "pnp_flow": PnPFlow(num_samples=2, num_steps=STEPS),
+    "pnp_flow published": PnPFlow(num_samples=2, num_steps=STEPS, length="published"),
     "zero_filled": ZeroFilled(),
     "pseudo_inverse": PseudoInverse(),
     "tikhonov": Tikhonov(num_steps=8),
@@ -112,14 +118,9 @@ def serves(operator, solver):
 
 # Solvers by least squares meet the blur, whose solution is iterated, and those that follow the gradient the nonlinear
 # operator; of the others nothing is new there, and they wait for the slow run.
-ITERATED = ("ddiff", "diffpir", "pigdm", "dds with conjugate gradients", "tikhonov", "pseudo_inverse")
-# On a mask one step of these is exact, and makes no others: a kink.
-KINKS = [("dds with conjugate gradients", "inpainting")]
-ITERATED = ("ddiff", "diffpir", "pigdm", "mmps", "tikhonov", "pseudo_inverse")
-
-
-# One iteration finds the solution for these pixels and this mask, but not for one beside it: a kink in the mask.
-SOLVED_AT_ONCE = [("mmps", "inpainting")]
+ITERATED = ("ddiff", "diffpir", "pigdm", "dds with conjugate gradients", "mmps", "tikhonov", "pseudo_inverse")
+# One iteration finds the solution for this mask, but not for one beside it: a kink in the mask.
+KINKS = [("dds with conjugate gradients", "inpainting"), ("mmps", "inpainting")]
 
 
 def is_slow(name, solver, kind):
@@ -133,7 +134,6 @@ CASES = [
     for name, solver in EXAMPLES.items()
     for kind, (operator, _) in physics().items()
     if serves(operator, solver) and (kind != "fourier" or name == "ddiff") and (name, kind) not in KINKS
-    if serves(operator, solver) and (kind != "fourier" or name == "ddiff") and (name, kind) not in SOLVED_AT_ONCE
 ]
 
 

@@ -36,6 +36,8 @@ SOLVERS = {
     "pigdm": solvers.PiGDM(num_steps=STEPS),
     "ddnm": solvers.DDNM(num_steps=STEPS),
     "mmps": solvers.MMPS(num_steps=STEPS, sampler="ddpm"),
+    "flower": solvers.Flower(num_steps=STEPS),
+    "pnp_flow": solvers.PnPFlow(num_samples=2, num_steps=STEPS),
 }
 KNOWN = ("random_inpainting", "fourier")  # operators that say what they observe
 

@@ -90,9 +90,7 @@ KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
 # Their data step is that of `ddiff`, which meets all operators.
 ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
 # Their work with an operator is that of solvers which meet all of them.
-SAMPLERS = ("dds", "pnp_dm")
-# Of these one of every kind of operator stands for the others, too.
-SAMPLERS = ("mmps",)
+SAMPLERS = ("dds", "pnp_dm", "mmps", "flower", "pnp_flow")
 
 
 def is_slow(operator, solver):
@@ -187,7 +185,7 @@ def drawn(solver, prior, operator, y):
     noise = Counting()
 
     def step(y, x_init):
-        problem = dd.Problem(operator, y, SIGMA)
+        problem = dd.Problem(operator, y, SIGMA).standardised()
         point = to_type(jax.tree.map(lambda column: column[0], solver.grid(prior.schedule)), FLOAT)
         state = solver.init(prior, problem, point, Counting(), x_init)
         return solver.step(prior, problem, state, point, noise)

@@ -17,6 +17,7 @@ import solver_oracles as oracle
 from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
 from test_conformance import SOLVER_EXAMPLES
+from test_solvers_flow import flower_loop, gaussian_path, pnp_flow_loop
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
 from weights import save_tiny_prior
 
@@ -36,8 +37,10 @@ from ddiff_jax.solvers import (
     DiffPnPADMM,
     DiffPnPHQS,
     Fixed,
+    Flower,
     PiGDM,
     PnPDM,
+    PnPFlow,
     PseudoInverse,
     REDDiff,
     RichardsonLucy,
@@ -104,6 +107,14 @@ def split_gibbs(m, x, tape):
     return x
 
 
+def flower(m, x, tape):
+    return flower_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, draw=False)
+
+
+def pnp_flow(m, x, tape):
+    return pnp_flow_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, num_samples=3, alpha=0.3)
+
+
 def least_squares(m, x, tape, lam=0.0):
     normal = m.matrix.T @ m.matrix + lam * np.eye(len(x))
     return x + np.linalg.pinv(normal) @ m.matrix.T @ (m.y - m.matrix @ x)
@@ -150,6 +161,8 @@ LOOPS = {
         spectral(pigdm_loop, eta=0.7, var=VAR, posterior=True),
         False,
     ),
+    "flower": (lambda: Flower("mean", num_steps=STEPS), flower, False),
+    "pnp_flow": (lambda: PnPFlow(num_samples=3, num_steps=STEPS, length="published"), pnp_flow, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),

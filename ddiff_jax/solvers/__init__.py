@@ -14,9 +14,11 @@ from ddiff_jax.solvers.dds import DDS
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
+from ddiff_jax.solvers.flower import Flower
 from ddiff_jax.solvers.mmps import MMPS
 from ddiff_jax.solvers.pigdm import PiGDM
 from ddiff_jax.solvers.pnp_dm import PnPDM
+from ddiff_jax.solvers.pnp_flow import PnPFlow
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
 from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
@@ -40,6 +42,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "dds": DDS,
     "pnp_dm": PnPDM,
     "mmps": MMPS,
+    "flower": Flower,
+    "pnp_flow": PnPFlow,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -64,9 +68,11 @@ __all__ = [
     "DiffPnPADMM",
     "DiffPnPHQS",
     "Fixed",
+    "Flower",
     "Needs",
     "PiGDM",
     "PnPDM",
+    "PnPFlow",
     "PseudoInverse",
     "REDDiff",
     "RichardsonLucy",

@@ -62,8 +62,8 @@ class PnPDM:
     slower walks what the data do not see: an iteration keeps v / (v + rho^2) of where it was
     in a direction of variance v.
 
-    Under a Gaussian prior of smooth pictures, sigma_y = 0.05, the defaults come within 0.05 dB of the least mean squared
-    error, and scatter by 0.97 of the posterior's spread.
+    Under a Gaussian prior of smooth pictures, sigma_y = 0.05, the defaults come within 0.05 dB of the least mean
+    squared error, and scatter by 0.97 of the posterior's spread.
 
     Aim: the posterior, of noise inflated as above. Which of several modes a run ends in is decided where rho is large.
 
