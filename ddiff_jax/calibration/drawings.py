@@ -7,7 +7,7 @@ import numpy as np
 from ddiff_jax.report.curves import COLOURS
 from ddiff_jax.safe_text import html_text
 
-SIDE, MARGIN = 300, 42  # of a coverage plot, in pixels
+SIDE, MARGIN = 288, 42  # of a coverage plot, in pixels
 WIDTH, HEIGHT = 150, 64  # of a histogram
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ERRORS = 2.6  # standard errors that the bands show

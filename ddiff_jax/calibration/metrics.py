@@ -107,8 +107,8 @@ def binomial_error(num_problems: int, share: float) -> float:
     return math.sqrt(share * (1 - share) / num_problems)
 
 
-def histogram(found: Int[np.ndarray, "..."], num_samples: int) -> Int[np.ndarray, " m+1"]:
-    """Count how often every rank from 0 to m was found."""
+def histogram(found: Int[np.ndarray, "..."], num_samples: int) -> Int[np.ndarray, " R"]:
+    """Count how often every rank from 0 to m was found: R = m + 1 numbers."""
     return np.bincount(np.ravel(found), minlength=num_samples + 1)
 
 
@@ -166,7 +166,7 @@ def others(truths: Truths) -> Truths:
     return np.roll(truths, -(len(truths) // 2), axis=0)
 
 
-def tarp_curve(found: Int[np.ndarray, " N"], num_samples: int, bins: int) -> Float[np.ndarray, " bins+1"]:
+def tarp_curve(found: Int[np.ndarray, " N"], num_samples: int, bins: int) -> Float[np.ndarray, " B"]:
     """Compute the expected coverage at the shares 0, 1 / bins, ..., 1, as published implementations define it."""
     counts, _ = np.histogram(np.asarray(found, np.float64) / num_samples, bins=bins, range=(0.0, 1.0))
     return np.concatenate([[0.0], np.cumsum(counts) / len(found)])

@@ -33,8 +33,8 @@ def write_page(all_findings: Sequence[Findings], words: table.Words, folder: Pat
         style=style(),
         title=html_text(title),
         subtitle=html_text(
-            f"{len(shades)} solvers on {len(cells)} cells, problems whose posteriors are known; a label is measured, "
-            "and holds for the cell that it was measured on."
+            f"{_count(len(shades), 'solver')} on {_count(len(cells), 'cell')}, problems whose posteriors are known; a label "
+            "is measured, and holds for the cell that it was measured on."
         ),
         warning=_warning(all_findings, words),
         summary=_summary(all_findings, words, shades),
@@ -44,6 +44,10 @@ def write_page(all_findings: Sequence[Findings], words: table.Words, folder: Pat
     path = folder / PAGE
     image_files.write_text(path, text)
     return path
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _warning(all_findings: Sequence[Findings], words: table.Words) -> str:
@@ -62,7 +66,7 @@ def _summary(all_findings: Sequence[Findings], words: table.Words, shades: dict[
     """Put the labels side by side: solvers down, cells across."""
     cells = list(table.cells_of(all_findings))
     aims = {found.solver: found.aim or "unsaid" for found in all_findings}
-    head = "".join(f"<th>{html_text(name)}</th>" for name in ("solver", "aims at", *cells))
+    head = "".join(f"<th class=text>{html_text(name)}</th>" for name in ("solver", "aims at", *cells))
     rows = [
         f"<tr><td>{_dot(shade)}{html_text(solver)}</td><td class=text>{html_text(aims[solver])}</td>"
         + "".join(_label(words.get((solver, cell), "")) for cell in cells)
@@ -83,7 +87,9 @@ def _label(word: str) -> str:
 
 def _cell(cell: str, rows: Sequence[Findings], words: table.Words, shades: dict[str, str]) -> str:
     measured = [found for found in rows if found.measures is not None]
-    head = "".join(f"<th>{html_text(name)}</th>" for name in table.HEAD)
+    texts = [" class=text"] * table.TEXTS
+    kinds = [*texts, *[""] * (len(table.HEAD) - len(texts))]
+    head = "".join(f"<th{kind}>{html_text(name)}</th>" for kind, name in zip(kinds, table.HEAD, strict=True))
     body = []
     for found in rows:
         first, word, *others = table.cells(found, words[found.solver, cell])

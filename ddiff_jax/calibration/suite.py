@@ -25,7 +25,7 @@ EXACT = "exact"
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddiff": {"num_steps": 100},
     # The likelihood's own width, the variance of these images, and steps that are stable for a sigma_y of 0.05.
-    "daps": {"lr": 1e-3, "tau": None, "var": 0.25, "num_steps": 100, "ode_steps": 1, "langevin_steps": 20},
+    "daps": {"lr": 1e-3, "tau": None, "var": 0.25, "num_steps": 100, "ode_steps": 1, "variant": "published"},
     "dps": {"zeta": 0.3, "num_steps": 100},
 }
 

@@ -7,14 +7,14 @@ from ddiff_jax.calibration.findings import LABELS, Coverage, Findings
 from ddiff_jax.evaluation.formats import to_markdown
 
 HEAD = (
-    *("solver", "label", "HPD 50", "HPD 90", "by coordinate 50", "90", "gap, dB", "spread", "energy"),
+    *("solver", "label", "HPD 50", "HPD 90", "coordinate 50", "coordinate 90", "gap, dB", "spread", "energy"),
     *("p SBC", "p TARP", "evaluations", "ms a sample"),
 )
 MEANING = (
-    "HPD and by coordinate: share of truths in regions of highest posterior density, and in central intervals, that "
+    "HPD and coordinate: share of truths in regions of highest posterior density, and in central intervals, that "
     "hold 50 and 90%; gap: loss of the samples' mean against the posterior's; spread: standard deviation over the "
-    "posterior's; energy: distance to exact samples, 0 on average where there is none; p: chance of such ranks by exact "
-    "samples; evaluations of the network a sample. Brackets: standard error of the last digits."
+    "posterior's; energy: distance to exact samples, 0 on average where there is none; p: chance of such ranks by "
+    "exact samples; evaluations of the network a sample. Brackets: standard error of the last digits."
 )
 TEXTS = 2  # columns of texts, before those of numbers
 NONE = "-"
@@ -59,7 +59,7 @@ def with_error(value: float, error: float, digits: int = 2) -> str:
         return NONE
     text = f"{value:.{digits}f}"
     text = text.removeprefix("-") if float(text) == 0 else text
-    return f"{text}({round(error * 10**digits)})" if math.isfinite(error) else text
+    return f"{text}({max(round(error * 10**digits), 1)})" if math.isfinite(error) else text
 
 
 def p_value(value: float) -> str:
@@ -101,7 +101,7 @@ def notes(rows: Sequence[Findings]) -> list[str]:
     """Tell what was left out of a table, and why."""
     told = [f"{found.solver}: {found.why}" for found in rows if found.why]
     told += [
-        f"{found.solver}: {found.num_diverged} of {found.num_problems} problems are left out: samples that are not finite"
+        f"{found.solver}: {found.num_diverged} of {found.num_problems} problems are left out, with samples not finite"
         for found in rows
         if found.num_diverged
     ]
