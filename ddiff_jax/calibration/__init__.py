@@ -6,14 +6,16 @@
     >>> sorted(calibration.LABELS)[:3]
     ['approximate', 'biased', 'diffuse']
 
-`calibrate` measures one solver on one cell, `calibrate_all` many on many; the command is `ddiff calibrate`. A cell of
-one's own is a `Cell`: any prior and operator with a `Posterior` that is known.
+`calibrate` measures one solver on one cell, `calibrate_all` many on many, and `compare` takes one measurement and
+thousands of samples of it; the command is `ddiff calibrate`. A cell of one's own is a `Cell`: any prior and operator with a `Posterior`
+that is known.
 """
 
 from ddiff_jax.calibration.cell import CELLS, DEFAULT, FULL, Cell, Posterior
 from ddiff_jax.calibration.findings import LABELS, Coverage, Findings, Measures, labels, measure
 from ddiff_jax.calibration.page import write_page
 from ddiff_jax.calibration.run import Draws, Exact, calibrate, draw
+from ddiff_jax.calibration.single import Single, compare
 from ddiff_jax.calibration.suite import Entry, Watch, calibrate_all, default_solvers, document, find_cell, find_solver
 from ddiff_jax.calibration.table import sentences, to_document, to_text
 
@@ -30,9 +32,11 @@ __all__ = [
     "Findings",
     "Measures",
     "Posterior",
+    "Single",
     "Watch",
     "calibrate",
     "calibrate_all",
+    "compare",
     "default_solvers",
     "document",
     "draw",

@@ -7,8 +7,8 @@ import numpy as np
 from ddiff_jax.report.curves import COLOURS
 from ddiff_jax.safe_text import html_text
 
-SIDE, MARGIN = 288, 42  # of a coverage plot, in pixels
-WIDTH, HEIGHT = 150, 64  # of a histogram
+SIDE, MARGIN = 288.0, 42.0  # of a coverage plot, in pixels
+WIDTH, HEIGHT = 150.0, 64.0  # of a histogram
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ERRORS = 2.6  # standard errors that the bands show
 INK, FAINT, WASH = "#181a20", "#686c76", "#eceef2"
@@ -31,7 +31,7 @@ def coverage_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]
     """
     size = SIDE + 2 * MARGIN
     parts = [
-        f'<svg class="plot" viewBox="0 0 {size} {size}" width="{size}" height="{size}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {size:g} {size:g}" width="{size:g}" height="{size:g}" role="img" '
         f'aria-label="{html_text(title)}">'
     ]
     if num_problems is not None:
@@ -41,7 +41,7 @@ def coverage_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]
         edge = np.column_stack([np.append(nominal, nominal[::-1]), np.append(high, low[::-1])]).tolist()
         parts.append(f'<polygon points="{_points(edge)}" fill="{WASH}"/>')
     parts.append(
-        f'<polyline points="{_points([(0, 0), (1, 1)])}" fill="none" stroke="{FAINT}" stroke-dasharray="4 3"/>'
+        f'<polyline points="{_points([(0.0, 0.0), (1.0, 1.0)])}" fill="none" stroke="{FAINT}" stroke-dasharray="4 3"/>'
     )
     for tick in TICKS:
         x, y = _place(tick, 0.0)
@@ -50,7 +50,7 @@ def coverage_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]
         parts.append(_text(x - 6, y + 4, f"{tick:g}", "end"))
     parts.append(f'<rect x="{MARGIN}" y="{MARGIN}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#c9ccd3"/>')
     parts.append(_text(size / 2, size - 6, "nominal coverage", "middle"))
-    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12, size / 2, "measured", "middle")}</g>')
+    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12.0, size / 2, "measured", "middle")}</g>')
     parts.append(_text(MARGIN, MARGIN - 14, title, "start", INK, 13))
     for i, (solver, curve) in enumerate(curves.items()):
         if curve:
@@ -79,12 +79,13 @@ def rank_histogram(title: str, counts: Sequence[int], shade: str) -> str:
         f'height="{HEIGHT * count / total / top:.1f}" fill="{shade}"/>'
         for i, count in enumerate(counts)
     )
+    height = HEIGHT + 16
     return (
-        f'<svg class="ranks" viewBox="0 0 {WIDTH} {HEIGHT + 16}" width="{WIDTH}" height="{HEIGHT + 16}" role="img" '
+        f'<svg class="ranks" viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}" height="{height:g}" role="img" '
         f'aria-label="{html_text(title)}: {html_text(", ".join(map(str, counts)))}">'
         f'<rect x="0" y="{HEIGHT - high:.1f}" width="{WIDTH}" height="{high - low:.1f}" fill="{WASH}"/>{bars}'
         f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}" stroke="#c9ccd3"/>'
-        f"{_text(0, HEIGHT + 13, title, 'start')}</svg>"
+        f"{_text(0.0, HEIGHT + 13, title, 'start')}</svg>"
     )
 
 

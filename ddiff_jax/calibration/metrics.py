@@ -210,7 +210,7 @@ def excess(samples: Draws, means: Truths, *, corrected: bool = True) -> Float[np
 
 def decibel(ratio: Float[np.ndarray, "*axes"] | float) -> np.ndarray:
     """Put a ratio of powers in decibel."""
-    return 10 * np.log10(np.maximum(ratio, TINY))
+    return np.asarray(10 * np.log10(np.maximum(ratio, TINY)))
 
 
 def gap(of_problems: Float[np.ndarray, " N"], variances: Float[np.ndarray, " N"]) -> tuple[float, float]:
@@ -260,7 +260,7 @@ def _mean_apart(a: Draws) -> Float[np.ndarray, " N"]:
     return np.sum(_distances(a, a), axis=(1, 2)) / (count * (count - 1))
 
 
-def _distances(a: Draws, b: Draws) -> Float[np.ndarray, "N m k"]:
+def _distances(a: Draws, b: Float[np.ndarray, "N k d"]) -> Float[np.ndarray, "N m k"]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     squared = np.sum(a**2, axis=-1)[:, :, None] + np.sum(b**2, axis=-1)[:, None] - 2 * a @ b.swapaxes(-1, -2)
     if a is b:

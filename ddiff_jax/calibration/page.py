@@ -33,8 +33,8 @@ def write_page(all_findings: Sequence[Findings], words: table.Words, folder: Pat
         style=style(),
         title=html_text(title),
         subtitle=html_text(
-            f"{_count(len(shades), 'solver')} on {_count(len(cells), 'cell')}, problems whose posteriors are known; a label "
-            "is measured, and holds for the cell that it was measured on."
+            f"{_count(len(shades), 'solver')} on {_count(len(cells), 'cell')}, problems whose posteriors are known; a "
+            "label is measured, and holds for the cell that it was measured on."
         ),
         warning=_warning(all_findings, words),
         summary=_summary(all_findings, words, shades),
