@@ -80,22 +80,22 @@ class Law:
             weights, variances = np.append(self.p * weights, 1 - self.p), np.append(variances, 0.0)
         return weights, variances
 
-    def log_cell_masses(self, middle: Float[Array, "..."], width: Float[Array, ""]) -> Float[Array, "..."]:
-        """Compute the logarithm of the mass that the continuous law has in cells of one width.
+    def log_cell_masses(self, middle: Any, width: Any) -> Any:
+        """Compute the logarithm of the mass that the continuous law has in cells of one width, in NumPy or JAX.
 
         A cell of Laplace's law has 0 in its middle or does not contain it.
         """
+        library = jnp if isinstance(middle, jax.Array) else np
         if self.kind == "laplace":
             half = width / (2 * self.scale)
             # log sinh(half) and log(1 - exp(-half)), at any size of it
-            log_sinh = half + jnp.log(-jnp.expm1(-2 * half)) - math.log(2)
-            at_zero = jnp.log(-jnp.expm1(-half))
-            return jnp.where(jnp.abs(middle) < width / 4, at_zero, log_sinh - jnp.abs(middle) / self.scale)
-        nodes, weights = QUADRATURE
-        points = middle[..., None] + jnp.asarray(nodes / 2, middle.dtype) * width
-        return jax.nn.logsumexp(self._log_density(points, jnp), -1, b=jnp.asarray(weights / 2, middle.dtype)) + (
-            jnp.log(width)
-        )
+            log_sinh = half + library.log(-library.expm1(-2 * half)) - math.log(2)
+            at_zero = library.log(-library.expm1(-half))
+            return library.where(abs(middle) < width / 4, at_zero, log_sinh - abs(middle) / self.scale)
+        nodes, weights = (library.asarray(values / 2, middle.dtype) for values in QUADRATURE)
+        logs = self._log_density(middle[..., None] + nodes * width, library)
+        top = logs.max(-1, keepdims=True)
+        return top[..., 0] + library.log((library.exp(logs - top) * weights).sum(-1)) + library.log(width)
 
 
 def shrink(
