@@ -1,6 +1,7 @@
 """The laws of single coefficients: Gaussian, Laplace, Student, and those that are 0 more often than not."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,7 @@ Kind = Literal["gauss", "laplace", "student3"]
 # the first to the last, both relative to the law's own: the rule of trapezoids then errs by about exp(-pi^2 / step).
 STEP = 0.4
 VARIANCES: dict[str, tuple[float, float]] = {"laplace": (-24.0, 4.0), "student3": (-4.0, 20.0)}
-CUBATURE = np.polynomial.legendre.leggauss(8)  # nodes and weights on [-1, 1]
+QUADRATURE = np.polynomial.legendre.leggauss(8)  # nodes and weights on [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,16 @@ class Law:
 
     def log_density(self, u: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."] | None:
         """Compute log p(u); None if 0 has a positive probability."""
-        return np.asarray(np.log(self._density(u, np))) if self.p == 1 else None
+        return self._log_density(u, np) if self.p == 1 else None
 
-    def _density(self, u: Any, library: Any) -> Any:
-        """Compute the density of the continuous law."""
+    def _log_density(self, u: Any, library: Any) -> Any:
+        """Compute the logarithm of the density of the continuous law."""
         v = u / self.scale
         if self.kind == "gauss":
-            return library.exp(-(v**2) / 2) / (np.sqrt(2 * np.pi) * self.scale)
+            return -(v**2) / 2 - float(np.log(np.sqrt(2 * np.pi) * self.scale))
         if self.kind == "laplace":
-            return library.exp(-library.abs(v)) / (2 * self.scale)
-        return 2 / (np.pi * np.sqrt(3) * self.scale) / (1 + v**2 / 3) ** 2
+            return -library.abs(v) - float(np.log(2 * self.scale))
+        return -2 * library.log1p(v**2 / 3) + float(np.log(2 / (np.pi * np.sqrt(3) * self.scale)))
 
     def scale_mixture(self) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
         """Write the law as a mixture of Q Gaussians around 0.
@@ -79,20 +80,22 @@ class Law:
             weights, variances = np.append(self.p * weights, 1 - self.p), np.append(variances, 0.0)
         return weights, variances
 
-    def cell_masses(self, middle: Float[Array, "..."], width: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Integrate the density of the continuous law over cells of one width.
+    def log_cell_masses(self, middle: Any, width: Any) -> Any:
+        """Compute the logarithm of the mass that the continuous law has in cells of one width, in NumPy or JAX.
 
-        Laplace's cells either have 0 in the middle or do not contain it.
+        A cell of Laplace's law has 0 in its middle or does not contain it.
         """
-        width = jnp.broadcast_to(width, middle.shape)
+        library = jnp if isinstance(middle, jax.Array) else np
         if self.kind == "laplace":
             half = width / (2 * self.scale)
-            beside = jnp.exp(-jnp.abs(middle) / self.scale) * jnp.sinh(jnp.minimum(half, 50.0))
-            return jnp.where(jnp.abs(middle) < width / 4, -jnp.expm1(-half), beside)
-        total = jnp.zeros_like(middle)
-        for node, weight in zip(*CUBATURE, strict=True):  # all positive: differences of a distribution would cancel
-            total += weight * self._density(middle + node / 2 * width, jnp)
-        return total * width / 2
+            # log sinh(half) and log(1 - exp(-half)), at any size of it
+            log_sinh = half + library.log(-library.expm1(-2 * half)) - math.log(2)
+            at_zero = library.log(-library.expm1(-half))
+            return library.where(abs(middle) < width / 4, at_zero, log_sinh - abs(middle) / self.scale)
+        nodes, weights = (library.asarray(values / 2, middle.dtype) for values in QUADRATURE)
+        logs = self._log_density(middle[..., None] + nodes * width, library)
+        top = logs.max(-1, keepdims=True)
+        return top[..., 0] + library.log((library.exp(logs - top) * weights).sum(-1)) + library.log(width)
 
 
 def shrink(
@@ -102,7 +105,7 @@ def shrink(
 
     All terms are positive times z, so that no digits cancel at any level.
     """
-    total = signal**2 * variances + sigma**2
+    total = jnp.maximum(signal**2 * variances + sigma**2, 1e-30)  # no noise at all, and u = 0, is 0
     shape = (*(1,) * z.ndim, len(weights))
     logs = (jnp.log(weights) - 0.5 * jnp.log(total)).reshape(shape) - 0.5 * z[..., None] ** 2 / total.reshape(shape)
     share = jax.nn.softmax(logs) / total.reshape(shape)
