@@ -15,6 +15,7 @@ from ddiff_jax.calibration.laws import Law
 from ddiff_jax.calibration.sparse import Signals
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.schedule import PUBLISHED
 from ddiff_jax.types import Image, ImageShape, PRNGKey
 
 WINDOW = 8.0  # standard deviations of the noise on either side
@@ -112,6 +113,11 @@ class LevyPrior:
         """Compute how probable it is, up to a factor, to go 2 h cells down to 2 h up, given how the windows shift."""
         reach = 2 * self.half_points + 1
         return kernel(self.law, shifts[:, None] + jnp.arange(-reach, reach + 1, dtype=step.dtype), step)
+
+
+def levy_prior(law: Law, length: int) -> LevyPrior:
+    """Build the prior of signals [length, 1] whose increments have a law, with errors below a thousandth."""
+    return LevyPrior(law, 32, 4.0, (length, 1), PUBLISHED)
 
 
 def kernel(law: Law, cells: Any, step: Any) -> Any:
