@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -19,6 +19,7 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.types import PRNGKey
 
 
+@runtime_checkable
 class Posterior(Protocol):
     """A posterior p(x | y) that is known, for N problems at a time."""
 
@@ -107,8 +108,8 @@ PICTURES = {
 }
 LAWS: dict[str, tuple[Kind, float]] = {
     "bernoulli": ("laplace", 0.1),
-    "laplace": ("laplace", 1),
-    "student": ("student3", 1),
+    "laplace": ("laplace", 1.0),
+    "student": ("student3", 1.0),
 }
 SIGNALS = {
     **{f"S-{law}/{operator}": ("S", law, operator, 100) for law in LAWS for operator in ("identity", "convolution")},
