@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,14 +104,23 @@ def test_a_matrix_is_a_decomposable_operator(name, x64):
     random = np.random.default_rng(0)
     x, y = jnp.asarray(random.standard_normal((4, 4, 1))), jnp.asarray(random.standard_normal(16))
     rows = len(matrix)
-    np.testing.assert_allclose(operator.forward(x)[:rows], matrix @ x.ravel(), atol=1e-14)
-    assert not operator.forward(x)[rows:].any() and operator.observed().sum() == rows
-    assert dot_test(operator, x, y) < 1e-14
-    parts = operator.svd()
-    np.testing.assert_allclose(parts.s * parts.from_image(x), parts.from_measurement(operator.forward(x)), atol=1e-14)
-    np.testing.assert_allclose(parts.to_image(parts.from_image(x)), x, atol=1e-14)
+    y = jnp.where(operator.observed(), y, 0.0)
+
+    @jax.jit
+    def ask(operator, x, y):
+        parts = operator.svd()
+        seen, own = operator.forward(x), parts.from_image(x)
+        decomposed = parts.s * own, parts.from_measurement(seen), parts.to_image(own)
+        return seen, dot_test(operator, x, y), operator.prox(x, y, 0.3), *decomposed
+
+    seen, mismatch, nearest, both, same, again = map(np.asarray, ask(operator, x, y))
+    np.testing.assert_allclose(seen[:rows], matrix @ x.ravel(), atol=1e-14)
+    assert not seen[rows:].any() and operator.observed().sum() == rows
+    assert mismatch < 1e-14
+    np.testing.assert_allclose(both, same, atol=1e-14)
+    np.testing.assert_allclose(again, x, atol=1e-14)
     expected = np.linalg.solve(matrix.T @ matrix + 0.3 * np.eye(16), matrix.T @ y[:rows] + 0.3 * x.ravel())
-    np.testing.assert_allclose(operator.prox(x, y.at[rows:].set(0.0), 0.3).ravel(), expected, atol=1e-13)
+    np.testing.assert_allclose(nearest.ravel(), expected, atol=1e-13)
 
 
 def test_unfit_matrices_and_unknown_names_are_refused():
@@ -149,9 +159,12 @@ def test_gaussian_posterior_has_the_specified_numbers(name):
         np.testing.assert_allclose([*mean[:4], mean.sum(), (mean**2).sum()], expected, atol=5e-7)
 
 
+LARGEST = pytest.param(32, "sample", 0.01131840, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("n", "name", "expected"),
-    [(16, "sample", 0.02511390), (16, "blur", 0.02576348), (16, "identity", 0.00230840), (32, "sample", 0.01131840)],
+    [(16, "sample", 0.02511390), (16, "blur", 0.02576348), (16, "identity", 0.00230840), LARGEST],
 )
 def test_larger_gaussians_have_the_specified_variance(n, name, expected):
     _, posterior = spectral_problem(gaussian_components(n), picture_matrix(name, n), 0.05)
@@ -279,7 +292,7 @@ def test_lattice_denoiser_has_the_specified_numbers(name, sigma, x64):
     x, variance = lattice_denoiser(name, 128)(jnp.asarray(z)[:, None], level(sigma))
     expected = numbers(LATTICE_NUMBERS[name, sigma])
     np.testing.assert_allclose(x[np.array(SHOWN)], expected[:5], atol=1e-6 if sigma < 0.5 else 1e-5)
-    assert variance == pytest.approx(expected[5], abs=2e-8 if sigma < 0.5 else 4e-6)
+    assert variance == pytest.approx(expected[5], abs=2e-8 if sigma < 0.5 else 3e-6)
 
 
 CHAIN_NUMBERS = {
@@ -327,7 +340,7 @@ def compiled(family, dtype):
 
 
 FAMILIES = ("G", "M", "S-laplace", "S-bernoulli", "S-student", "L-laplace", "L-bernoulli")
-DENOISED = {"G": 3e-6, "M": 3e-5, "S": 3e-6, "L": 2e-3}  # of the prior's deviation, .5; float32, L by its lattice
+DENOISED = {"G": 3e-6, "M": 3e-5, "S": 3e-6, "L": 3e-4}  # absolute; L by its lattice
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -368,13 +381,13 @@ def test_the_jacobian_is_the_posterior_covariance(family, x64):
     assert abs(0.09 * direction @ jacobian @ direction - along.var()) < SE * spread
 
 
-def test_a_lattice_survives_measurements_that_no_signal_explains():
-    for law in (INCREMENTS["gauss"], INCREMENTS["bernoulli"]):
-        prior = levy_prior(law, 64)
-        x_t = 3 * jnp.asarray((-1.0) ** ENTRIES, jnp.float32)[:, None]
-        for sigma in (0.002, 0.3, 1.0):
-            x_0, eps = prior.predict(x_t, level(sigma, "float32"))
-            assert np.isfinite(x_0).all() and np.isfinite(eps).all()
+@pytest.mark.parametrize("law", ["gauss", "bernoulli"])
+def test_a_lattice_survives_measurements_that_no_signal_explains(law):
+    x_t = jnp.broadcast_to(3 * jnp.asarray((-1.0) ** ENTRIES, jnp.float32)[:, None], (4, 64, 1))
+    for sigma in (0.002, 0.3, 1.0):
+        at = dd.Level(jnp.float32(1), jnp.float32(sigma), jnp.float32(0))
+        x_0, eps, slope = compiled(f"L-{law}", "float32")(x_t, at)
+        assert np.isfinite(x_0).all() and np.isfinite(eps).all() and np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize(
@@ -404,7 +417,7 @@ def test_exact_samplers_have_the_moments_of_their_posterior(name):
 def test_log_densities_are_those_of_prior_and_likelihood(name):
     """Differences of log p(x | y) along a path are what its two factors say, by the samples' own definition."""
     cell = CELLS[name]()
-    posterior = cell.posterior
+    posterior: Any = cell.posterior
     x = posterior.truths(jax.random.key(0), 3)
     y = np.zeros((1, 64))
     y[:, : len(posterior.matrix)] = x[0].ravel() @ posterior.matrix.T
@@ -421,7 +434,7 @@ def test_log_densities_are_those_of_prior_and_likelihood(name):
         )
     else:
         u = flat @ HAAR if name[0] == "S" else np.diff(flat, axis=1, prepend=0.0)
-        prior = stats.laplace(scale=posterior.law.scale).logpdf(u).sum(1)
+        prior = stats.laplace.logpdf(u, scale=posterior.law.scale).sum(1)
     np.testing.assert_allclose(np.diff(found), np.diff(prior + likelihood), rtol=1e-7)
 
 
@@ -509,7 +522,7 @@ def test_every_cell_holds_together():
     for name in CELLS:
         if name.startswith("G32"):
             continue
-        cell = CELLS[name]()
+        cell: Any = CELLS[name]()
         check_pytree("prior", cell.prior)
         check_pytree("operator", cell.operator)
         assert cell.name == name and cell.num_problems > 0

@@ -243,7 +243,6 @@ def spectral_problem(
     weights, means, variances = components
     n = means.shape[-1]
     basis = dct_basis(n)
-    arrays = (jnp.asarray(a, jnp.result_type(float)) for a in (weights, means, variances, basis))
     pixels = np.kron(basis, basis)
     same = np.ptp(means, 0).max() == 0 and np.ptp(variances, 0).max() == 0
     kept = slice(0, 1 if same else None)  # equal components are one
@@ -255,4 +254,12 @@ def spectral_problem(
         sigma_y,
         (n, n, 1),
     )
-    return SpectralMixturePrior(*arrays, PUBLISHED), posterior
+    dtype = jnp.result_type(float)
+    prior = SpectralMixturePrior(
+        weights=jnp.asarray(weights, dtype),
+        means=jnp.asarray(means, dtype),
+        variances=jnp.asarray(variances, dtype),
+        basis=jnp.asarray(basis, dtype),
+        schedule=PUBLISHED,
+    )
+    return prior, posterior

@@ -165,7 +165,7 @@ class GibbsPosterior(Signals):
         right = np.stack([np.take_along_axis(part, places, 1) for part in (seen + data, seen)], -1)
         right[..., 0] += random.standard_normal(variances.shape) / np.sqrt(variances)
         solution = np.linalg.solve(q, right * inside[..., None])
-        u, centre = np.zeros((2, *seen.shape))
+        u, centre = np.zeros_like(seen), np.zeros_like(seen)
         for target, column in ((u, solution[..., 0]), (centre, solution[..., 1])):
             np.put_along_axis(target, places, np.where(inside, column, 0.0), 1)
         return u, centre

@@ -26,13 +26,13 @@ class LevyPrior:
     """x_k = u_0 + ... + u_k with independent increments of one law: a Markov chain, denoised forward and backward.
 
     Every x_k lives on 2 h + 1 points of a lattice, around x_t / signal or, if there is more noise than signals have
-    range, around 0. Messages run along the chain and back; their product is the law of x_k given x_t. Between two
-    points lies the mass of the increments in a cell, less a 24th of its second difference: the cell's own variance,
-    which would add to that of the increments. Increments of exactly 0 are shifts by whole cells.
+    range, around 0. Messages run along the chain and back; their product is the law of x_k given x_t. A move
+    by so many points has the mass that increments have in a cell, less so much of its second difference that the
+    variance stays that of increments, to which the cell's own would add. Increments of exactly 0 do not move.
 
     Args:
         law: of the increments.
-        half_points: h; 256 gives four digits at every level, 64 two to three.
+        half_points: h.
         reach: half the range of signals.
         image_shape: (L, 1).
         schedule: noise levels.
@@ -80,7 +80,6 @@ class LevyPrior:
     def _shares(self, x_t: Float[Array, " L"], a: Array, b: Array) -> Float[Array, "L G"]:
         """Compute the law of every x_k given x_t on its points."""
         step, centres, steps = self._lattice(x_t, a, b)
-        tiny = jnp.asarray(jnp.finfo(x_t.dtype).tiny, x_t.dtype)
         off = ((x_t - a * step * centres)[:, None] - a * step * steps[None]) / b
         logs = -0.5 * off**2
         likelihoods = jnp.exp(logs - logs.max(1, keepdims=True))
@@ -95,19 +94,19 @@ class LevyPrior:
         def forward(before: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
             likelihood, spectrum = row
             message = likelihood * move(before, spectrum)
-            message = message / jnp.maximum(message.sum(), tiny)
+            message = _normalised(message)
             return message, message
 
         def backward(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
             likelihood, spectrum = row
             message = move((likelihood * after)[::-1], spectrum)[::-1]
-            return message / jnp.maximum(message.sum(), tiny), after
+            return _normalised(message), after
 
         start = (steps == 0).astype(x_t.dtype)  # x_-1 = 0
         _, forwards = jax.lax.scan(forward, start, (likelihoods, spectra))
         _, backwards = jax.lax.scan(backward, jnp.ones_like(start), (likelihoods, spectra), reverse=True)
         product = forwards * backwards
-        return product / jnp.maximum(product.sum(1, keepdims=True), tiny)
+        return _normalised(product)
 
     def _kernels(self, step: Array, shifts: Float[Array, " L"]) -> Float[Array, "L cells"]:
         """Compute how probable it is, up to a factor, to go 2 h cells down to 2 h up, given how the windows shift."""
@@ -115,8 +114,14 @@ class LevyPrior:
         return kernel(self.law, shifts[:, None] + jnp.arange(-reach, reach + 1, dtype=step.dtype)[None], step)
 
 
+def _normalised(messages: Float[Array, "... G"]) -> Float[Array, "... G"]:
+    """Make the sum of a message 1; one that is 0 all over, for want of digits, stays so, with derivatives of 0."""
+    total = messages.sum(-1, keepdims=True)
+    return messages / jnp.where(total > jnp.finfo(total.dtype).tiny, total, 1.0)
+
+
 def levy_prior(law: Law, length: int) -> LevyPrior:
-    """Build the prior of signals [length, 1] whose increments have a law, with errors below a thousandth."""
+    """Build the prior of signals [length, 1] whose increments have a law, with errors of about 1e-4 at most."""
     return LevyPrior(law, 32, 4.0, (length, 1), PUBLISHED)
 
 
@@ -137,7 +142,7 @@ def kernel(law: Law, cells: Any, step: Any) -> Any:
     top = library.where((zero > 0).any(-1, keepdims=True), 0.0, logs.max(-1, keepdims=True))
     masses = library.exp(logs - top)
     bent = masses[..., 2:] - 2 * masses[..., 1:-1] + masses[..., :-2]
-    return law.p * library.maximum(masses[..., 1:-1] - bent / 24, 0.0) + zero[..., 1:-1]
+    return law.p * library.maximum(masses[..., 1:-1] - law.excess(step) / 2 * bent, 0.0) + zero[..., 1:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +156,12 @@ class ChainPosterior(Signals):
         reach: half the range of signals.
     """
 
-    half_points: int = 1024
+    half_points: int = 512
     reach: float = 6.0
 
     @functools.cached_property
-    def _step(self) -> float:
-        return self.reach / self.half_points
+    def _step(self) -> np.float64:
+        return np.float64(self.reach / self.half_points)
 
     @functools.cached_property
     def _points(self) -> Float[np.ndarray, " G"]:
@@ -195,7 +200,7 @@ class ChainPosterior(Signals):
     def _moments(self, y: Any) -> tuple[Float[np.ndarray, "N L"], Float[np.ndarray, "N L"]]:
         likelihoods = self._likelihoods(y)
         forward, after = self._forward(likelihoods), np.ones_like(likelihoods[0])
-        means, variances = np.empty((2, *forward.shape[:2]))
+        means, variances = np.empty(forward.shape[:2]), np.empty(forward.shape[:2])
         for k in reversed(range(len(forward))):
             share = forward[k] * after
             share /= share.sum(-1, keepdims=True)

@@ -86,8 +86,8 @@ def matrix_operator(matrix: Matrix, image_shape: ImageShape) -> MatrixOperator:
     padded = np.zeros((size, size))
     padded[: len(matrix)] = matrix
     u, s, vt = np.linalg.svd(padded)
-    arrays = (jnp.asarray(a, jnp.result_type(float)) for a in (padded, u, s, vt))
-    return MatrixOperator(*arrays, jnp.arange(size) < len(matrix), tuple(image_shape))
+    padded, u, s, vt = (jnp.asarray(a, jnp.result_type(float)) for a in (padded, u, s, vt))
+    return MatrixOperator(padded, u, s, vt, jnp.arange(size) < len(matrix), tuple(image_shape))
 
 
 def circulant(taps: Float[np.ndarray, " taps"], size: int) -> Matrix:
@@ -150,8 +150,8 @@ def signal_matrix(name: str) -> Matrix:
         angle = 2 * np.pi / size * np.arange(size)
         frequencies = np.array([int(frequency) for frequency in FREQUENCIES.split()])
         is_real = np.isin(frequencies, (0, size // 2))
-        waves = np.exp(-1j * np.outer(frequencies, angle)) * np.sqrt(np.where(is_real, 1, 2) / size)[:, None]
-        return np.concatenate([waves.real, waves.imag[~is_real]])
+        phase, scale = np.outer(frequencies, angle), np.sqrt(np.where(is_real, 1, 2) / size)[:, None]
+        return np.concatenate([scale * np.cos(phase), -(scale * np.sin(phase))[~is_real]])
 
     makers = {
         "identity": lambda: np.eye(size),

@@ -49,7 +49,9 @@ class SparsePrior:
 
 def sparse_prior(law: Law, basis: Float[np.ndarray, "d d"]) -> SparsePrior:
     """Build the prior of signals [d, 1] whose coefficients have a law."""
-    arrays = (jnp.asarray(a, jnp.result_type(float)) for a in (basis, *law.scale_mixture()))
+    weights, variances = law.scale_mixture()
+    dtype = jnp.result_type(float)
+    arrays = jnp.asarray(basis, dtype), jnp.asarray(weights, dtype), jnp.asarray(variances, dtype)
     return SparsePrior(*arrays, (len(basis), 1), PUBLISHED)
 
 
