@@ -384,7 +384,7 @@ def test_the_jacobian_is_the_posterior_covariance(family, x64):
 @pytest.mark.parametrize("law", ["gauss", "bernoulli"])
 def test_a_lattice_survives_measurements_that_no_signal_explains(law):
     x_t = jnp.broadcast_to(3 * jnp.asarray((-1.0) ** ENTRIES, jnp.float32)[:, None], (4, 64, 1))
-    for sigma in (0.002, 0.3, 1.0):
+    for sigma in (0.0, 0.002, 0.3, 1.0):
         at = dd.Level(jnp.float32(1), jnp.float32(sigma), jnp.float32(0))
         x_0, eps, slope = compiled(f"L-{law}", "float32")(x_t, at)
         assert np.isfinite(x_0).all() and np.isfinite(eps).all() and np.isfinite(slope).all()

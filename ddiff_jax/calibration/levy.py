@@ -50,7 +50,7 @@ class LevyPrior:
 
     def predict(self, x_t: Image, level: Level) -> tuple[Image, Image]:
         """Return E[x_0 | x_t] and E[n | x_t]."""
-        a, b = (jnp.asarray(value, x_t.dtype) for value in (level.signal, level.sigma))
+        a, b = _numbers(level, x_t)
         step, centres, steps = self._lattice(x_t.ravel(), a, b)
         share = self._shares(x_t.ravel(), a, b)
         offset = share @ steps * step
@@ -60,7 +60,7 @@ class LevyPrior:
 
     def mean_variance(self, x_t: Image, level: Level) -> Float[Array, ""]:
         """Compute the mean over k of Var[x_k | x_t]."""
-        a, b = (jnp.asarray(value, x_t.dtype) for value in (level.signal, level.sigma))
+        a, b = _numbers(level, x_t)
         step, _, steps = self._lattice(x_t.ravel(), a, b)
         share = self._shares(x_t.ravel(), a, b)
         return step**2 * jnp.mean(share @ steps**2 - (share @ steps) ** 2)
@@ -93,8 +93,7 @@ class LevyPrior:
 
         def forward(before: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
             likelihood, spectrum = row
-            message = likelihood * move(before, spectrum)
-            message = _normalised(message)
+            message = _normalised(likelihood * move(before, spectrum))
             return message, message
 
         def backward(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -105,13 +104,17 @@ class LevyPrior:
         start = (steps == 0).astype(x_t.dtype)  # x_-1 = 0
         _, forwards = jax.lax.scan(forward, start, (likelihoods, spectra))
         _, backwards = jax.lax.scan(backward, jnp.ones_like(start), (likelihoods, spectra), reverse=True)
-        product = forwards * backwards
-        return _normalised(product)
+        return _normalised(forwards * backwards)
 
     def _kernels(self, step: Array, shifts: Float[Array, " L"]) -> Float[Array, "L cells"]:
         """Compute how probable it is, up to a factor, to go 2 h cells down to 2 h up, given how the windows shift."""
         reach = 2 * self.half_points + 1
         return kernel(self.law, shifts[:, None] + jnp.arange(-reach, reach + 1, dtype=step.dtype)[None], step)
+
+
+def _numbers(level: Level, x_t: Image) -> tuple[Array, Array]:
+    """Read signal and noise of a level; without noise there is no lattice, so that 1e-6 of it counts as none."""
+    return jnp.asarray(level.signal, x_t.dtype), jnp.maximum(jnp.asarray(level.sigma, x_t.dtype), 1e-6)
 
 
 def _normalised(messages: Float[Array, "... G"]) -> Float[Array, "... G"]:
