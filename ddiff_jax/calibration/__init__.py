@@ -7,8 +7,8 @@
     ['approximate', 'biased', 'diffuse']
 
 `calibrate` measures one solver on one cell, `calibrate_all` many on many, and `compare` takes one measurement and
-thousands of samples of it; the command is `ddiff calibrate`. A cell of one's own is a `Cell`: any prior and operator with a `Posterior`
-that is known.
+thousands of samples of it; the command is `ddiff calibrate`. A cell of one's own is a `Cell`: any prior and operator
+with a `Posterior` that is known.
 """
 
 from ddiff_jax.calibration.cell import CELLS, DEFAULT, FULL, Cell, Posterior
