@@ -47,7 +47,7 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "sample": {**QUICK, "--count": ["2"]},
     "check-prior": {"--levels": ["2"]},
     "calibrate": {
-        **{"--solver": ["dps"], "--set": ["dps:num-steps=2"], "--cell": ["G8/sample"]},
+        **{"--solver": ["dps"], "--set": ["dps:steps=2"], "--cell": ["G8/sample"]},
         **{"--problems": ["10"], "--no-cache": []},
     },
     "phantoms": {"--count": ["2"]},
