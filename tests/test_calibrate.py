@@ -6,6 +6,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Pixels:
     def variance(self, y):
         return jnp.full((y.shape[0],), math.prod(SHAPE) * self.var)
 
-    def log_density(self, x, y):
+    def log_density(self, x, y) -> Any:
         return -jnp.sum((x - self.mean(y)[:, None]) ** 2, axis=(2, 3, 4)) / (2 * self.var)
 
 
@@ -63,7 +64,7 @@ class WithoutDensity(Pixels):
 
 def gaussian_cell(name="G4", posterior=None, **options):
     prior = dd.GaussianPrior(0.0, VAR, dd.linear_schedule(), SHAPE)
-    operator = dd.operators.OPERATORS["super_resolution"](SHAPE, factor=1)
+    operator = dd.operators.super_resolution(SHAPE, factor=1)
     return Cell(name, prior, operator, SIGMA_Y, posterior or Pixels(), COUNT, **options)
 
 
@@ -104,6 +105,11 @@ def drawn():
     return draw(gaussian_cell(), KEY)
 
 
+def measured(found) -> Measures:
+    assert found.measures is not None
+    return found.measures
+
+
 # What is found
 
 
@@ -123,15 +129,23 @@ def test_every_label_is_that_of_a_law_which_deserves_it(drawn, solver, label):
     found = calibrate(solver, drawn)
     assert found.label == label, found
     if isinstance(solver, Draw):
-        assert found.measures.spread == pytest.approx(float(solver.width), abs=0.03)
+        assert measured(found).spread == pytest.approx(float(solver.width), abs=0.03)
         excess = float(solver.shift) ** 2 / Pixels().var
-        assert found.measures.gap == pytest.approx(10 * math.log10(1 + excess), abs=5 * found.measures.gap_error)
+        assert measured(found).gap == pytest.approx(10 * math.log10(1 + excess), abs=5 * measured(found).gap_error)
+
+
+@pytest.mark.parametrize("name", calibration.DEFAULT)
+def test_exact_samples_pass_on_the_default_cells(name):
+    found = calibrate(Exact(), calibration.CELLS[name](), KEY, num_problems=100)
+    assert found.label == "posterior", found
+    assert min(measured(found).sbc_p_value, measured(found).tarp_p_value) > 1e-3
+    assert abs(measured(found).energy) < 4 * measured(found).energy_error
 
 
 def test_results_do_not_depend_on_blocks(drawn):
-    whole, parts = calibrate(Draw(), drawn), calibrate(Draw(), drawn, block=30)
-    assert whole.measures.density_ranks == parts.measures.density_ranks
-    assert whole.measures.gap == pytest.approx(parts.measures.gap, abs=1e-5)
+    whole, parts = measured(calibrate(Draw(), drawn)), measured(calibrate(Draw(), drawn, block=30))
+    assert whole.density_ranks == parts.density_ranks
+    assert whole.gap == pytest.approx(parts.gap, abs=1e-5)
 
 
 def test_a_cell_and_its_draw_give_the_same(drawn):
@@ -143,15 +157,15 @@ def test_a_cell_and_its_draw_give_the_same(drawn):
 def test_problems_that_diverge_are_counted_and_left_out(drawn):
     bound = np.sort(np.max(np.abs(drawn.y), axis=(1, 2, 3)))[-6]  # five measurements are beyond
     found = calibrate(Draw(bound=float(bound)), drawn)
-    assert found.num_diverged == 5 and sum(found.measures.tarp_ranks) == COUNT - 5
+    assert found.num_diverged == 5 and sum(measured(found).tarp_ranks) == COUNT - 5
     lost = calibrate(Draw(bound=1e-6), drawn)
     assert lost.measures is None and lost.label == "diverged" and lost.num_diverged == COUNT
 
 
 def test_without_a_density_labels_go_by_coordinate():
     found = calibrate(Draw(), gaussian_cell(posterior=WithoutDensity()), KEY)
-    assert found.measures.density is None and found.measures.density_ranks is None
-    assert found.measures.coverage == found.measures.coordinate and found.label == "posterior"
+    assert measured(found).density is None and measured(found).density_ranks is None
+    assert measured(found).coverage == measured(found).coordinate and found.label == "posterior"
 
 
 def test_bad_numbers_are_refused():
@@ -339,7 +353,7 @@ def test_every_default_solver_can_be_built_and_settings_name_solvers():
     assert set(suite.SETTINGS) <= set(dd.solvers.SOLVERS)
     with pytest.raises(ValueError, match="two called exact"):
         calibration.calibrate_all([entries[0], entries[0]], [])
-    changed = calibration.find_solver("dps", {"zeta": 1.0}).solver
+    changed: Any = calibration.find_solver("dps", {"zeta": 1.0}).solver
     assert float(changed.zeta) == 1.0 and changed.num_steps == 100
     with pytest.raises(ValueError, match="cannot; change the object"):
         calibration.find_solver("exact", {"zeta": 1.0})

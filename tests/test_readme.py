@@ -46,7 +46,10 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "restore": QUICK,
     "sample": {**QUICK, "--count": ["2"]},
     "check-prior": {"--levels": ["2"]},
-    "calibrate": {"--problems": ["10"], "--cell": ["tiny:cell"], "--solver": ["exact"], "--no-cache": []},
+    "calibrate": {
+        **{"--solver": ["dps"], "--set": ["dps:steps=2"], "--cell": ["G8/sample"]},
+        **{"--problems": ["10"], "--no-cache": []},
+    },
     "phantoms": {"--count": ["2"]},
     "train": QUICK,
     "evaluate": {**QUICK, "--no-report": [], "--seeds": ["0"]},

@@ -1,14 +1,14 @@
 """Problems whose posteriors are known, and how well samplers reproduce them.
 
     >>> import jax
-    >>> import ddiff_jax as dd
     >>> from ddiff_jax import calibration
-    >>> sorted(calibration.LABELS)[:3]
-    ['approximate', 'biased', 'diffuse']
+    >>> cell = calibration.CELLS["G8/sample"]()
+    >>> calibration.calibrate(calibration.Exact(), cell, jax.random.key(0), num_problems=50).label
+    'posterior'
 
 `calibrate` measures one solver on one cell, `calibrate_all` many on many, and `compare` takes one measurement and
-thousands of samples of it; the command is `ddiff calibrate`. A cell of one's own is a `Cell`: any prior and operator with a `Posterior`
-that is known.
+thousands of samples of it; the command is `ddiff calibrate`. A cell of one's own is a `Cell`: any prior and operator
+with a `Posterior` that is known.
 """
 
 from ddiff_jax.calibration.cell import CELLS, DEFAULT, FULL, Cell, Posterior

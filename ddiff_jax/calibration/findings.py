@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ POINT, GAP, WRONG_GAP = 0.3, 0.1, 0.5  # spread, and dB
 LOW, HIGH = 0.8, 0.97  # coverages at 90%
 NARROW, WIDE = 0.85, 1.1  # spreads
 ERRORS = 2.6  # standard errors: 1% of all by chance
-GAUSSIAN = "G"  # families of cells are named by a letter and a size
+GAUSSIAN = re.compile(r"G\d+(/|$)")  # families of pictures are named by a letter and the side, G8 or M8
 FEWEST = 10  # problems that must be left to judge by
 
 
@@ -195,7 +196,7 @@ def labels(all_findings: Iterable[Findings]) -> dict[tuple[str, str], str]:
     all_findings = list(all_findings)
     on_gaussian: dict[str, list[bool]] = {}
     for found in all_findings:
-        if found.cell.startswith(GAUSSIAN):
+        if GAUSSIAN.match(found.cell):
             on_gaussian.setdefault(found.solver, []).append(found.label == "posterior")
     right = {solver for solver, cells in on_gaussian.items() if all(cells)}
     return {(f.solver, f.cell): f.label_given(gaussian_right=f.solver in right) for f in all_findings}

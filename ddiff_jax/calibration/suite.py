@@ -24,8 +24,12 @@ EXACT = "exact"
 # of the network.
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddiff": {"num_steps": 100},
-    # The likelihood's own width, the variance of these images, and steps that are stable for a sigma_y of 0.05.
-    "daps": {"lr": 1e-3, "tau": None, "var": 0.25, "num_steps": 100, "ode_steps": 1, "variant": "published"},
+    # As near to samples of the posterior as it comes with few steps: the likelihood's own width, the variance of these
+    # images, and steps of the dynamics that are stable for a sigma_y of 0.05.
+    "daps": {
+        **{"lr": 2e-3, "lr_min_ratio": 0.1, "tau": None, "var": 0.25, "variant": "published"},
+        **{"num_steps": 50, "ode_steps": 1, "langevin_steps": 20},
+    },
     "dps": {"zeta": 0.3, "num_steps": 100},
 }
 

@@ -26,7 +26,7 @@ biased.
 examples:
   ddiff calibrate                                  all solvers that aim at the posterior, beside DDiff and exact samples
   ddiff calibrate --solver ddrm diffpir --cell M8/quadrants
-  ddiff calibrate --solver dps --set dps:zeta=1 dps:num-steps=200 --output dps1
+  ddiff calibrate --solver dps --set dps:zeta=1 dps:steps=200 --output dps1
   ddiff calibrate --solver mine:solver exact --cell mine:cell
 
 Writes calibration.json, calibration.md and report.html. MODULE:NAME is a solver or a ddiff_jax.calibration.Cell of your
