@@ -17,7 +17,9 @@ from ddiff_jax.solvers.pigdm import PiGDM
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
 from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
+from ddiff_jax.solvers.sitcom import SITCOM
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
+from ddiff_jax.solvers.tds import TDS
 from ddiff_jax.solvers.tikhonov import Tikhonov
 from ddiff_jax.solvers.total_variation import TotalVariation
 from ddiff_jax.solvers.zero_filled import ZeroFilled
@@ -34,6 +36,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "ddrm": DDRM,
     "pigdm": PiGDM,
     "ddnm": DDNM,
+    "sitcom": SITCOM,
+    "tds": TDS,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -48,7 +52,9 @@ __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "SITCOM",
     "SOLVERS",
+    "TDS",
     "Cost",
     "DDiff",
     "DDiffHQS",

@@ -56,6 +56,10 @@ class Cost:
     operator_solves: int = 0
     normal_draws: int = 0
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """Add what else is computed."""
+        return Cost(**{name: count + getattr(other, name) for name, count in dataclasses.asdict(self).items()})
+
     def __mul__(self, times: int) -> "Cost":
         """Add up so many steps."""
         return Cost(**{name: times * count for name, count in dataclasses.asdict(self).items()})
@@ -82,11 +86,14 @@ class StepInfo:
         misfit: `Problem.misfit`, of the standardised problem, at the point v where the step met the data.
         gap: ||x - z||, how far the data step's x lies from the denoised z; None from solvers that split nothing.
         dual: ||u||, the length of the dual variable; None from solvers that keep none.
+        effective_particles: 1 / sum W^2 of the particles' weights W, from 1, where one holds all weight, to their
+            number; None from solvers without particles.
     """
 
     misfit: Float[Array, "..."]
     gap: Float[Array, "..."] | None = None
     dual: Float[Array, "..."] | None = None
+    effective_particles: Float[Array, "..."] | None = None
 
 
 @runtime_checkable
