@@ -97,6 +97,8 @@ SOLVER_EXAMPLES = {
     "ddrm": lambda num_steps: solvers.DDRM(num_steps=num_steps),
     "pigdm": lambda num_steps: solvers.PiGDM(num_steps=num_steps),
     "ddnm": lambda num_steps: solvers.DDNM(num_steps=num_steps),
+    "sitcom": lambda num_steps: solvers.SITCOM(num_steps=num_steps, adam_steps=2),
+    "tds": lambda num_steps: solvers.TDS(num_particles=2, num_steps=num_steps),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -105,8 +107,8 @@ SOLVER_EXAMPLES = {
 }
 
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
-EVALUATIONS = {"daps": 2}
-ROWS: dict[str, int] = {}
+EVALUATIONS = {"daps": 2, "tds": 2}
+ROWS = {"sitcom": 8}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.

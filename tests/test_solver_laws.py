@@ -89,10 +89,12 @@ KINDS_OF_SOLVERS = ("ddiff", "dps", "pigdm", "ddrm")
 KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
 # Their data step is that of `ddiff`, which meets all operators.
 ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
+# Each of these has a test file of its own.
+SAMPLERS = ("sitcom", "tds")
 
 
 def is_slow(operator, solver):
-    if solvers.aim_of(SOLVERS[solver]) == "estimate" or solver in ABLATIONS:
+    if solvers.aim_of(SOLVERS[solver]) == "estimate" or solver in ABLATIONS + SAMPLERS:
         return operator not in KINDS_OF_OPERATORS
     return operator in ONE_SOLVER or (operator.endswith(INSTRUMENTS) and solver not in KINDS_OF_SOLVERS)
 

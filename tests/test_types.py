@@ -16,7 +16,9 @@ import solver_oracles as oracle
 from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
 from test_conformance import SOLVER_EXAMPLES
+from test_sitcom import sitcom
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
+from test_tds import particle_tape, tds, walked
 from weights import save_tiny_prior
 
 import ddiff_jax as dd
@@ -26,7 +28,9 @@ from ddiff_jax.solvers import (
     DDNM,
     DDRM,
     DPS,
+    SITCOM,
     SOLVERS,
+    TDS,
     DDiff,
     DDiffHQS,
     DiffPIR,
@@ -76,6 +80,26 @@ def spectral(loop, **values):
     return lambda m, x, tape: loop(m.matrix, m.y, x, STRIDED, tape[:, 0], sigma_y=SIGMA, **values)
 
 
+def denoised(x, sigma):
+    return (VAR * x + sigma**2 * MEAN) / (VAR + sigma**2), VAR / (VAR + sigma**2)
+
+
+def on_network_input(m, x, tape):
+    """Noise is drawn in the second of two rows."""
+    rows = {"forward": lambda z: m.matrix @ z, "adjoint": lambda r: m.matrix.T @ r, "denoise": denoised}
+    return sitcom(m.y, x, timesteps(STEPS // 2, "strided")[:-1], tape[1::2, 0], adam_steps=2, sigma_y=SIGMA, **rows)[0]
+
+
+def particles(m, x, tape):
+    """Two particles: draw 0 of a step resamples, 1 and 2 are their noise, 3 chooses."""
+    uniforms = jax.scipy.special.ndtr(tape[..., 0])
+    levels = walked(dd.linear_schedule(), STEPS, "strided")
+    rows = {"matrix": m.matrix, "sigma_y": SIGMA, "denoise": denoised, "threshold": 0.9}
+    found, log_w, parents, _ = tds(m.y, np.stack([x, x]), levels, tape[:, 1:3], uniforms[:, 0], **rows)
+    assert [0, 0] in parents or [1, 1] in parents
+    return found[int(uniforms[-1, 3] > 1 / (1 + np.exp(log_w[1] - log_w[0])))]
+
+
 def least_squares(m, x, tape, lam=0.0):
     normal = m.matrix.T @ m.matrix + lam * np.eye(len(x))
     return x + np.linalg.pinv(normal) @ m.matrix.T @ (m.y - m.matrix @ x)
@@ -114,6 +138,8 @@ LOOPS = {
         False,
     ),
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
+    "sitcom": (lambda: SITCOM(num_steps=STEPS // 2, adam_steps=2), on_network_input, False),
+    "tds": (lambda: TDS(num_particles=2, ess_threshold=0.9, num_steps=STEPS), particles, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),
@@ -142,6 +168,7 @@ def test_a_measurement_in_float64_is_solved_in_float64(name, x64):
         jnp.asarray(a.reshape(1, *shape)) for a, shape in ((x_init, SHAPE), (tape, (STEPS, 4, *SHAPE)), (y, (4, 4, 2)))
     )
     keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
+    images = particle_tape(images, 2) if name == "tds" else images
     solution = dd.solve(make(), prior, dd.Problem(operator, measured, SIGMA), keys, noise=images, x_init=start)
     assert {leaf.dtype for leaf in jax.tree.leaves((solution.x, solution.info))} == {jnp.dtype(jnp.float64)}
     if loop is None:

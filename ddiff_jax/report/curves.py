@@ -21,7 +21,12 @@ AXES = {
     "network_evaluations": "network evaluations per image",
     "seconds": "seconds per image, without compiling",
 }
-REPORTED = {"misfit": "mean squared misfit", "gap": "||x - z||", "dual": "||u||"}  # by the steps
+REPORTED = {  # by the steps
+    "misfit": "mean squared misfit",
+    "gap": "||x - z||",
+    "dual": "||u||",
+    "effective_particles": "effective number of particles",
+}
 
 
 def figure_of(num_axes: int, title: str) -> tuple[Any, list[Any]]:

@@ -64,8 +64,8 @@ class SITCOM:
     Steps of Adam that follow after v has come to rest are made all the same, without effect, so that every image of a
     batch takes as long as every other: the misfits that are reported tell after how many a level was done with.
 
-    Aim: one image (MAP): one that meets the data and that the network makes of one input; there is no penalty on how far
-    the input moves, and the noise of the last levels hardly matters, so that runs from other noise end close together.
+    Aim: one image (MAP): one that meets the data and that the network makes of one input. How far the input moves costs
+    nothing, and the noise of the last levels is small.
 
     Derivatives: none pass through clamped pixels of z. Adam's first step is nearly the sign of the gradient: its
     derivative is nearly 0, and up to lr / 1e-8 for numbers that are nearly 0. To sigma_y and to delta it is 0: they

