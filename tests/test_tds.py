@@ -159,7 +159,7 @@ def test_the_loop_gives_the_numbers_of_the_reference():
 def test_the_solver_gives_those_of_the_loop(dtype, twist, x64):
     y, x_t, tape = fixture()
     want, log_w, _, effective = tds(y, x_t, walked(Squares(), STEPS, "even"), tape, [0.5] * STEPS)
-    state, info = run(TDS(num_steps=STEPS, twist=twist, gain=0.25), Squares(), dtype)
+    state, info = run(TDS(ess_threshold=1.0, gain=0.25, num_steps=STEPS, twist=twist), Squares(), dtype)
     rtol = FLOAT64 if dtype == "float64" else 1e-4
     assert state.particles.dtype == state.log_weights.dtype == info.effective_particles.dtype == dtype
     np.testing.assert_allclose(state.particles[..., 0], want, rtol=rtol, atol=rtol)
@@ -186,39 +186,35 @@ def test_the_last_step_weighs_clean_images_and_resampling_waits_for_its_threshol
     np.testing.assert_array_equal(state.x, state.particles[drawn])
 
 
-@pytest.mark.parametrize("name", ["colourisation", "fourier", "blur"])
+@pytest.mark.parametrize("name", ["fourier", "blur"])
 def test_the_exact_twist_is_the_gaussian_density_of_the_data_and_its_gradient(name, x64):
-    """Through the decomposition, for complex measurements, and through iterated least squares."""
+    """Of complex measurements, through a decomposition, and through iterated least squares."""
     shape = (6, 6, 2)
-    operator = {
-        "colourisation": lambda: operators.Colourisation(jnp.array([0.6, 0.5]), shape),
-        "fourier": lambda: operators.fourier(shape, np.arange(36).reshape(6, 6) % 3 == 0),
-        "blur": lambda: operators.blur(shape, kernel=[[0.1, 0.7, 0.2]]),
-    }[name]()
-    x = jax.random.normal(jax.random.key(0), (3, *shape))
-    y = operator.forward(x[0])
-    level = dd.linear_schedule().at_time(400)
-    prior, problem, solver = (
-        dd.GaussianPrior(0.1, 0.3, dd.linear_schedule(), shape),
-        dd.Problem(operator, y, 0.2),
-        TDS(),
-    )
+    mask = np.arange(36).reshape(6, 6) % 3 == 0
+    blur = operators.blur(shape, kernel=[[0.1, 0.7, 0.2]])
+    operator = operators.fourier(shape, mask) if name == "fourier" else blur
+    prior, solver = dd.GaussianPrior(0.1, 0.3, dd.linear_schedule(), shape), TDS()
     point = jax.tree.map(lambda column: column[60], solver.grid(prior.schedule))
-    point = dataclasses.replace(point, level=level)
-    images = jnp.eye(72).reshape(72, *shape)
-    columns = jax.vmap(lambda image: problem.seen(operator.forward(image)))(images).reshape(72, -1)
-    real = jnp.concatenate([columns.real, columns.imag], 1) if jnp.iscomplexobj(y) else columns
-    covariance = 0.2**2 * jnp.eye(real.shape[1]) + point.r2 * real.T @ real
 
-    def density(x_t):
-        residual = problem.residual(prior.denoise(x_t, level)).ravel()
-        residual = jnp.concatenate([residual.real, residual.imag]) if jnp.iscomplexobj(y) else residual
-        return -residual @ jnp.linalg.solve(covariance, residual) / 2
+    @jax.jit
+    def both(x):
+        problem = dd.Problem(operator, operator.forward(x[0]), 0.2)
 
-    twist, z, g = jax.jit(jax.vmap(lambda x_t: solver._twist(prior, problem, point, x_t)))(x)
-    want, slope = jax.jit(jax.vmap(jax.value_and_grad(density)))(x)
-    np.testing.assert_allclose(z, jax.vmap(lambda x_t: prior.denoise(x_t, level))(x), rtol=1e-9)
-    np.testing.assert_allclose(twist, want, rtol=1e-8)
+        def flat(y):
+            return jnp.concatenate([y.real.ravel(), y.imag.ravel()]) if jnp.iscomplexobj(y) else y.ravel()
+
+        columns = jax.vmap(lambda image: flat(problem.measured(image)))(jnp.eye(72).reshape(72, *shape))
+        covariance = 0.2**2 * jnp.eye(columns.shape[1]) + point.r2 * columns.T @ columns
+
+        def density(x_t):
+            residual = flat(problem.residual(prior.denoise(x_t, point.level)))
+            return -residual @ jnp.linalg.solve(covariance, residual) / 2
+
+        found = jax.vmap(lambda x_t: solver._twist(prior, problem, point, x_t))(x)
+        return found, jax.vmap(jax.value_and_grad(density))(x)
+
+    (twist, _, g), (density, slope) = both(jax.random.normal(jax.random.key(0), (3, *shape)))
+    np.testing.assert_allclose(twist, density, rtol=1e-8)
     np.testing.assert_allclose(g, slope, rtol=1e-6, atol=1e-7)
 
 
@@ -269,9 +265,9 @@ def test_many_particles_weigh_two_modes_right(optimised):
 
 
 def test_a_particle_drawn_by_its_weight_is_a_sample(optimised):
-    found, drawn = right_mode(64, 1000)
-    assert abs(found.mean() - WALKED) < 4 * found.std() / np.sqrt(1000)
-    assert abs(found.mean() - drawn.mean()) < 4 * np.std(found - drawn) / np.sqrt(1000)
+    found, drawn = right_mode(64, 500)
+    assert abs(found.mean() - WALKED) < 4 * found.std() / np.sqrt(500)
+    assert abs(found.mean() - drawn.mean()) < 4 * np.std(found - drawn) / np.sqrt(500)
 
 
 def test_systematic_resampling_gives_every_particle_its_share_to_less_than_one():
@@ -288,18 +284,19 @@ def test_a_particle_that_diverges_is_left_behind_and_a_cloud_that_does_is_seen()
     y, x_t, _ = fixture()
     solver, problem = TDS(num_steps=6), dd.Problem(Means(), jnp.asarray(y, jnp.float32), SIGMA_Y)
     grid = to_type(solver.grid(prior.schedule), jnp.float32)
-    rows = [jax.tree.map(lambda column: jnp.asarray(column[k]), grid) for k in (3, 4, 5)]
+    grid = jax.tree.map(jnp.asarray, grid)
 
     @jax.jit
-    def step(state, point):
+    def step(state, k):
+        point = jax.tree.map(lambda column: column[k], grid)
         return solver.step(prior, problem, state, point, dd.KeyNoise(jax.random.key(5)))
 
     x_t = jnp.asarray(x_t, jnp.float32)[..., None]
     equal = jnp.zeros(P)
     for broken, is_alive in (([1], True), ([0, 1, 2, 3], False)):
         state = State(x_t.at[jnp.asarray(broken)].set(jnp.nan), equal, x_t[0])
-        for point in rows:
-            state, info = step(state, point)
+        for k in (3, 4, 5):
+            state, info = step(state, k)
             assert jnp.isfinite(state.x).all() == jnp.isfinite(info.effective_particles) == is_alive
             assert jnp.isfinite(state.log_weights).all() == jnp.isfinite(state.particles).all() == is_alive
     bad = dd.solve_one(solver, prior, dd.Problem(Means(), jnp.full(SIZE // 4, jnp.nan), SIGMA_Y), jax.random.key(0))

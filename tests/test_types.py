@@ -92,7 +92,7 @@ def on_network_input(m, x, tape):
 
 def particles(m, x, tape):
     """Two particles: draw 0 of a step resamples, 1 and 2 are their noise, 3 chooses."""
-    uniforms = jax.scipy.special.ndtr(tape[..., 0])
+    uniforms = np.asarray(jax.scipy.special.ndtr(tape[..., 0]))
     levels = walked(dd.linear_schedule(), STEPS, "strided")
     rows = {"matrix": m.matrix, "sigma_y": SIGMA, "denoise": denoised, "threshold": 0.9}
     found, log_w, parents, _ = tds(m.y, np.stack([x, x]), levels, tape[:, 1:3], uniforms[:, 0], **rows)
