@@ -9,6 +9,7 @@ import pytest
 from oracles import ALPHA_BAR, perturbation, start, tape_row, timesteps, wave
 
 import ddiff_jax as dd
+from ddiff_jax.levels import Spacing
 from ddiff_jax.operators import LinearOperator
 from ddiff_jax.solvers import SITCOM
 from ddiff_jax.solvers.base import count_steps, total_cost
@@ -62,7 +63,7 @@ def denoise(x, sigma):
 
 def sitcom(y, x_t, walked, tape, *, adam_steps, sigma_y, lr=0.02, forward=mean_of_boxes, adjoint=pull, denoise=denoise):
     """Walk the published loop; return the last z, the last x_t and how many evaluations every level took."""
-    counts, z = [], None
+    counts, z = [], x_t
     for k, t in enumerate(walked):
         root = np.sqrt(ALPHA_BAR[t])
         sigma = np.sqrt(1 - ALPHA_BAR[t]) / root
@@ -172,7 +173,7 @@ def test_levels_of_another_family_give_the_same_image(x64):
     class Exploding:
         num_levels: int = 1000
 
-        def levels(self, num_steps, spacing="even"):
+        def levels(self, num_steps, spacing: Spacing = "even"):
             found = schedule.levels(num_steps, spacing)
             return dd.Level(np.ones_like(found.signal), found.ratio, found.time)
 
