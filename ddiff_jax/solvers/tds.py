@@ -65,11 +65,11 @@ class TDS:
        log w <- log w + log N(y; A x_t', sigma_y^2 I) - l.
 
     The result is one particle drawn by its weight, so that runs are samples, as those of other methods are. Whoever
-    drives `step` finds all particles and weights in the state: a mean over them serves better than one over runs.
+    drives `step` finds all particles and weights in the state, and may take means over them.
 
     Aim: the posterior, which it reaches with ever more particles and steps. Few particles are biased towards what the
-    guidance alone finds, and the number needed grows with the number of informative measurements: with photographs
-    nearly all weight falls on one. The effective number of particles is reported by every step.
+    guidance alone finds, and the number needed grows exponentially with that of informative measurements: where every
+    step reports that about one of them is effective, the weights no longer correct anything.
 
     Derivatives are those of the particle's path, with all choices between particles held fixed. To sigma_y below 1e-4
     they are 0.
