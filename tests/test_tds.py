@@ -75,7 +75,7 @@ def log_normal(residual, covariance):
     return -np.sum(residual * precise, 1) / 2 - constant / 2, precise
 
 
-def tds(y, x_t, levels, tape, uniforms, *, threshold=1.0, matrix=MATRIX, sigma_y=SIGMA_Y, denoise=denoise):
+def tds(y, x_t, levels, tape, uniforms, *, threshold=1.0, clip=False, matrix=MATRIX, sigma_y=SIGMA_Y, denoise=denoise):
     """Walk the particles; return them, their log-weights, the parents of every step and its effective number."""
     noise = sigma_y**2 * np.eye(len(y))
     log_w, parents, effective = np.zeros(len(x_t)), [], []
@@ -94,11 +94,14 @@ def tds(y, x_t, levels, tape, uniforms, *, threshold=1.0, matrix=MATRIX, sigma_y
             base = np.zeros(len(w))
         parents.append(chosen.tolist())
         x_t, z, twist, g = x_t[chosen], z[chosen], twist[chosen], g[chosen]
+        led = z + b**2 / a * g
+        if clip:
+            z, led = np.clip(z, -1, 1), np.clip(led, -1, 1)
         if cleaner_b == 0:
             x_t, log_w = z, base - twist + log_normal(y - z @ matrix.T, noise)[0]
             continue
         free, std = mean_and_std(x_t, z, a, b, cleaner_a, cleaner_b)
-        led, _ = mean_and_std(x_t, z + b**2 / a * g, a, b, cleaner_a, cleaner_b)
+        led, _ = mean_and_std(x_t, led, a, b, cleaner_a, cleaner_b)
         x_t = led + std * tape[k]
         log_w = base + np.sum((x_t - led) ** 2 - (x_t - free) ** 2, 1) / (2 * std**2) - twist
     return x_t, log_w, parents, effective
@@ -159,7 +162,7 @@ def test_the_loop_gives_the_numbers_of_the_reference():
 def test_the_solver_gives_those_of_the_loop(dtype, twist, x64):
     y, x_t, tape = fixture()
     want, log_w, _, effective = tds(y, x_t, walked(Squares(), STEPS, "even"), tape, [0.5] * STEPS)
-    state, info = run(TDS(ess_threshold=1.0, gain=0.25, num_steps=STEPS, twist=twist), Squares(), dtype)
+    state, info = run(TDS(ess_threshold=1.0, gain=0.25, num_steps=STEPS, twist=twist, clip=False), Squares(), dtype)
     rtol = FLOAT64 if dtype == "float64" else 1e-4
     assert state.particles.dtype == state.log_weights.dtype == info.effective_particles.dtype == dtype
     np.testing.assert_allclose(state.particles[..., 0], want, rtol=rtol, atol=rtol)
@@ -167,18 +170,18 @@ def test_the_solver_gives_those_of_the_loop(dtype, twist, x64):
     np.testing.assert_allclose(info.effective_particles, effective, rtol=10 * rtol)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.6])
-def test_the_last_step_weighs_clean_images_and_resampling_waits_for_its_threshold(threshold, x64):
+@pytest.mark.parametrize(("threshold", "clip"), [(0.0, False), (0.6, True)])
+def test_the_last_step_weighs_clean_images_and_resampling_waits_for_its_threshold(threshold, clip, x64):
     y, x_t, tape = fixture()
     schedule = dd.linear_schedule()
     uniform = 0.3
     tape = np.resize(tape, (20, P, SIZE))
     levels = walked(schedule, 20, "strided")
     probability = float(jax.scipy.special.ndtr(jnp.float64(uniform)))
-    want, log_w, parents, effective = tds(y, x_t, levels, tape, [probability] * 20, threshold=threshold)
+    want, log_w, parents, effective = tds(y, x_t, levels, tape, [probability] * 20, threshold=threshold, clip=clip)
     assert (levels[-1, 3] == 0) and (min(effective) < 0.6 * P)
     assert any(chosen != [0, 1, 2, 3] for chosen in parents) == (threshold > 0)
-    state, info = run(TDS(num_steps=20, ess_threshold=threshold), schedule, "float64", uniform)
+    state, info = run(TDS(num_steps=20, ess_threshold=threshold, clip=clip), schedule, "float64", uniform)
     np.testing.assert_allclose(state.particles[..., 0], want, rtol=FLOAT64)
     np.testing.assert_allclose(state.log_weights, shares(log_w), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(info.effective_particles, effective, rtol=1e-8)
@@ -231,7 +234,10 @@ class Identity(LinearOperator):
 def right_mode(num_particles, num_runs, **values):
     """Estimate P(x > 0 | y = 0.15) under two modes at +-1 of variance 0.04, by all particles and by the one drawn."""
     prior = Bimodal(1.0, image_shape=(1, 1))
-    solver, problem = TDS(num_particles=num_particles, **values), dd.Problem(Identity(), jnp.full((1, 1), 0.15), 0.5)
+    solver, problem = (
+        TDS(num_particles=num_particles, clip=False, **values),
+        dd.Problem(Identity(), jnp.full((1, 1), 0.15), 0.5),
+    )
     grid = to_type(solver.grid(prior.schedule), jnp.float32)
 
     def one(key):

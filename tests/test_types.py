@@ -139,7 +139,7 @@ LOOPS = {
     ),
     "ddnm": (lambda: DDNM(num_steps=STEPS), spectral(ddnm_loop, eta=0.85), False),
     "sitcom": (lambda: SITCOM(num_steps=STEPS // 2, adam_steps=2), on_network_input, False),
-    "tds": (lambda: TDS(num_particles=2, ess_threshold=0.9, num_steps=STEPS), particles, False),
+    "tds": (lambda: TDS(num_particles=2, ess_threshold=0.9, num_steps=STEPS, clip=False), particles, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),
