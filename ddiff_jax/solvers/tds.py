@@ -86,7 +86,7 @@ class TDS:
             (sigma_y^2 + gain r_t^2) I, for any operator, by its gradient; "auto" is exact where the operator has a
             `prox`, else isotropic. The weights make up for any choice: better ones waste fewer particles.
         gain: mean squared length of the rows of A, for the isotropic twist: 1 for inpainting, 1 / n for the mean of n.
-        clip: clip in 3 and 4. Networks need it: without, the particles of the packaged one diverged in 25 steps. Off for
+        clip: clip in 3 and 4. Networks need it: without, the packaged one's particles diverged within 25 steps. Off for
             images that leave the range, such as those of a Gaussian prior, which would be sampled as if they did not.
 
     Raises:
