@@ -102,6 +102,8 @@ SOLVER_EXAMPLES = {
     "mmps": lambda num_steps: solvers.MMPS(num_steps=num_steps),
     "flower": lambda num_steps: solvers.Flower(num_steps=num_steps),
     "pnp_flow": lambda num_steps: solvers.PnPFlow(num_samples=2, num_steps=num_steps),
+    "sitcom": lambda num_steps: solvers.SITCOM(num_steps=num_steps, adam_steps=2),
+    "tds": lambda num_steps: solvers.TDS(num_particles=2, num_steps=num_steps),
     "zero_filled": lambda num_steps: solvers.ZeroFilled(),
     "pseudo_inverse": lambda num_steps: solvers.PseudoInverse(),
     "tikhonov": lambda num_steps: solvers.Tikhonov(num_steps=num_steps),
@@ -110,8 +112,8 @@ SOLVER_EXAMPLES = {
 }
 
 # Of those whose steps evaluate the network more than once, and whose rows are not the steps that were asked for.
-EVALUATIONS = {"daps": 2, "pnp_flow": 2}
-ROWS = {"pnp_dm": 9, "mmps": 7}
+EVALUATIONS = {"daps": 2, "pnp_flow": 2, "tds": 2}
+ROWS = {"pnp_dm": 9, "mmps": 7, "sitcom": 8}
 
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # A square of even sides and an oblong of odd ones find what a third shape would, but for the slow run.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_tds import particle_tape
 
 import ddiff_jax as dd
 from ddiff_jax import operators
@@ -19,7 +20,9 @@ from ddiff_jax.solvers import (
     DDS,
     DPS,
     MMPS,
+    SITCOM,
     SOLVERS,
+    TDS,
     DDiff,
     DDiffHQS,
     DiffPIR,
@@ -74,6 +77,8 @@ EXAMPLES = {
     "flower mean": Flower("mean", 0.4, num_steps=STEPS),
     "pnp_flow": PnPFlow(num_samples=2, num_steps=STEPS),
     "pnp_flow published": PnPFlow(num_samples=2, num_steps=STEPS, length="published"),
+    "sitcom": SITCOM(num_steps=2, adam_steps=2),
+    "tds": TDS(num_particles=2, num_steps=STEPS),
     "zero_filled": ZeroFilled(),
     "pseudo_inverse": PseudoInverse(),
     "tikhonov": Tikhonov(num_steps=8),
@@ -147,7 +152,8 @@ def test_derivatives_of_the_restoration_are_central_differences(name, kind, x64)
     if kind == "inpainting":
         y = y * np.asarray(operator.mask)
     prior = dd.GaussianPrior(0.1, 0.2, dd.linear_schedule(), SHAPE)
-    tape, weights, key = draw(2, (8, 8, *SHAPE)), draw(3), jax.random.key(0)
+    tape, weights, key = jnp.asarray(draw(2, (8, 8, *SHAPE))), draw(3), jax.random.key(0)
+    tape = particle_tape(tape, 2) if name == "tds" else tape
     everything = {"y": y, "sigma_y": 0.05, "solver": EXAMPLES[name], "operator": operator}
     paths, structure = jax.tree_util.tree_flatten_with_path(everything)
     names, leaves = [jax.tree_util.keystr(path) for path, _ in paths], [np.asarray(leaf) for _, leaf in paths]
@@ -158,7 +164,7 @@ def test_derivatives_of_the_restoration_are_central_differences(name, kind, x64)
         def loss(leaves):
             given = jax.tree.unflatten(structure, leaves)
             problem = dd.Problem(given["operator"], given["y"], given["sigma_y"])
-            x = dd.solve_one(given["solver"], prior, problem, key, jnp.asarray(tape)).x
+            x = dd.solve_one(given["solver"], prior, problem, key, tape).x
             assert x.dtype == jnp.float64
             return jnp.vdot(weights, x)
 

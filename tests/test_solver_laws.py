@@ -90,7 +90,7 @@ KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
 # Their data step is that of `ddiff`, which meets all operators.
 ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
 # Their work with an operator is that of solvers which meet all of them.
-SAMPLERS = ("dds", "pnp_dm", "mmps", "flower", "pnp_flow")
+SAMPLERS = ("dds", "pnp_dm", "mmps", "flower", "pnp_flow", "sitcom", "tds")
 
 
 def is_slow(operator, solver):

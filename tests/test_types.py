@@ -17,8 +17,10 @@ import solver_oracles as oracle
 from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
 from test_conformance import SOLVER_EXAMPLES
+from test_sitcom import sitcom
 from test_solvers_flow import flower_loop, gaussian_path, pnp_flow_loop
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
+from test_tds import particle_tape, tds, walked
 from weights import save_tiny_prior
 
 import ddiff_jax as dd
@@ -30,7 +32,9 @@ from ddiff_jax.solvers import (
     DDS,
     DPS,
     MMPS,
+    SITCOM,
     SOLVERS,
+    TDS,
     DDiff,
     DDiffHQS,
     DiffPIR,
@@ -113,6 +117,23 @@ def flower(m, x, tape):
 
 def pnp_flow(m, x, tape):
     return pnp_flow_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, num_samples=3, alpha=0.3)
+    return (VAR * x + sigma**2 * MEAN) / (VAR + sigma**2), VAR / (VAR + sigma**2)
+
+
+def on_network_input(m, x, tape):
+    """Noise is drawn in the second of two rows."""
+    rows = {"forward": lambda z: m.matrix @ z, "adjoint": lambda r: m.matrix.T @ r, "denoise": denoised}
+    return sitcom(m.y, x, timesteps(STEPS // 2, "strided")[:-1], tape[1::2, 0], adam_steps=2, sigma_y=SIGMA, **rows)[0]
+
+
+def particles(m, x, tape):
+    """Two particles: draw 0 of a step resamples, 1 and 2 are their noise, 3 chooses."""
+    uniforms = np.asarray(jax.scipy.special.ndtr(tape[..., 0]))
+    levels = walked(dd.linear_schedule(), STEPS, "strided")
+    rows = {"matrix": m.matrix, "sigma_y": SIGMA, "denoise": denoised, "threshold": 0.9}
+    found, log_w, parents, _ = tds(m.y, np.stack([x, x]), levels, tape[:, 1:3], uniforms[:, 0], **rows)
+    assert [0, 0] in parents or [1, 1] in parents
+    return found[int(uniforms[-1, 3] > 1 / (1 + np.exp(log_w[1] - log_w[0])))]
 
 
 def least_squares(m, x, tape, lam=0.0):
@@ -163,6 +184,8 @@ LOOPS = {
     ),
     "flower": (lambda: Flower("mean", num_steps=STEPS), flower, False),
     "pnp_flow": (lambda: PnPFlow(num_samples=3, num_steps=STEPS, length="published"), pnp_flow, False),
+    "sitcom": (lambda: SITCOM(num_steps=STEPS // 2, adam_steps=2), on_network_input, False),
+    "tds": (lambda: TDS(num_particles=2, ess_threshold=0.9, num_steps=STEPS, clip=False), particles, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),
@@ -191,6 +214,7 @@ def test_a_measurement_in_float64_is_solved_in_float64(name, x64):
         jnp.asarray(a.reshape(1, *shape)) for a, shape in ((x_init, SHAPE), (tape, (STEPS, 4, *SHAPE)), (y, (4, 4, 2)))
     )
     keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
+    images = particle_tape(images, 2) if name == "tds" else images
     solution = dd.solve(make(), prior, dd.Problem(operator, measured, SIGMA), keys, noise=images, x_init=start)
     assert {leaf.dtype for leaf in jax.tree.leaves((solution.x, solution.info))} == {jnp.dtype(jnp.float64)}
     if loop is None:

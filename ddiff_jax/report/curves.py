@@ -26,6 +26,7 @@ REPORTED = {  # by the steps
     "gap": "||x - z||",
     "dual": "||u||",
     "solve_residual": "||M u - b|| / ||b||",
+    "effective_particles": "effective number of particles",
 }
 
 

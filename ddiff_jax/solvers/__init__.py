@@ -22,7 +22,9 @@ from ddiff_jax.solvers.pnp_flow import PnPFlow
 from ddiff_jax.solvers.pseudo_inverse import PseudoInverse
 from ddiff_jax.solvers.red_diff import REDDiff
 from ddiff_jax.solvers.richardson_lucy import RichardsonLucy
+from ddiff_jax.solvers.sitcom import SITCOM
 from ddiff_jax.solvers.step_length import Fixed, StepLength, ToTheNoise
+from ddiff_jax.solvers.tds import TDS
 from ddiff_jax.solvers.tikhonov import Tikhonov
 from ddiff_jax.solvers.total_variation import TotalVariation
 from ddiff_jax.solvers.zero_filled import ZeroFilled
@@ -44,6 +46,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "mmps": MMPS,
     "flower": Flower,
     "pnp_flow": PnPFlow,
+    "sitcom": SITCOM,
+    "tds": TDS,
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
@@ -60,7 +64,9 @@ __all__ = [
     "DDS",
     "DPS",
     "MMPS",
+    "SITCOM",
     "SOLVERS",
+    "TDS",
     "Cost",
     "DDiff",
     "DDiffHQS",

@@ -56,6 +56,10 @@ class Cost:
     operator_solves: int = 0
     normal_draws: int = 0
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """Add what else is computed."""
+        return Cost(**{name: count + getattr(other, name) for name, count in dataclasses.asdict(self).items()})
+
     def __mul__(self, times: int) -> "Cost":
         """Add up so many steps."""
         return Cost(**{name: times * count for name, count in dataclasses.asdict(self).items()})
@@ -84,12 +88,15 @@ class StepInfo:
         dual: ||u||, the length of the dual variable; None from solvers that keep none.
         solve_residual: ||M u - b|| / ||b|| of the linear system M u = b that the step solved; None from solvers that
             solve none, or leave it to the operator.
+        effective_particles: 1 / sum W^2 of the particles' weights W, from 1, where one holds all weight, to their
+            number; None from solvers without particles.
     """
 
     misfit: Float[Array, "..."]
     gap: Float[Array, "..."] | None = None
     dual: Float[Array, "..."] | None = None
     solve_residual: Float[Array, "..."] | None = None
+    effective_particles: Float[Array, "..."] | None = None
 
 
 @runtime_checkable
