@@ -316,6 +316,7 @@ def test_restarts_keep_the_run_of_least_misfit(ddiff, quick_prior):
     assert thrice["psnr_resolved"] >= thrice["psnr"] - 1e-3
     (run,) = metrics("out3")["runs"]
     assert run["network_evaluations"] == run["cost_per_image"]["network_evaluations"] == 9
+    assert not any(name.startswith("oracle_gap") for name in (*once, *metrics("out1")))
     assert one_error(ddiff("restore", "--restarts", 0)[2]).endswith("--restarts must be at least 1; got 0")
 
 

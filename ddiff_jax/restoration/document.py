@@ -7,7 +7,9 @@ from typing import Any
 
 from ddiff_jax import image_files
 from ddiff_jax.files import read_text
+from ddiff_jax.restoration.batches import GAPS
 from ddiff_jax.restoration.store import Record, Store
+from ddiff_jax.statistics import interval
 
 MOST = 2**30  # bytes; a million rows
 AVERAGED = ("psnr", "ssim", "misfit")
@@ -75,10 +77,16 @@ def _document(store: Store) -> dict[str, Any]:
     runs = {name: run for name in named if (run := store.made_by(name)) is not None}
     order = list(runs)
     images = [{**row(record), "run": order.index(record.made)} for record in records]
+    gaps = {name: values for name in GAPS if (values := [i[name] for i in images if i.get(name) is not None])}
     alike = all(run["settings"] == runs[order[0]]["settings"] for run in runs.values())
     return {
         # Only what was restored with the same settings is averaged.
         "mean": {name: _mean(image.get(name) for image in images) for name in AVERAGED} if alike else None,
+        **(
+            {"oracle_gaps": {name: interval(values).as_dict() for name, values in gaps.items()}}
+            if gaps and alike
+            else {}
+        ),
         "images": sorted(images, key=lambda image: image["name"]),
         "runs": list(runs.values()),
     }
