@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Shaped
 
@@ -11,6 +11,7 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.types import PRNGKey
 
 
+@runtime_checkable
 class Posterior(Protocol):
     """A posterior p(x | y) that is known, for N problems at a time."""
 
