@@ -29,9 +29,7 @@ CELLS = {  # name of the operator to its noise level, and the task whose publish
     "sample": (0.05, "random_inpainting"),
     "blur": (0.1, "gaussian_blur"),
 }
-HEAD = (
-    "| operator | solver | to the MAP | to the mean | to its own maximum | below the MAP | below its own | at the MAP |"
-)
+HEAD = "| operator | solver | to the MAP | to the mean | to its own | below the MAP | below its own | at the MAP |"
 
 
 def candidates(task: str) -> dict[str, Any]:

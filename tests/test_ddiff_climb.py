@@ -88,7 +88,7 @@ def test_under_a_gaussian_prior_it_ends_at_the_maximum():
         errors.append(np.sqrt(np.mean((np.asarray(x) - best) ** 2)))
     assert errors[0] > 0.03
     assert errors[1] < errors[0] / 3
-    # What is left is the blur of the prior by the least noisy level, s = 0.01: var is taken for var + s^2.
+    # What is left is the blur of the prior by the least noisy level: var is taken for var + 0.01^2.
     assert errors[2] < 0.003
 
 
