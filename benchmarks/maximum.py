@@ -35,7 +35,7 @@ HEAD = "| operator | solver | to the MAP | to the mean | to its own | below the 
 def candidates(task: str) -> dict[str, Any]:
     """Name the solvers with the values that they run with."""
     ddiff = dd.solvers.DDiff
-    published = preset("ffhq", task, "ddiff", values="published")
+    published: Any = preset("ffhq", task, "ddiff", values="published")
     return {
         "DDiff, 100 steps": ddiff(num_steps=100),
         "DDiff, 999 steps": ddiff(),

@@ -186,11 +186,9 @@ HEADINGS = (
     *("task", "solver", "noise", "steps", "pick", "metric", "published", "ours", "95% interval", "images"),
     *("evaluations", "seconds", "difference", "oracle gap", "verdict"),
 )
-
-
-_ON_PICKS = (
+PICKS = (
     "Pick: oracle is the best of several runs by PSNR against the truth, as the paper picked, which no user can; "
-    "residual is the best by the misfit, and its oracle gap is what picking by the truth would have added.",
+    "residual is the best by the misfit, and its oracle gap is what picking by the truth would have added."
 )
 
 
@@ -202,7 +200,7 @@ def as_markdown(ledger: Ledger) -> str:
         "",
         f"Published: {ledger.source}. {known}",
         "Intervals: 95%, ours by Student's t over images, the paper's (published and difference: ±) where it has one.",
-        *(_ON_PICKS if any(entry.pick == ORACLE for entry in ledger.entries) else ()),
+        *([PICKS] if any(entry.pick == ORACLE for entry in ledger.entries) else []),
         "Verdict: agrees where the difference is below the root of the sum of both half-widths squared.",
         *(f"Differs from the paper: {difference}." for difference in ledger.differences),
         "",

@@ -1,7 +1,7 @@
 """metrics.json: all records of a folder as one document, a row per image and an entry per run that rows point to."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +77,21 @@ def _document(store: Store) -> dict[str, Any]:
     runs = {name: run for name in named if (run := store.made_by(name)) is not None}
     order = list(runs)
     images = [{**row(record), "run": order.index(record.made)} for record in records]
-    gaps = {name: values for name in GAPS if (values := [i[name] for i in images if i.get(name) is not None])}
     alike = all(run["settings"] == runs[order[0]]["settings"] for run in runs.values())
+    gaps = _gaps(images) if alike else {}
     return {
         # Only what was restored with the same settings is averaged.
         "mean": {name: _mean(image.get(name) for image in images) for name in AVERAGED} if alike else None,
-        **(
-            {"oracle_gaps": {name: interval(values).as_dict() for name, values in gaps.items()}}
-            if gaps and alike
-            else {}
-        ),
+        **({"oracle_gaps": gaps} if gaps else {}),
         "images": sorted(images, key=lambda image: image["name"]),
         "runs": list(runs.values()),
     }
+
+
+def _gaps(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum up what picking among restarts by the truth would have added, where it is known."""
+    known = {name: [image[name] for image in images if image.get(name) is not None] for name in GAPS}
+    return {name: interval(values).as_dict() for name, values in known.items() if values}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
