@@ -46,6 +46,7 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "restore": QUICK,
     "sample": {**QUICK, "--count": ["2"]},
     "check-prior": {"--levels": ["2"]},
+    "calibrate": {"--problems": ["10"], "--cell": ["tiny:cell"], "--solver": ["exact"], "--no-cache": []},
     "phantoms": {"--count": ["2"]},
     "train": QUICK,
     "evaluate": {**QUICK, "--no-report": [], "--seeds": ["0"]},

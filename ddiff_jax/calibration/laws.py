@@ -93,9 +93,10 @@ class Law:
             at_zero = library.log(-library.expm1(-half))
             return library.where(abs(middle) < width / 4, at_zero, log_sinh - abs(middle) / self.scale)
         nodes, weights = (library.asarray(values / 2, middle.dtype) for values in QUADRATURE)
-        logs = self._log_density(middle[..., None] + nodes * width, library)
+        points = middle[..., None] + (nodes * width).reshape(*(1,) * middle.ndim, -1)
+        logs = self._log_density(points, library)
         top = logs.max(-1, keepdims=True)
-        return top[..., 0] + library.log((library.exp(logs - top) * weights).sum(-1)) + library.log(width)
+        return top[..., 0] + library.log(library.exp(logs - top) @ weights) + library.log(width)
 
 
 def shrink(

@@ -15,6 +15,7 @@ from ddiff_jax.calibration.laws import Law
 from ddiff_jax.calibration.sparse import Signals
 from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.pytree import pytree_dataclass, static_field
+from ddiff_jax.schedule import PUBLISHED
 from ddiff_jax.types import Image, ImageShape, PRNGKey
 
 WINDOW = 8.0  # standard deviations of the noise on either side
@@ -80,7 +81,7 @@ class LevyPrior:
         """Compute the law of every x_k given x_t on its points."""
         step, centres, steps = self._lattice(x_t, a, b)
         tiny = jnp.asarray(jnp.finfo(x_t.dtype).tiny, x_t.dtype)
-        off = ((x_t - a * step * centres)[:, None] - a * step * steps) / b
+        off = ((x_t - a * step * centres)[:, None] - a * step * steps[None]) / b
         logs = -0.5 * off**2
         likelihoods = jnp.exp(logs - logs.max(1, keepdims=True))
         points, size = steps.shape[0], next_fast_len(4 * self.half_points + 1, real=True)
@@ -111,7 +112,12 @@ class LevyPrior:
     def _kernels(self, step: Array, shifts: Float[Array, " L"]) -> Float[Array, "L cells"]:
         """Compute how probable it is, up to a factor, to go 2 h cells down to 2 h up, given how the windows shift."""
         reach = 2 * self.half_points + 1
-        return kernel(self.law, shifts[:, None] + jnp.arange(-reach, reach + 1, dtype=step.dtype), step)
+        return kernel(self.law, shifts[:, None] + jnp.arange(-reach, reach + 1, dtype=step.dtype)[None], step)
+
+
+def levy_prior(law: Law, length: int) -> LevyPrior:
+    """Build the prior of signals [length, 1] whose increments have a law, with errors below a thousandth."""
+    return LevyPrior(law, 32, 4.0, (length, 1), PUBLISHED)
 
 
 def kernel(law: Law, cells: Any, step: Any) -> Any:

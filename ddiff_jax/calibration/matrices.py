@@ -139,7 +139,7 @@ def signal_matrix(name: str) -> Matrix:
 
     Args:
         name: "identity"; "convolution", with 13 taps around the ends; "sample", 33 of the entries; "fourier", real
-            and imaginary parts of 19 frequencies, as orthonormal rows.
+            parts and then imaginary parts of 19 frequencies, as orthonormal rows.
 
     Raises:
         ValueError: the name is another.
@@ -148,13 +148,10 @@ def signal_matrix(name: str) -> Matrix:
 
     def fourier() -> Matrix:
         angle = 2 * np.pi / size * np.arange(size)
-        rows = []
-        for frequency in map(int, FREQUENCIES.split()):
-            scale = np.sqrt((1 if frequency in (0, size // 2) else 2) / size)
-            rows.append(scale * np.cos(frequency * angle))
-            if frequency not in (0, size // 2):
-                rows.append(-scale * np.sin(frequency * angle))
-        return np.stack(rows)
+        frequencies = np.array([int(frequency) for frequency in FREQUENCIES.split()])
+        is_real = np.isin(frequencies, (0, size // 2))
+        waves = np.exp(-1j * np.outer(frequencies, angle)) * np.sqrt(np.where(is_real, 1, 2) / size)[:, None]
+        return np.concatenate([waves.real, waves.imag[~is_real]])
 
     makers = {
         "identity": lambda: np.eye(size),

@@ -14,6 +14,7 @@ COMMANDS = {
     "restore": "restore images, or degrade clean ones first and compare",
     "check": "tell whether a measurement operator of your own is sound",
     "check-prior": "tell how well a prior denoises at every noise level",
+    "calibrate": "measure how well solvers reproduce posteriors that are known",
     "evaluate": "restore a data set by several solvers and tabulate the results",
     "reproduce": "run a table or figure of the paper, beside the published numbers",
     "phantoms": "write random phantoms of CT and MRI as pictures, to train a prior on",

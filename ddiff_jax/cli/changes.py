@@ -9,7 +9,7 @@ from ddiff_jax.cli.settings import flags_of
 from ddiff_jax.config import find_task, presets, task_preset
 from ddiff_jax.names import UnknownName, check_name, guess
 from ddiff_jax.operators import OPERATORS
-from ddiff_jax.operators.named import is_path
+from ddiff_jax.own_code import is_path
 from ddiff_jax.restoration.spelling import GENERAL, spelled
 from ddiff_jax.solvers import SOLVERS
 

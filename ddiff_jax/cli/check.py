@@ -22,7 +22,8 @@ from ddiff_jax.cli.settings import given, operator_flags
 from ddiff_jax.config import Task
 from ddiff_jax.noise import root_key
 from ddiff_jax.operators import OPERATORS, Operator, known_image_shape
-from ddiff_jax.operators.named import Maker, is_path, maker
+from ddiff_jax.operators.named import Maker, maker
+from ddiff_jax.own_code import is_path
 from ddiff_jax.restoration.parameters import REQUIRED, is_random, operator_parameters
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.types import ImageShape

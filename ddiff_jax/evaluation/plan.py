@@ -10,7 +10,7 @@ from ddiff_jax.metrics import BACKBONES
 from ddiff_jax.names import check_name
 from ddiff_jax.noise import check_seed
 from ddiff_jax.operators import OPERATORS
-from ddiff_jax.operators.named import is_path
+from ddiff_jax.own_code import is_path
 from ddiff_jax.problem import check_sigma
 from ddiff_jax.restoration.parameters import operator_parameters
 from ddiff_jax.restoration.settings import Settings, resolve

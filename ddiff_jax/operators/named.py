@@ -1,31 +1,23 @@
 """Operators by name: those of `OPERATORS`, and anybody's own as MODULE:NAME. All look-ups by name go through here."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
 import inspect
 import os
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax.files import file_hash
 from ddiff_jax.names import UnknownName, nearest
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, Function, Operator, known_image_shape
 from ddiff_jax.operators.tracing import diagnosis
+from ddiff_jax.own_code import current_folder, imported, is_path
 from ddiff_jax.pytree import check_registered
 from ddiff_jax.types import ImageShape, PRNGKey
-
-INSTALLED = ("site-packages", "dist-packages")  # folders whose modules are no part of anybody's own operator
-OURS = "ddiff_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Maker:
         if not self.sha256:
             return self.factory(shape, **arguments)
         try:
-            with _current_folder():
+            with current_folder():
                 made = self.factory(shape, **arguments)
         except Exception as error:  # whatever the stranger's code raises
             raise ValueError(
@@ -151,11 +143,6 @@ def registered(made: Operator, shape: ImageShape) -> Operator:
     return Function(made.forward, known_image_shape(made) or shape)
 
 
-def is_path(name: str) -> bool:
-    """Tell whether a name says where an operator of one's own is: MODULE:NAME."""
-    return ":" in name
-
-
 def maker(name: str) -> Maker:
     """Find what makes an operator.
 
@@ -178,20 +165,7 @@ def maker(name: str) -> Maker:
 @functools.cache  # the hash is that of the file as it was imported
 def _own(name: str, folder: str) -> Maker:
     """Import an operator of one's own, for a process in this folder."""
-    module_name, _, attribute = name.partition(":")
-    module_name = module_name.removesuffix(".py").replace("/", ".")
-    if not (module_name and attribute):
-        raise ValueError(f"an operator is named MODULE:NAME, such as camera:blur for blur in camera.py; got {name!r}")
-    try:
-        with _current_folder():
-            module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the stranger's module raises
-        raise ValueError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        known = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
-        raise ValueError(f"{module_name} has no {attribute}; it holds {known}")
-    found, name = getattr(module, attribute), f"{module_name}:{attribute}"
-    sha256 = _hash_of_sources(module)
+    name, found, sha256 = imported(name, "an operator", "camera:blur for blur in camera.py")
     if isinstance(found, Operator) and not inspect.isclass(found):
         return Maker(name, lambda shape: found, type(found), None, sha256, known_image_shape(found))
     if callable(found) and _first_argument(found) == "shape":
@@ -210,52 +184,3 @@ def _first_argument(function: Callable[..., Any]) -> str | None:
         return next(iter(inspect.signature(function).parameters), None)
     except (TypeError, ValueError):  # some that are written in C do not tell
         return None
-
-
-@contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """Look for modules in the current folder first."""
-    sys.path.insert(0, here := os.getcwd())
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the stranger's code may have taken it out
-            sys.path.remove(here)
-
-
-def _hash_of_sources(module: ModuleType) -> str:
-    """Hash the file of a module, and those that it imports from the same folder or package."""
-    files = _sources(module)
-    # Where they lie does not count, what they are called does.
-    top = os.path.commonpath([path.parent for path in files]) if files else ""
-    named = [f"{path.relative_to(top).as_posix()} {file_hash(path)}" for path in files]
-    return hashlib.sha256("\n".join(named or [module.__name__]).encode()).hexdigest()
-
-
-def _sources(module: ModuleType) -> list[Path]:
-    file = getattr(module, "__file__", None)
-    if file is None or not os.path.isfile(file):
-        return []
-    own = Path(file).resolve()
-    top = own.parents[module.__name__.count(".")] if "." in module.__name__ else own.parent
-    found: set[Path] = set()
-    todo = [module]
-    while todo:
-        each = todo.pop()
-        path = Path(getattr(each, "__file__", None) or os.devnull).resolve()
-        is_ours = each.__name__.partition(".")[0] == OURS
-        is_near = path.is_relative_to(top) and not set(INSTALLED) & set(path.parts) and not is_ours
-        if path in found or not (path == own or is_near) or not path.is_file():
-            continue
-        found.add(path)
-        todo += [other for value in list(vars(each).values()) if (other := _module_of(value)) is not None]
-    return sorted(found)
-
-
-def _module_of(value: Any) -> ModuleType | None:
-    """Find where a value of a module comes from."""
-    if isinstance(value, ModuleType):
-        return value
-    name = getattr(value, "__module__", None) if inspect.isroutine(value) or inspect.isclass(value) else None
-    name = type(value).__module__ if name is None else name
-    return sys.modules.get(name) if isinstance(name, str) else None
