@@ -116,13 +116,13 @@ class DDiff:
             loop makes and discards, is left out.
         dual: what becomes of the dual variable of steps of fixed length: "released", "accumulating" as in ADMM, or
             "off"; None is "released" where the length is fixed, and "off" where it is not.
-        directions: lines that a step to the noise, or one that climbs, may go along, one after the other; each costs an evaluation of the
-            operator and one of its adjoint.
+        directions: lines that a step to the noise, or one that climbs, may go along, one after the other; each costs an
+            evaluation of the operator and one of its adjoint.
         output: "state" returns the state at t = 0, as released, which a dual variable and the last level's noise set
             apart from the data; "x" returns the last x of the data step, which fits them as well as that step does.
         climb: how many of the last steps climb, less than all; 0 is the published walk. Gaussian noise is assumed then,
-            and an ill-conditioned operator wants several `directions`: with the packaged prior 20 of 100 steps gain 2.4 dB
-            in motion blur along four of them, and lose 1.4 dB along one.
+            and an ill-conditioned operator wants several `directions`: with the packaged prior 20 of 100 steps gain
+            2.4 dB in motion blur along four of them, and lose 1.4 dB along one.
 
     Raises:
         ValueError: a hyper-parameter is outside its range, or a step to the noise is to keep a dual variable.
