@@ -78,6 +78,10 @@ def main() -> int:
         if any(group.mean(name) is not None for group in measured):
             print(f"\n{metric.title}, mean ± half of the 95% interval:\n")
             print(pivot(measured, lambda group, metric=metric: cell(group.metrics.get(metric.name), metric)))
+            gaps = [group for group in measured if name in group.oracle_gaps]
+            if gaps:
+                print(f"\n{metric.title}, what picking by the truth would have added to the best by the misfit:\n")
+                print(pivot(gaps, lambda group, metric=metric: cell(group.oracle_gaps[metric.name], metric)))
     if STUDIES[known.study].steps:
         print("\nseconds per image, without compiling:\n")
         print(pivot(groups, lambda group: "" if group.seconds is None else f"{group.seconds:.3g}"))

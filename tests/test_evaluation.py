@@ -27,12 +27,14 @@ from ddiff_jax.evaluation import Mean, Plan, Row, Summary, formats, interval, pa
 from ddiff_jax.evaluation import rows as table_rows
 from ddiff_jax.evaluation import run as runner
 from ddiff_jax.evaluation.plan import Cell
+from ddiff_jax.evaluation.rows import rows_of
 from ddiff_jax.evaluation.summary import summarise
 from ddiff_jax.files import Caution
 from ddiff_jax.metrics import _perceptual as perceptual
 from ddiff_jax.report import write_report
 from ddiff_jax.restoration import run as restoration_run
 from ddiff_jax.restoration.spelling import GENERAL
+from ddiff_jax.restoration.store import Record
 
 pytestmark = pytest.mark.once
 
@@ -228,7 +230,9 @@ def test_what_phase_retrieval_cannot_tell_apart_is_resolved_in_a_column_of_its_o
     wanted = plan(photos, tasks=("phase_retrieval",), subset=1, steps=(2,))
     found = evaluation.evaluate(wanted, tmp_path / "out", say=quiet)
     (row,), (group,) = table(tmp_path / "out"), found.summary.groups
-    assert list(row)[-1] == "psnr_resolved"  # at the end: who read the table before finds the columns in their places
+    # What is new is at the end: who read the table before finds the columns in their places.
+    assert list(row).index("psnr_resolved") == 21
+    assert list(row)[22:] == ["aim", *(f"oracle_gap_{name}" for name in metrics.DIRECTED)]
     x, truth = (
         image_files.read_picture(tmp_path / "out" / path)[0]
         for path in ("restored/phase_retrieval/ddiff-steps2/seed0/photo0.run0.png", "images/photo0.png")
@@ -240,21 +244,117 @@ def test_what_phase_retrieval_cannot_tell_apart_is_resolved_in_a_column_of_its_o
     assert "<th>PSNR up to sign and turn (standard)</th>" in write_report(found).read_text()
 
 
-def test_of_several_runs_the_best_are_kept(photos, tmp_path):
-    found = evaluation.evaluate(plan(photos, runs={"gaussian_blur": 3}), tmp_path / "out", say=quiet)
-    records = [
-        {i: json.loads(next((tmp_path / "out/records").rglob(f"photo{p}.run{i}.json")).read_text()) for i in range(3)}
+def test_of_several_runs_the_one_of_least_misfit_is_kept_and_the_truths_pick_is_a_gap(photos, tmp_path):
+    out, told = tmp_path / "out", []
+    found = evaluation.evaluate(plan(photos, runs={"gaussian_blur": 3}), out, say=quiet)
+    runs_of = {
+        f"photo{p}": [
+            json.loads(next((out / "records").rglob(f"photo{p}.run{i}.json")).read_text())["metrics"] for i in range(3)
+        ]
         for p in range(3)
+    }
+    assert len(found.rows) == 3
+    for row in found.rows:
+        runs = runs_of[row.image]
+        assert len({run["psnr_paper"] for run in runs}) == 3  # restarts differ
+        assert (row.pick, row.network_evaluations, row.aim) == ("residual", 9, "map")
+        assert row.metrics["misfit"] == min(run["misfit"] for run in runs)
+        assert row.oracle_gaps.keys() == {"psnr_paper", "psnr_standard", "ssim_paper", "ssim_standard"}
+        for name, gap in row.oracle_gaps.items():  # whichever metric the truth picks by, all of them better upwards
+            assert gap == max(run[name] for run in runs) - row.metrics[name]
+    assert any(row.oracle_gaps["psnr_paper"] > 0 for row in found.rows)
+
+    # The columns, the mean with its interval in summary.json, the line, and the page say the same.
+    gaps = [row.oracle_gaps["psnr_paper"] for row in found.rows]
+    columns = table(out)
+    assert [float(row["oracle_gap_psnr_paper"]) for row in columns] == pytest.approx(gaps, rel=ROUNDED)
+    assert {row["oracle_gap_lpips_alex"] for row in columns} == {""} and {row["aim"] for row in columns} == {"map"}
+    (group,) = found.summary.groups
+    assert group.oracle_gaps["psnr_paper"] == interval(gaps)
+    (written,) = summary(out)["groups"]
+    assert written["oracle_gaps"]["psnr_paper"]["mean"] == pytest.approx(np.mean(gaps))
+    assert written["aim"] == "map" and len(written["oracle_gaps"]["psnr_paper"]["interval"]) == 2
+    read = Summary.read(out / "summary.json")
+    assert read.groups == found.summary.groups
+    (line,) = formats.lines(read)
+    assert f"picking by the truth would have added {np.mean(gaps):.2f} dB (95%: " in line
+    page = write_report(found).read_text()
+    assert "best of the restarts by the misfit alone" in page and "<th>oracle gap, PSNR (paper)</th>" in page
+    assert "picked by the truth" not in page and "<th>aim</th>" in page and "<td>map</td>" in page
+
+    # A comparison with a paper that picked by the truth keeps that run, too; nothing is computed anew.
+    both = evaluation.evaluate(plan(photos, runs={"gaussian_blur": 3}, oracle=True), out, say=told.append)
+    assert any("recorded" in line for line in told)
+    oracles = [row for row in both.rows if row.pick == "oracle"]
+    for row in oracles:
+        assert row.metrics["psnr_paper"] == max(run["psnr_paper"] for run in runs_of[row.image])
+        assert row.oracle_gaps == {}
+    assert [row for row in both.rows if row.pick == "residual"] == found.rows and len(oracles) == 3
+    assert [group.oracle_gaps == {} for group in both.summary.groups] == [True, False]
+    assert "by PSNR against the truth, which no user has" in formats.lines(both.summary)[0]
+    page = write_report(both).read_text()
+    assert "best of the restarts by PSNR against the truth" in page and "dB, picked by the truth" in page
+
+
+def test_what_picking_restarts_by_the_truth_would_have_added_is_measured(photos, ddiff):
+    """The restarts one by one are the runs of an evaluation, which keeps all of them."""
+    words = ("--steps", 3, "--batch-size", 3, "--no-cache")
+    code, _, said = ddiff("restore", photos, "--task", "phase_retrieval", "--restarts", 3, *words)
+    assert code == 0, said
+    assert "restarts 3, kept by the misfit: picking by the truth adds PSNR " in said
+    assert ddiff("evaluate", photos, "--tasks", "phase_retrieval", "--runs", 3, *words, "--no-report")[0] == 0
+    document, gaps = json.loads(Path("restored/metrics.json").read_text()), []
+    for row in document["images"]:
+        paths = sorted(Path("evaluation/records").rglob(f"{row['name']}.run*.json"))
+        runs = [json.loads(path.read_text())["metrics"] for path in paths]
+        kept = min(runs, key=lambda run: run["misfit"])
+        assert row["psnr"] == pytest.approx(kept["psnr_standard"], abs=1e-3)
+        for ours, name in (("psnr", "psnr_standard"), ("ssim", "ssim_standard"), ("psnr_resolved", "psnr_resolved")):
+            best = max(run[name] for run in runs)
+            assert row[f"oracle_gap_{ours}"] == pytest.approx(best - kept[name], abs=2e-3)
+        gaps.append(row["oracle_gap_psnr"])
+    found = document["oracle_gaps"]["oracle_gap_psnr"]
+    assert (found["n"], found["mean"]) == (3, pytest.approx(np.mean(gaps))) and max(gaps) > 0
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
+
+
+def test_without_a_truth_there_is_no_gap_and_a_run_that_diverged_is_none_to_pick():
+    def record(metrics, status="ok"):
+        return Record("a", "", status, "", "", "", metrics, 0.05, {}, {}, [], "", 1, 0)
+
+    start = Row("t", "ddiff", 0.05, None, 0, "a")
+    blind = [record({"misfit": 0.2}, "no truth"), record({"misfit": 0.1}, "no truth")]
+    (row,) = rows_of(start, blind, {}, oracle=True)
+    assert (row.pick, row.run, row.oracle_gaps) == ("residual", 1, {})
+    assert summarise([row])[0][0].oracle_gaps == {}
+    runs = [
+        record({}, "diverged"),
+        record({"misfit": 0.2, "psnr_paper": 20.0, "lpips_alex": 0.3}),
+        record({"misfit": 0.1, "psnr_paper": 18.5, "lpips_alex": 0.5}),
+        record({"misfit": 0.3, "psnr_paper": 17.0, "lpips_alex": 0.1}),
     ]
-    for p, runs in enumerate(records):
-        assert len({r["metrics"]["psnr_paper"] for r in runs.values()}) == 3  # restarts differ
-        oracle, residual = (
-            next(r for r in found.rows if r.image == f"photo{p}" and r.pick == how) for how in ("oracle", "residual")
-        )
-        assert oracle.metrics["psnr_paper"] == max(r["metrics"]["psnr_paper"] for r in runs.values())
-        assert residual.metrics["misfit"] == min(r["metrics"]["misfit"] for r in runs.values())
-        assert oracle.network_evaluations == 9
-    assert {g.pick for g in found.summary.groups} == {"oracle", "residual"}
+    (row,) = rows_of(start, runs, {})
+    assert row.run == 2 and row.oracle_gaps == pytest.approx({"psnr_paper": 1.5, "lpips_alex": 0.4})
+    assert [r.run for r in rows_of(start, runs, {}, oracle=True)] == [1, 2]
+    (row,) = rows_of(start, runs[2:3], {})
+    assert (row.pick, row.oracle_gaps) == ("single", {})
+    (row,) = rows_of(start, [record({}, "diverged")] * 2, {})
+    assert (row.status, row.oracle_gaps) == ("diverged", {})
+
+
+def test_a_summary_of_an_earlier_version_is_read(photos, tmp_path):
+    found = evaluation.evaluate(plan(photos, subset=1, runs={"gaussian_blur": 2}, oracle=True), tmp_path, say=quiet)
+    values = summary(tmp_path)
+    del values["plan"]["oracle"]
+    for group in values["groups"]:
+        del group["aim"], group["oracle_gaps"]
+    (tmp_path / "summary.json").write_text(json.dumps(values))
+    read = Summary.read(tmp_path / "summary.json")
+    assert [(g.pick, g.aim, g.oracle_gaps) for g in read.groups] == [("oracle", None, {}), ("residual", None, {})]
+    assert read.groups[0].metrics == found.summary.groups[0].metrics
+    assert len(formats.lines(read)) == 2
+    page = write_report(dataclasses.replace(found, summary=read)).read_text()
+    assert "oracle gap, " not in page and "best of the restarts by PSNR against the truth" in page
 
 
 def test_only_what_is_missing_or_made_otherwise_is_computed(photos, tmp_path, monkeypatch):
@@ -521,7 +621,7 @@ def kill(base, out, records, seconds):
 def test_two_kills_and_a_restart_give_the_same_table(tmp_path):
     save_photos(tmp_path / "photos", 6)
     expected = run_to_the_end(tmp_path, tmp_path / "whole")
-    assert len(expected[0]) == 6 * 2
+    assert len(expected[0]) == 6
     draw = random.Random(0)
     for _ in range(2):
         kill(tmp_path, tmp_path / "out", draw.randint(1, 4), draw.uniform(0, 0.02))

@@ -19,6 +19,7 @@ from ddiff_jax.evaluation import Group, Mean, ledger, reproduction
 from ddiff_jax.evaluation.published import Published, parse, published
 from ddiff_jax.evaluation.reproduction import plan_study
 from ddiff_jax.operators import gaussian_blur, released_box_mask
+from ddiff_jax.report.page import _ledger
 from ddiff_jax.schedule import linear_schedule
 from ddiff_jax.solvers.base import count_steps
 
@@ -181,9 +182,33 @@ def test_the_verdict_follows_from_both_intervals(monkeypatch, tmp_path, mean, in
     if mean == 30.0 and verdict == "agrees":
         assert (ours.difference, ours.difference_half_width) == pytest.approx((-0.5, np.hypot(1.0, 1.2)))
         line = next(line for line in ledger.as_markdown(book).splitlines() if "| psnr_paper |" in line)
-        assert "| 30.5 ± 1.2 | 30 | 29 to 31 | 10 | 999 | 2.5 | -0.5 ± 1.6 | agrees |" in line
+        assert "| 30.5 ± 1.2 | 30 | 29 to 31 | 10 | 999 | 2.5 | -0.5 ± 1.6 |  | agrees |" in line
         fewer = plan_study("table1", "ffhq", ["photo.png"], tmp_path, steps=[3])
         assert ledger.compare(fewer, groups).entries[0].verdict == "not comparable: another protocol"
+
+
+def test_the_papers_pick_by_the_truth_is_kept_and_marked_beside_the_misfits(monkeypatch, tmp_path):
+    made = plan_study("table1", "ffhq", ["photo.png"], tmp_path, prior="faces64")
+    assert made.plan.oracle and made.same_protocol
+    assert not plan_study("table1", "ffhq", ["photo.png"], tmp_path, tasks=["gaussian_blur"]).plan.oracle
+    entry = Published("table1", "ffhq", "super_resolution", "ddiff", "psnr_paper", 30.5, 1.2)
+    monkeypatch.setattr(ledger, "published", lambda: ("somewhere", [entry]))
+    (group,) = summed_up(30.0, (29.0, 31.0))
+    gaps = {"psnr_paper": Mean(10, 0.75, 0.4, (0.5, 1.0))}
+    groups = [
+        dataclasses.replace(group, pick="oracle"),
+        dataclasses.replace(group, pick="residual", oracle_gaps=gaps),
+    ]
+    book = ledger.compare(made, groups)
+    paper, ours = (entry for entry in book.entries if entry.metric == "psnr_paper")
+    assert (paper.pick, paper.published, paper.oracle_gap) == ("oracle", 30.5, None)
+    assert paper.note == "run picked by the truth, as in the paper"
+    assert (ours.published, ours.note, ours.oracle_gap, ours.oracle_gap_interval) == (None, "", 0.75, (0.5, 1.0))
+    text = ledger.as_markdown(book)
+    assert "| -0.5 ± 1.6 |  | agrees; run picked by the truth, as in the paper |" in text
+    assert "|  | 0.75 ± 0.25 | the paper has no such number |" in text
+    assert "which no user can" in text and "which no user can" not in ledger.as_markdown(ledger.compare(made, [group]))
+    assert "agrees; run picked by the truth, as in the paper" in _ledger(book)
 
 
 def test_the_command_writes_the_ledger(tmp_path, monkeypatch, capsys):

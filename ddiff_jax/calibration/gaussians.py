@@ -176,6 +176,14 @@ class MixturePosterior:
     def modes(self, y: Any) -> tuple[Float[np.ndarray, "N M ..."], Float[np.ndarray, "N M"]]:
         """Climb from the mean of every component to a maximum of p(x | y); several may reach the same one.
 
+        Returns:
+            The maxima, and log p(x | y) there.
+        """
+        return self.climb(images(self.components(y)[1], self.image_shape), y)
+
+    def climb(self, x: Any, y: Any) -> tuple[Float[np.ndarray, "N K ..."], Float[np.ndarray, "N K"]]:
+        """Climb from images x [N, K, ...] to the maxima of p(x | y) whose slopes they lie on.
+
         Steps to (sum_k r_k P_k^-1)^-1 sum_k r_k P_k^-1 m_k, with r_k the responsibilities at x, never descend. They
         end where no pixel moves by more than 1e-10, or after 10,000 steps.
 
@@ -184,7 +192,7 @@ class MixturePosterior:
         """
         shares, means = self.components(y)
         precisions = self._roots[1]
-        x, weighted = means, np.einsum("kij,nkj->nki", precisions, means)
+        x, weighted = flat(x, 2), np.einsum("kij,nkj->nki", precisions, means)
         for _ in range(10_000):
             responsibilities = self._log_parts(x, shares, means)[1]
             total = np.einsum("npk,kij->npij", responsibilities, precisions)

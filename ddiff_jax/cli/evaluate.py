@@ -113,8 +113,8 @@ class Options:
         seeds: Roots of all random numbers.
         sigmas: Noise levels to sweep, instead of the preset's.
         steps: Step counts to sweep, instead of the preset's; solvers that ask no network keep their own.
-        runs: Restarts per image, of which the best by PSNR and the best by misfit are kept: a number for all tasks,
-            or TASK=NUMBER.
+        runs: Restarts per image, of which the best by misfit is kept, as a user could; the oracle gap says what picking
+            by the truth would have added. A number for all tasks, or TASK=NUMBER.
         measurements: Folder of measurements that have the names of the images, instead of simulated ones.
     """
 

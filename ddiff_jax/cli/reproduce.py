@@ -18,6 +18,7 @@ examples:
   ddiff reproduce table1 --dataset ffhq --images ffhq256/ --prior ffhq --lpips-alex lpips_alex
   ddiff reproduce noise --dataset faces64 --images photos/ --subset 8 --values default --steps 50
 
+Where the paper kept the best of several runs by the truth, its pick is kept and marked, beside the best by the misfit.
 Writes ledger.md and ledger.json beside what `ddiff evaluate` writes. Killed at any moment, the same command continues.
 """
 

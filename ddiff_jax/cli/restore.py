@@ -19,9 +19,10 @@ from ddiff_jax._solve import Progress
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
+from ddiff_jax.metrics import METRICS
 from ddiff_jax.priors import NoPrior, Prior
 from ddiff_jax.restoration import document, spread
-from ddiff_jax.restoration.batches import Batch, tell
+from ddiff_jax.restoration.batches import GAPS, Batch, tell
 from ddiff_jax.restoration.jobs import LISTED, Job, find_jobs, prepare, some
 from ddiff_jax.restoration.machine import choose_batch_size, device_in_words
 from ddiff_jax.restoration.run import Restoration
@@ -196,7 +197,7 @@ class _Command:
         """Count an image, and keep the first ones for the summary."""
         row = document.row(record)
         self.names.add(record.name)
-        for name in (*TOLD, *SPREAD):
+        for name in (*TOLD, *SPREAD, *GAPS):
             if row.get(name) is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + row[name]
         if len(self.rows) < LISTED:
@@ -212,6 +213,9 @@ class _Command:
         if count:
             mean = {name: total / count for name, total in self._sums.items()}
             say(f"restored {count} in {self.work.seconds['run']:.1f} s: {'mean ' * (count > 1)}{tell(mean, TOLD)}")
+        gaps = [METRICS[GAPS[name]].say(self._sums[name] / count) for name in GAPS if name in self._sums]
+        if gaps:
+            say(f"restarts {self.settings.restarts}, kept by the misfit: picking by the truth adds {', '.join(gaps)}")
         if count and "mean_std" in self._sums:
             aim = aim_of(self.settings.solver)
             means = {name: self._sums[name] / count for name in SPREAD if name in self._sums}

@@ -3,8 +3,8 @@
 from ddiff_jax.evaluation.plan import Cell, Plan
 from ddiff_jax.evaluation.rows import Row
 from ddiff_jax.evaluation.run import Evaluation, evaluate
-from ddiff_jax.evaluation.statistics import Mean, interval, paired
 from ddiff_jax.evaluation.summary import Difference, Group, Summary
+from ddiff_jax.statistics import Mean, interval, paired
 
 __all__ = [
     "Cell",

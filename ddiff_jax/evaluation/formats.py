@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ddiff_jax.evaluation.plan import digits
-from ddiff_jax.evaluation.rows import COLUMNS, SINGLE, Row
+from ddiff_jax.evaluation.rows import CHOSEN, COLUMNS, SINGLE, Row
 from ddiff_jax.evaluation.summary import Summary
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.safe_text import csv_cell, markdown_text
+from ddiff_jax.statistics import Mean
 
 
 def lines(summary: Summary) -> list[str]:
@@ -19,14 +20,25 @@ def lines(summary: Summary) -> list[str]:
         name = f"{group.task} {group.solver}"
         variant = {"sigma_y": group.sigma_y, "steps": group.steps}
         name += "".join(f" {k} {v}" for k, v in variant.items() if v is not None)
-        name += "" if group.pick == SINGLE else f" best by {group.pick}"
+        name += "" if group.pick == SINGLE else f", {CHOSEN[group.pick]}"
         found = group.metrics[metric.name]
         if found.mean is None:
             told.append(f"  {name}: no PSNR")
             continue
         spread = "" if found.interval is None else f" (95%: {metric.span(found.interval)})"
-        told.append(f"  {name}: {metric.say(found.mean)}{spread}, {found.n} images")
+        gap = group.oracle_gaps.get(metric.name)
+        more = "" if gap is None else f"; {tell_gap(gap, metric)}"
+        told.append(f"  {name}: {metric.say(found.mean)}{spread}, {found.n} images{more}")
     return told
+
+
+def tell_gap(gap: Mean, metric: Metric) -> str:
+    """Say what picking by the truth would have added."""
+    if gap.mean is None:
+        return f"oracle gap of {metric.title}: {gap.reason}"
+    spread = "" if gap.interval is None else f" (95%: {metric.span(gap.interval)})"
+    added = " ".join(filter(None, (metric.number(gap.mean), metric.unit)))
+    return f"picking by the truth would have added {added}{spread}"
 
 
 def to_csv(rows: Iterable[Row]) -> str:

@@ -11,10 +11,12 @@ from ddiff_jax import image_files
 from ddiff_jax.evaluation.formats import to_markdown
 from ddiff_jax.evaluation.published import Published, published
 from ddiff_jax.evaluation.reproduction import STUDIES, Reproduction
-from ddiff_jax.evaluation.rows import RESIDUAL
-from ddiff_jax.evaluation.statistics import Mean
+from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL
 from ddiff_jax.evaluation.summary import Group
 from ddiff_jax.metrics import METRICS
+from ddiff_jax.statistics import Mean
+
+BY_THE_TRUTH = "run picked by the truth, as in the paper"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Entry:
         difference: ours minus the published one, where they mean the same.
         difference_half_width: half of its 95% interval.
         verdict: in words.
-        note: why the published number may not mean the same as ours.
+        note: why the published number may not mean the same as ours, and who picked among the runs.
+        oracle_gap: what picking by the truth would have added where the misfit picked; None elsewhere.
+        oracle_gap_interval: its 95% interval.
     """
 
     task: str
@@ -58,6 +62,8 @@ class Entry:
     difference_half_width: float | None
     verdict: str
     note: str
+    oracle_gap: float | None = None
+    oracle_gap_interval: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +125,8 @@ def compare(made: Reproduction, groups: Sequence[Group]) -> Ledger:
             number = theirs.get((made.study, made.dataset, group.task, group.solver, metric))
             if group.pick == RESIDUAL:
                 number = None  # the paper picks the best of several runs by the truth
+            notes = ["" if number is None else number.not_comparable, BY_THE_TRUTH if group.pick == ORACLE else ""]
+            gap = group.oracle_gaps.get(metric)
             difference, half_width = _difference(found, number)
             entries.append(
                 Entry(
@@ -133,7 +141,9 @@ def compare(made: Reproduction, groups: Sequence[Group]) -> Ledger:
                     difference=difference,
                     difference_half_width=half_width,
                     verdict=_verdict(found, number, made.same_protocol),
-                    note="" if number is None else number.not_comparable,
+                    note="; ".join(filter(None, notes)),
+                    oracle_gap=None if gap is None else gap.mean,
+                    oracle_gap_interval=None if gap is None else gap.interval,
                 )
             )
     return Ledger(made.study, study.title, made.dataset, source, made.differences, tuple(entries))
@@ -174,7 +184,11 @@ def _verdict(found: Mean, number: Published | None, same_protocol: bool) -> str:
 
 HEADINGS = (
     *("task", "solver", "noise", "steps", "pick", "metric", "published", "ours", "95% interval", "images"),
-    *("evaluations", "seconds", "difference", "verdict"),
+    *("evaluations", "seconds", "difference", "oracle gap", "verdict"),
+)
+PICKS = (
+    "Pick: oracle is the best of several runs by PSNR against the truth, as the paper picked, which no user can; "
+    "residual is the best by the misfit, and its oracle gap is what picking by the truth would have added."
 )
 
 
@@ -186,6 +200,7 @@ def as_markdown(ledger: Ledger) -> str:
         "",
         f"Published: {ledger.source}. {known}",
         "Intervals: 95%, ours by Student's t over images, the paper's (published and difference: ±) where it has one.",
+        *([PICKS] if any(entry.pick == ORACLE for entry in ledger.entries) else []),
         "Verdict: agrees where the difference is below the root of the sum of both half-widths squared.",
         *(f"Differs from the paper: {difference}." for difference in ledger.differences),
         "",
@@ -201,6 +216,7 @@ def _cells(entry: Entry) -> list[str]:
         "" if entry.interval is None else f"{entry.interval[0]:.4g} to {entry.interval[1]:.4g}",
         *(str(entry.images), _short(entry.network_evaluations), _short(entry.seconds)),
         _with_half_width(entry.difference, entry.difference_half_width),
+        _with_half_width(entry.oracle_gap, Mean(0, interval=entry.oracle_gap_interval).half_width),
         "; ".join(filter(None, (entry.verdict, entry.note))),
     ]
 

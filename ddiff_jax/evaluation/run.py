@@ -34,7 +34,7 @@ from ddiff_jax.restoration.settings import Settings
 from ddiff_jax.restoration.share import Share
 from ddiff_jax.restoration.sizes import SizeNotes, fitted
 from ddiff_jax.restoration.store import Record, Standing, decided_by
-from ddiff_jax.solvers import asks_network
+from ddiff_jax.solvers import SOLVERS, aim_of, asks_network
 
 TRACE_POINTS = 100  # kept of what the steps report
 FRAMES = 8  # of a trajectory
@@ -353,17 +353,18 @@ class _Run:
                 start = Row(
                     *(cell.task, cell.solver, self._sigma(cell), cell.steps, cell.seed, job.stem),
                     input_sha256=self.hashes[job.stem],
+                    aim=aim_of(SOLVERS[cell.solver]),
                 )
                 records = [] if settings is None else self._records(cell, job.stem)
                 made |= {record.made for record in records}
                 if len(records) == cell.runs:
                     why = {} if records[0].status != "ok" else _too_small(records[0], absent)
-                    rows += rows_of(start, records, {**absent, **why})
+                    rows += rows_of(start, records, {**absent, **why}, oracle=self.plan.oracle)
                     continue
                 pending = "pending", "in the share of another process"
                 other = pending if job.stem in elsewhere else ("not set up", self.unusable.get(cell, ""))
                 status, message = self.rejected.get((cell, job.stem), other)
-                for how in (SINGLE,) if cell.runs == 1 else (ORACLE, RESIDUAL):
+                for how in (SINGLE,) if cell.runs == 1 else (ORACLE, RESIDUAL)[not self.plan.oracle :]:
                     rows.append(dataclasses.replace(start, pick=how, status=status, message=message))
         summary = self._summary(rows, made)
         image_files.write_text(self.folder / "results.csv", formats.to_csv(rows))

@@ -4,19 +4,21 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddiff_jax import image_files
 from ddiff_jax.evaluation.plan import Plan
 from ddiff_jax.evaluation.rows import MARKED, Row
-from ddiff_jax.evaluation.statistics import Mean, interval, paired
-from ddiff_jax.metrics import METRICS
+from ddiff_jax.metrics import DIRECTED, METRICS
 from ddiff_jax.restoration.records import finite
+from ddiff_jax.statistics import Mean, interval, paired
 
 GROUP = ("task", "sigma_y", "steps", "solver", "pick")
 """What the rows of a group have in common."""
+MEANS = ("metrics", "oracle_gaps")
+"""Fields of a group that hold means by metric."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Group:
         network_evaluations: mean over rows; None where nothing was restored.
         network_gradients: likewise.
         seconds: likewise, without compiling.
+        aim: of the solver, a key of `solvers.AIMS`; None where it does not say.
+        oracle_gaps: metric to the mean over images of what picking by the truth would have added; empty where the
+            truth did pick, or there is one run or no truth.
     """
 
     task: str
@@ -48,6 +53,8 @@ class Group:
     network_evaluations: float | None
     network_gradients: float | None
     seconds: float | None
+    aim: str | None = None
+    oracle_gaps: dict[str, Mean] = dataclasses.field(default_factory=dict)
 
     def mean(self, metric: str) -> float | None:
         """Look up the mean of a metric; None where there is none."""
@@ -56,13 +63,14 @@ class Group:
 
     def as_dict(self) -> dict[str, Any]:
         """Spell it out in plain types."""
-        return {**_fields(self), "metrics": {name: mean.as_dict() for name, mean in self.metrics.items()}}
+        means = {name: getattr(self, name) for name in MEANS}
+        return {**_fields(self), **{k: {name: m.as_dict() for name, m in v.items()} for k, v in means.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Group":
-        """Take back what `as_dict` gave."""
-        metrics = {name: Mean.from_dict(mean) for name, mean in values["metrics"].items()}
-        return cls(**{**values, "metrics": metrics})
+        """Take back what `as_dict` gave, of an earlier version too."""
+        means = {k: {name: Mean.from_dict(m) for name, m in values[k].items()} for k in MEANS if k in values}
+        return cls(**{**values, **means})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +206,7 @@ def _group(key: tuple[Any, ...], rows: Sequence[Row]) -> Group:
     good = _restored(rows)
     statuses = [row.status for row in rows]
     per_image = {name: _per_image(good, name) for name in METRICS}
+    gaps = {name: _by_image((row.image, row.oracle_gaps.get(name)) for row in good) for name in DIRECTED}
     return Group(
         **dict(zip(GROUP, key, strict=True)),
         images=len({row.image for row in rows}),
@@ -210,16 +219,21 @@ def _group(key: tuple[Any, ...], rows: Sequence[Row]) -> Group:
         network_evaluations=_mean([row.network_evaluations for row in good]),
         network_gradients=_mean([row.network_gradients for row in good]),
         seconds=_mean([row.seconds for row in good]),
+        aim=rows[0].aim,
+        oracle_gaps={name: interval(list(values.values())) for name, values in gaps.items() if values},
     )
 
 
 def _per_image(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    return _by_image((row.image, row.number(metric)) for row in rows)
+
+
+def _by_image(numbers: Iterable[tuple[str, float | None]]) -> dict[str, float]:
     """Average an image's seeds; what could not be measured is left out."""
     found: dict[str, list[float]] = {}
-    for row in rows:
-        value = row.number(metric)
+    for image, value in numbers:
         if value is not None:
-            found.setdefault(row.image, []).append(value)
+            found.setdefault(image, []).append(value)
     return {image: math.fsum(values) / len(values) for image, values in found.items()}
 
 

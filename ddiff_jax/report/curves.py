@@ -8,7 +8,7 @@ import numpy as np
 
 from ddiff_jax.atomic import replacing
 from ddiff_jax.evaluation import Group
-from ddiff_jax.evaluation.rows import RESIDUAL
+from ddiff_jax.evaluation.rows import ORACLE, SINGLE
 from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report.gallery import Gallery, Scene
 
@@ -73,7 +73,7 @@ def _style(gallery: Gallery, solver: str) -> dict[str, Any]:
 
 def _drawn(gallery: Gallery, task: str, x: str, metric: Metric) -> dict[str, list[Group]]:
     """Find the points of a metric: solver to groups, from left to right."""
-    groups = [g for g in gallery.found.summary.groups if g.task == task and g.pick != RESIDUAL]
+    groups = [g for g in gallery.found.summary.groups if g.task == task and g.pick in (SINGLE, gallery.pick)]
     points = [g for g in groups if g.mean(metric.name) is not None and getattr(g, x) is not None]
     points.sort(key=lambda group: getattr(group, x))
     of_solvers = {solver: [p for p in points if p.solver == solver] for solver in gallery.solvers}
@@ -95,7 +95,8 @@ def against(gallery: Gallery, task: str, x: str) -> Any:
     groups = [g for g in gallery.found.summary.groups if g.task == task]
     metrics = [m for m in METRICS.values() if m.principal and any(g.mean(m.name) is not None for g in groups)]
     label = AXES[x]
-    figure, axes = figure_of(len(metrics), f"{task.replace('_', ' ')}: quality against the {label}")
+    mark = ", best of the restarts by the truth" if any(g.pick == ORACLE == gallery.pick for g in groups) else ""
+    figure, axes = figure_of(len(metrics), f"{task.replace('_', ' ')}: quality against the {label}{mark}")
     for axis, metric in zip(axes, metrics, strict=True):
         for solver, points in _drawn(gallery, task, x, metric).items():
             where = [getattr(p, x) for p in points]

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from ddiff_jax.evaluation.places import Places
 from ddiff_jax.evaluation.plan import Cell, digits
-from ddiff_jax.evaluation.rows import ORACLE, SINGLE, Row
+from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE, Row
 from ddiff_jax.evaluation.run import Evaluation
 
 
@@ -21,7 +21,7 @@ class Scene:
         task: name of the preset.
         sigma_y: noise level.
         steps: step count; None is that of every solver's preset.
-        rows: solver to image to row; of several seeds the first, of several runs the best by the truth if known.
+        rows: solver to image to row; of several seeds the first, of several runs the one that `Gallery.pick` names.
     """
 
     task: str
@@ -45,6 +45,8 @@ class Gallery:
         self._places = Places(found.folder)
         self._store = self._places.store()
         self._seed = plan.seeds[0]
+        # Of several runs pictures and curves show what a user could have, but the paper's pick where that is compared.
+        self.pick = ORACLE if plan.oracle else RESIDUAL
         self.solvers: list[str] = list(plan.solvers)
         self.images = sorted({row.image for row in found.rows if row.is_restored})
         self.scenes = self._scenes()
@@ -56,7 +58,7 @@ class Gallery:
                 continue
             key = row.task, row.sigma_y, row.steps
             rows = scenes.setdefault(key, Scene(*key, {})).rows.setdefault(row.solver, {})
-            if row.pick in (SINGLE, ORACLE) or row.image not in rows:
+            if row.pick in (SINGLE, self.pick) or row.image not in rows:
                 rows[row.image] = row
         return list(scenes.values())
 

@@ -9,13 +9,14 @@ from ddiff_jax import image_files
 from ddiff_jax.evaluation import Evaluation, Group, Mean, Summary
 from ddiff_jax.evaluation.ledger import Ledger
 from ddiff_jax.evaluation.plan import file_name
-from ddiff_jax.evaluation.rows import ORACLE, RESIDUAL, SINGLE
+from ddiff_jax.evaluation.rows import CHOSEN, SINGLE
 from ddiff_jax.metrics import METRICS, Metric
 from ddiff_jax.report import curves
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 from ddiff_jax.report.parts import CURVE_SCALE, data_uri, picture, style, template
 from ddiff_jax.report.pictures import MOSAIC_IMAGES, caption, mosaic, strips
 from ddiff_jax.safe_text import html_text, script_json
+from ddiff_jax.solvers import AIMS
 
 PICTURE_BUDGET = 20e6  # bytes of single pictures in a page; the mosaics show more
 VIEWER_IMAGES = 8
@@ -48,6 +49,7 @@ def write_report(found: Evaluation, title: str = "Evaluation", ledger: Ledger | 
         ledger="" if ledger is None else _ledger(ledger),
         viewer=_viewer(gallery),
         tables="".join(_table(summary, *place) for place in _places(summary)),
+        aims=html_text("; ".join(f"{name}: {AIMS[name]}" for name in AIMS if name in {g.aim for g in summary.groups})),
         differences=_differences(summary),
         differences_open=" open" if len(summary.paired) <= 40 else "",
         figures=_figures(gallery, folder),
@@ -134,16 +136,20 @@ def _table(summary: Summary, task: str, pick: str) -> str:
     sweeps = {"sigma_y": ("noise", plan.sigmas), "steps": ("steps", plan.steps)}
     swept = {name: label for name, (label, values) in sweeps.items() if len(values) > 1}
     shown = [metric for metric in METRICS.values() if any(metric.name in group.metrics for group in groups)]
+    kinds = [metric for metric in METRICS.values() if metric.principal or not metric.general]
+    gaps = [metric for metric in kinds if any(metric.name in group.oracle_gaps for group in groups)]
     best = {metric: _best(groups, metric) for metric in shown}
-    head = ["solver", *swept.values(), *(metric.title for metric in shown)]
+    head = ["solver", "aim", *swept.values(), *(metric.title for metric in shown)]
+    head += [f"oracle gap, {metric.title}" for metric in gaps]
     head += ["evaluations", "gradients", "seconds", "images"]
     rows = []
     for i, group in enumerate(groups):
-        cells = [f"<td>{html_text(group.solver)}</td>"]
+        cells = [f"<td>{html_text(name)}</td>" for name in (group.solver, group.aim or "")]
         levels = [getattr(group, name) for name in swept]
         cells += [f"<td>{level if level is not None else 'preset'}</td>" for level in levels]
         for metric in shown:
             cells.append(_number(group.metrics.get(metric.name), metric, bold=i in best[metric]))
+        cells += [_number(group.oracle_gaps.get(metric.name), metric, bold=False) for metric in gaps]
         for name, form in {"network_evaluations": "{:.0f}", "network_gradients": "{:.0f}", "seconds": "{:.3g}"}.items():
             value = getattr(group, name)
             cells.append("<td></td>" if value is None else f"<td>{form.format(value)}</td>")
@@ -151,11 +157,11 @@ def _table(summary: Summary, task: str, pick: str) -> str:
         total = sum(group.statuses.values())
         cells.append(f"<td>{group.images if good == total else f'{good} of {total} rows'}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    chosen = {ORACLE: ", best of the restarts by PSNR against the truth", RESIDUAL: ", best by the misfit alone"}
+    chosen = ", ".join(filter(None, (task.replace("_", " "), CHOSEN[pick])))
     power = {g.sigma_y for g in groups}
     noise = f"noise {next(iter(power)):g}" if len(power) == 1 and None not in power else "several noise levels"
     return (
-        f"<h3>{html_text(task.replace('_', ' '))}{chosen.get(pick, '')} "
+        f"<h3>{html_text(chosen)} "
         f'<span class="faint">({noise})</span></h3><div class="scroll"><table><tr>'
         f"{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table></div>"
     )

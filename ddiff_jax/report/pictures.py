@@ -8,7 +8,7 @@ from PIL import ImageDraw, ImageFont
 
 from ddiff_jax.drawing import FAINT, INK, MISSING, PAPER, fit, stamp
 from ddiff_jax.evaluation.plan import digits
-from ddiff_jax.evaluation.rows import Row
+from ddiff_jax.evaluation.rows import ORACLE, Row
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.report.gallery import Gallery, Scene, open_picture
 from ddiff_jax.safe_text import printable
@@ -25,6 +25,7 @@ def caption(row: Row) -> str:
         parts.append(f"{METRICS['psnr_paper'].number(psnr)} dB")  # the page says once what it is
     found = {name: row.number(name) for name in ("lpips_alex", "lpips_vgg")}
     parts += [METRICS[name].say(value) for name, value in found.items() if value is not None][:1]
+    parts += ["picked by the truth"] if row.pick == ORACLE else []
     return ", ".join(parts)
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.likelihood import Gaussian, Likelihood
-from ddiff_jax.metrics import METRICS, measure
+from ddiff_jax.metrics import DIRECTED, METRICS, measure, oracle_gaps
 from ddiff_jax.operators import Operator
 from ddiff_jax.problem import Problem
+from ddiff_jax.restarts import Restarts
 from ddiff_jax.restoration.jobs import Job
 from ddiff_jax.restoration.reading import Item, Reader
 
@@ -111,6 +112,8 @@ KEYS = {
     "psnr_resolved": "psnr_resolved",
 }
 """What metrics.json calls the metrics, since it has one protocol only: to names in `METRICS`."""
+GAPS = {f"oracle_gap_{ours}": name for ours, name in KEYS.items() if name in DIRECTED}
+"""What metrics.json calls their gaps to a pick among restarts by the truth, see `metrics.oracle_gaps`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Score:
         residual: |A(x) - y| where observed, in the shape of the measurement.
         metrics: `Problem.misfit`, its excess over the noise's power, and with a truth
             PSNR and SSIM in the protocol "standard"; None where SSIM's window does not fit. The names are those of
-            `KEYS`.
+            `KEYS`, and of several restarts those of `GAPS`.
     """
 
     residual: np.ndarray
@@ -133,15 +136,42 @@ def tell(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(METRICS[KEYS[name]].say(metrics[name]) for name in names if metrics.get(name) is not None)
 
 
-def score(batch: Batch, x: jax.Array | np.ndarray, likelihood: Likelihood | None = None) -> list[Score]:
-    """Score the restorations of a batch, without its repetitions; without a noise model it is Gaussian."""
+def score(
+    batch: Batch,
+    x: jax.Array | np.ndarray,
+    likelihood: Likelihood | None = None,
+    restarts: Restarts | None = None,
+) -> list[Score]:
+    """Score the restorations of a batch, without its repetitions.
+
+    Args:
+        batch: what was restored.
+        x: the restorations.
+        likelihood: the noise model; without one it is Gaussian.
+        restarts: where x was chosen among several and a truth is known, all of them, on the host.
+    """
     truths, problem = batch.truths, batch.problem(likelihood)
     found = measure(problem, x, truths)
     residual = jax.device_get(_residual(problem, x))
     names = {
         ours: name for ours, name in KEYS.items() if name in found or (truths is not None and METRICS[name].general)
     }
+    gaps = [{} for _ in batch.items] if restarts is None else _gaps(batch, problem, restarts)
     return [
-        Score(residual[i], {ours: float(found[name][i]) if name in found else None for ours, name in names.items()})
+        Score(
+            residual[i],
+            {ours: float(found[name][i]) if name in found else None for ours, name in names.items()} | gaps[i],
+        )
         for i in range(len(batch.items))
     ]
+
+
+def _gaps(batch: Batch, problem: Problem, restarts: Restarts) -> list[dict[str, float | None]]:
+    """Find what picking among restarts by the truth would have added; nothing for images without one."""
+    of_runs = [measure(problem, restarts.x[:, k], batch.truths) for k in range(restarts.x.shape[1])]
+    found = []
+    for i, item in enumerate(batch.items):
+        runs = [{name: float(values[i]) for name, values in run.items()} for run in of_runs]
+        gaps = {} if item.truth is None else oracle_gaps(runs, int(restarts.chosen[i]))
+        found.append({ours: gaps[name] for ours, name in GAPS.items() if name in gaps})
+    return found

@@ -1,13 +1,15 @@
 """metrics.json: all records of a folder as one document, a row per image and an entry per run that rows point to."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddiff_jax import image_files
 from ddiff_jax.files import read_text
+from ddiff_jax.restoration.batches import GAPS
 from ddiff_jax.restoration.store import Record, Store
+from ddiff_jax.statistics import interval
 
 MOST = 2**30  # bytes; a million rows
 AVERAGED = ("psnr", "ssim", "misfit")
@@ -76,12 +78,20 @@ def _document(store: Store) -> dict[str, Any]:
     order = list(runs)
     images = [{**row(record), "run": order.index(record.made)} for record in records]
     alike = all(run["settings"] == runs[order[0]]["settings"] for run in runs.values())
+    gaps = _gaps(images) if alike else {}
     return {
         # Only what was restored with the same settings is averaged.
         "mean": {name: _mean(image.get(name) for image in images) for name in AVERAGED} if alike else None,
+        **({"oracle_gaps": gaps} if gaps else {}),
         "images": sorted(images, key=lambda image: image["name"]),
         "runs": list(runs.values()),
     }
+
+
+def _gaps(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum up what picking among restarts by the truth would have added, where it is known."""
+    known = {name: [image[name] for image in images if image.get(name) is not None] for name in GAPS}
+    return {name: interval(values).as_dict() for name, values in known.items() if values}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

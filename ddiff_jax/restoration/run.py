@@ -22,7 +22,7 @@ from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.image_files import source, source_hash
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import NoPrior, Prior
-from ddiff_jax.restarts import solve_restarts
+from ddiff_jax.restarts import Restarts, solve_restarts
 from ddiff_jax.restoration import results, spread
 from ddiff_jax.restoration.batches import Batch, Score, batches, score
 from ddiff_jax.restoration.jobs import Job
@@ -193,8 +193,8 @@ class Restoration:
                     self._begin(seen_by, batch.operator, batch_size)
                     self._watch.begins(seen_by, len(jobs))
                 snapshots = self._snapshots(batch)
-                solution, spreads = self._solve(seen_by, batch, snapshots)
-                writing.append(saver.submit(self._save, batch, solution, spreads, snapshots, writers))
+                solved = self._solve(seen_by, batch, snapshots)
+                writing.append(saver.submit(self._save, batch, *solved, snapshots, writers))
                 while len(writing) > BEHIND or (writing and writing[0].done()):
                     writing.popleft().result()
             for last in writing:
@@ -264,7 +264,10 @@ class Restoration:
         """Stand for everything that decides an image's results."""
         return fingerprint(self._decided, sha256)
 
-    def _solve(self, prior: Prior, batch: Batch, snapshots: Snapshots) -> tuple[Solution, list[spread.Spread] | None]:
+    def _solve(
+        self, prior: Prior, batch: Batch, snapshots: Snapshots
+    ) -> tuple[Solution, list[spread.Spread] | None, Restarts | None]:
+        """Restore a batch; of samples say their spread too, and of restarts with a truth what all of them gave."""
         started = time.monotonic()
 
         def on_chunk(progress: Progress) -> bool:
@@ -278,7 +281,7 @@ class Restoration:
                 snapshots.save(progress)
             return self._only_compile
 
-        settings, spreads = self.settings, None
+        settings, spreads, every = self.settings, None, None
         asked = settings.solver, prior, batch.problem(settings.likelihood), batch.keys
         driving: Any = {"num_chunks": CHUNKS, "on_chunk": on_chunk, "resume": snapshots.load}
         driving["mesh"] = image_mesh(len(batch.y) * settings.restarts * settings.samples)
@@ -287,22 +290,25 @@ class Restoration:
                 samples = solve_samples(*asked, samples=settings.samples, **driving)
                 solution, spreads = spread.spread_out(samples, aim_of(settings.solver))
             else:
-                solution = jax.device_get(solve_restarts(*asked, restarts=settings.restarts, **driving).solution)
+                found = solve_restarts(*asked, restarts=settings.restarts, **driving)
+                solution = jax.device_get(found.solution)
+                every = jax.device_get(found) if settings.restarts > 1 and batch.truths is not None else None
         self.seconds["run"] += time.monotonic() - started
         for note in snapshots.notes:
             self._watch.note(str(self.store.folder), note)
-        return solution, spreads
+        return solution, spreads, every
 
     def _save(
         self,
         batch: Batch,
         solution: Solution,
         spreads: list[spread.Spread] | None,
+        every: Restarts | None,
         snapshots: Snapshots,
         writers: ThreadPoolExecutor,
     ) -> None:
         """Write what a batch gave; nothing that is written gets lost by what comes later."""
-        scores = score(batch, solution.x, self.settings.likelihood)
+        scores = score(batch, solution.x, self.settings.likelihood, every)
         try:
             self._announce()
         except OSError as error:
