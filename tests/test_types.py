@@ -117,12 +117,15 @@ def flower(m, x, tape):
 
 def pnp_flow(m, x, tape):
     return pnp_flow_loop(m, gaussian_path(MEAN, VAR), x, STEPS, tape, num_samples=3, alpha=0.3)
-    return (VAR * x + sigma**2 * MEAN) / (VAR + sigma**2), VAR / (VAR + sigma**2)
+
+
+def with_slope(x, sigma):
+    return denoised(x, sigma), VAR / (VAR + sigma**2)
 
 
 def on_network_input(m, x, tape):
     """Noise is drawn in the second of two rows."""
-    rows = {"forward": lambda z: m.matrix @ z, "adjoint": lambda r: m.matrix.T @ r, "denoise": denoised}
+    rows = {"forward": lambda z: m.matrix @ z, "adjoint": lambda r: m.matrix.T @ r, "denoise": with_slope}
     return sitcom(m.y, x, timesteps(STEPS // 2, "strided")[:-1], tape[1::2, 0], adam_steps=2, sigma_y=SIGMA, **rows)[0]
 
 
@@ -130,7 +133,7 @@ def particles(m, x, tape):
     """Two particles: draw 0 of a step resamples, 1 and 2 are their noise, 3 chooses."""
     uniforms = np.asarray(jax.scipy.special.ndtr(tape[..., 0]))
     levels = walked(dd.linear_schedule(), STEPS, "strided")
-    rows = {"matrix": m.matrix, "sigma_y": SIGMA, "denoise": denoised, "threshold": 0.9}
+    rows = {"matrix": m.matrix, "sigma_y": SIGMA, "denoise": with_slope, "threshold": 0.9}
     found, log_w, parents, _ = tds(m.y, np.stack([x, x]), levels, tape[:, 1:3], uniforms[:, 0], **rows)
     assert [0, 0] in parents or [1, 1] in parents
     return found[int(uniforms[-1, 3] > 1 / (1 + np.exp(log_w[1] - log_w[0])))]
