@@ -4,6 +4,7 @@ Images are arrays [pixels, channels]; a matrix acts on every channel alike.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 from oracles import ALPHA_BAR, perturbation, start, tape_row, timesteps, wave
@@ -85,6 +86,7 @@ def draw_given_prior(x, rho, table, draw, *, is_sde=True, is_exact=False, denois
 
 def pnp_dm(matrix, y, sigma_y, x, rhos, table, draw, **how):
     """Run the chain; returns the last z and the last x."""
+    z = x
     for rho in rhos:
         z = draw_given_data(matrix, y, sigma_y, x, rho, draw)
         x = draw_given_prior(z, rho, table, draw, **how)
@@ -110,7 +112,7 @@ def conjugate_gradients(matrix, h, b, num_steps):
     return h
 
 
-def dds(matrix, y, x, num_steps, draw, *, gamma, denoise, eta=0.85, cg_steps=5, published=True):
+def dds(matrix, y, x, num_steps, draw, *, gamma: Any, denoise, eta=0.85, cg_steps=5, published=True):
     """Gamma None is the branch without noise, a function is asked at every level; cg_steps None solves exactly."""
     normal, one = matrix.T @ matrix, np.eye(len(x))
     for t, s in itertools.pairwise(timesteps(num_steps, "strided")):

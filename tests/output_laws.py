@@ -40,8 +40,8 @@ class Matrix(DecomposableOperator):
 
 def matrix_operator(matrix, channels=1):
     """Make an operator of a matrix, in JAX's default type."""
-    parts = (matrix, *np.linalg.svd(matrix, full_matrices=False))
-    return Matrix(*map(jnp.asarray, parts), (matrix.shape[1], channels))
+    u, s, vt = map(jnp.asarray, np.linalg.svd(matrix, full_matrices=False))
+    return Matrix(jnp.asarray(matrix), u, s, vt, (matrix.shape[1], channels))
 
 
 @dd.pytree_dataclass
@@ -88,7 +88,8 @@ def output_law(solver, prior, operator, draws):
         draws: shape of every draw of a step.
     """
     grid = jax.tree.map(jnp.asarray, solver.grid(prior.schedule))
-    return tuple(map(np.asarray, _carry(solver, prior, operator, grid, draws)))
+    mean, covariance = _carry(solver, prior, operator, grid, draws)
+    return np.asarray(mean), np.asarray(covariance)
 
 
 @functools.partial(jax.jit, static_argnames="draws")

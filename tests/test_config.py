@@ -118,10 +118,11 @@ def test_every_shipped_preset_builds_every_solver():
 
 # What names a source: a file of a released code, or another solver of the same file whose values these are.
 SOURCE = re.compile(
-    r"# (\S+\.(py|sh|ya?ml|md) of (DDiff|DiffPIR|DPS|DAPS|RED-diff|Flower|PnP-Flow|TDS)\b|as (?P<other>\w+)$)"
+    r"# (\S+\.(py|sh|ya?ml|md) of (DDiff|DiffPIR|DPS|DAPS|RED-diff|Flower|PnP-Flow|TDS|DDS|PnP-DM)\b"
+    r"|as (?P<other>\w+)$)"
 )
 CODE = {"ddiff": "DDiff", "diffpir": "DiffPIR", "dps": "DPS", "daps": "DAPS", "red_diff": "RED-diff"}
-CODE.update(flower="Flower", pnp_flow="PnP-Flow", tds="TDS")
+CODE.update(flower="Flower", pnp_flow="PnP-Flow", tds="TDS", dds="DDS", pnp_dm="PnP-DM")
 
 
 def published_lines(path):

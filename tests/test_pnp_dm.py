@@ -12,6 +12,7 @@ from output_laws import judge, matrix_operator, output_law, sampled_pixels, stru
 
 import ddiff_jax as dd
 from ddiff_jax import operators
+from ddiff_jax.levels import Schedule
 from ddiff_jax.pytree import static_field
 from ddiff_jax.solvers import PnPDM
 from ddiff_jax.solvers.base import count_steps, total_cost
@@ -67,7 +68,7 @@ class Bimodal:
     """Pixels around 0.5 or -0.5."""
 
     image_shape: tuple[int, ...] = static_field(default=S.shape)
-    schedule: dd.levels.Schedule = static_field(default=SCHEDULE)
+    schedule: Schedule = static_field(default=SCHEDULE)
 
     def denoise(self, x_t, level):
         x, var = x_t / level.signal, (level.sigma / level.signal) ** 2
@@ -79,7 +80,7 @@ class Anything:
     """A prior that takes every image for clean: what it returns is the draw given the data."""
 
     image_shape: tuple[int, ...] = static_field(default=S.shape)
-    schedule: dd.levels.Schedule = static_field(default=SCHEDULE)
+    schedule: Schedule = static_field(default=SCHEDULE)
 
     def denoise(self, x_t, level):
         return x_t / level.signal
