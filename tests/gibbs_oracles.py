@@ -120,7 +120,8 @@ def dds(matrix, y, x, num_steps, draw, *, gamma: Any, denoise, eta=0.85, cg_step
         z = denoise(x / np.sqrt(ab), np.sqrt((1 - ab) / ab))
         eps = (x - np.sqrt(ab) * z) / np.sqrt(1 - ab)
         if cg_steps is None:
-            h = prox(matrix, z, y, 1 / (gamma(ab) if callable(gamma) else gamma))
+            weight: Any = gamma(ab) if callable(gamma) else gamma
+            h = prox(matrix, z, y, 1 / weight)
         elif gamma is None:
             h = conjugate_gradients(normal, z, matrix.T @ y, cg_steps)
         else:

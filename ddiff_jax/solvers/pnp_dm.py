@@ -59,8 +59,8 @@ class PnPDM:
 
     At a fixed rho, x has the posterior law for noise of covariance sigma_y^2 I + rho^2 A A^T. So `rho_min` is to be
     about sigma_y, and no more; the published 0.3, six times the noise, scatters too widely. But the less it is, the
-    slower walks what the data do not see: an iteration keeps v / (v + rho^2) of where it was
-    in a direction of variance v.
+    slower walks what the data do not see: an iteration keeps v / (v + rho^2) of where it was in a direction of
+    variance v.
 
     Under a Gaussian prior of smooth pictures, sigma_y = 0.05, the defaults come within 0.05 dB of the least mean
     squared error, and scatter by 0.97 of the posterior's spread.
