@@ -266,7 +266,7 @@ def test_the_command_trains_on_a_folder_and_the_prior_restores(ddiff, small, tmp
     assert prior.prediction == "v" and prior.image_shape == (8, 8, 1)
     kept = kept_averages(Path("mine/training"), [prior.params] * 2)[4]()
     assert_same(prior.params, jax.tree.map(jnp.asarray, kept[1]))  # the wider one
-    assert prior.linear.directions.shape == (14, 8, 8, 1)  # as many as 28 images have
+    assert prior.linear is not None and prior.linear.directions.shape == (14, 8, 8, 1)  # as many as 28 images have
     code, out, err = ddiff("train", "pictures", "--preset", "small", "--output", "mine", "--json")
     assert code == 0 and "going on after step 4 of 4" in err and json.loads(out)["step"] == 4
     arguments = ("--prior", "mine", "--task", "random_inpainting", "--steps", 3, "--resize", "--preset", "faces64")
