@@ -71,16 +71,18 @@ def test_a_linear_denoiser_is_the_posterior_mean_of_its_gaussian(x64):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_new_network_denoises_as_the_linear_denoiser_it_is_added_to(prediction):
+def test_a_new_network_denoises_at_high_noise_as_the_linear_denoiser_it_is_added_to(prediction):
     linear, _ = linear_denoiser()
     r = recipe(prediction=prediction, linear_rank=3)
     state = new_state(r, None, linear)
     prior = as_prior(r, state.params, state.linear)
     x = jax.random.normal(jax.random.key(0), (8, 8, 1))
-    level = jax.tree.map(jnp.float32, prior.schedule.at(jnp.float32(1.7)))
-    x_0, eps = prior.predict(x, level)
-    np.testing.assert_allclose(x_0, linear.estimate(x, level)[0], atol=2e-5)
-    np.testing.assert_allclose(eps, linear.estimate(x, level)[1], atol=2e-5)
+    bare = dataclasses.replace(prior, linear=None)
+    for ratio, share in ((20.0, 1.0), (1.0, 0.5), (0.02, 0.0)):
+        level = jax.tree.map(jnp.float32, prior.schedule.at(jnp.float32(ratio)))
+        found, of_zero, known = prior.predict(x, level), bare.predict(x, level), linear.estimate(x, level)
+        for one, zero, other in zip(found, of_zero, known, strict=True):
+            np.testing.assert_allclose(one, zero + share * (other - zero), rtol=1e-3, atol=2e-4)
 
 
 def test_what_is_learned_is_what_the_linear_denoiser_leaves():
@@ -97,7 +99,9 @@ def test_what_is_learned_is_what_the_linear_denoiser_leaves():
     x_0, n, level, _ = state_module._draw(key, plain, plain.levels, state_module.to_images(images))
     x_t = jax.vmap(lambda x_0, n, level: level.signal * x_0 + level.sigma * n)(x_0, n, level)
     found = jax.vmap(linear.estimate)(x_t, level)
-    for loss, (x, eps) in zip(losses, [(jnp.zeros_like(n), jnp.zeros_like(n)), found], strict=True):
+    share = linear.share(level)[:, None, None, None]
+    known = [(jnp.zeros_like(n), jnp.zeros_like(n)), tuple(share * part for part in found)]
+    for loss, (x, eps) in zip(losses, known, strict=True):
         v = jax.vmap(lambda x, e, level: level.signal * e - level.sigma * x)(x_0 - x, n - eps, level)
         np.testing.assert_allclose(loss, jnp.mean(v**2), rtol=1e-5)
     with pytest.raises(ValueError, match="wants a linear denoiser with 3 directions"):

@@ -31,6 +31,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"num_steps": 50, "ode_steps": 1, "langevin_steps": 20},
     },
     "dps": {"zeta": 0.3, "num_steps": 100},
+    "mmps": {"iterations": 10},  # the default of 3 leaves more of the linear systems than these cells forgive
+    "flower": {"var": 0.25},
+    "tds": {"num_particles": 16, "num_steps": 50, "clip": False},  # images here have no range
 }
 
 

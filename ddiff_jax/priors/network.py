@@ -101,7 +101,8 @@ class DiffusionPrior:
     | edm | x_0 = s^2 / (sigma^2 + s^2) x + sigma s / sqrt(sigma^2 + s^2) F with s = sigma_data |
     | flow | n - x_0 |
 
-    With `linear` F is added to what would say the same as that denoiser, so that a network of zeros is this denoiser.
+    With `linear` F is added to its share of what would say the same as that denoiser: at high noise, where the share is
+    nearly all, a network of zeros is this denoiser.
 
     A level of another schedule is served too: x_t is rescaled, and the network's time follows from sigma / signal.
 
@@ -168,7 +169,8 @@ class DiffusionPrior:
         v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x)
         F = out[..., :channels]
         if self.linear is not None:
-            F = F + TARGETS[self.prediction](*self.linear.estimate(x, own), own, self.sigma_data)
+            known = TARGETS[self.prediction](*self.linear.estimate(x, own), own, self.sigma_data)
+            F = F + jnp.asarray(self.linear.share(own), x.dtype) * known
         x_0, eps = PREDICTIONS[self.prediction](F, x, own, self.sigma_data)
         return x_0 - self.shift if self.shift else x_0, eps, v
 

@@ -191,7 +191,8 @@ def make_update(
         channels = x_0.shape[-1]
         F = out[..., :channels]
         if linear is not None:
-            F = F + TARGETS[recipe.prediction](*jax.vmap(linear.estimate)(x_t, level), wide, s)
+            known = TARGETS[recipe.prediction](*jax.vmap(linear.estimate)(x_t, level), wide, s)
+            F = F + linear.share(wide) * known
         loss = jnp.square(F - TARGETS[recipe.prediction](x_0, n, wide, s)).mean(tuple(range(1, x_0.ndim)))
         variance = jnp.zeros_like(loss)
         if out.shape[-1] == 2 * channels:
