@@ -99,12 +99,12 @@ def _signal(family: str, law: str, operator: str, num_problems: int) -> Cell:
 SIGMA_SIGNALS = 0.05  # 20 dB below signals of the variance that all families share
 # Name of the cell, what `_picture` takes: noise levels are those at which several components live, or one.
 PICTURES = {
-    **{f"G8/{operator}": ("G", 8, operator, 0.05, 200) for operator in ("sample", "blur", "identity")},
+    **{f"G8/{operator}": ("G", 8, operator, 0.05, 100) for operator in ("sample", "blur", "identity")},
     **{f"G32/{operator}": ("G", 32, operator, 0.05, 20) for operator in ("sample", "blur")},
-    "M8/quadrants": ("M", 8, "quadrants", 0.3, 200),
-    "M8/sample8": ("M", 8, "sample8", 1.0, 200),
-    "M8/blur": ("M", 8, "blur", 0.1, 200),
-    "M8/sample": ("M", 8, "sample", 0.05, 200),
+    "M8/quadrants": ("M", 8, "quadrants", 0.3, 100),
+    "M8/sample8": ("M", 8, "sample8", 1.0, 100),
+    "M8/blur": ("M", 8, "blur", 0.1, 100),
+    "M8/sample": ("M", 8, "sample", 0.05, 100),
 }
 LAWS: dict[str, tuple[Kind, float]] = {
     "bernoulli": ("laplace", 0.1),

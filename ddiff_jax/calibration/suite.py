@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dps": {"zeta": 0.3, "num_steps": 100},
     "mmps": {"iterations": 10},  # the default of 3 leaves more of the linear systems than these cells forgive
     "flower": {"var": 0.25},
-    "tds": {"num_particles": 16, "num_steps": 50, "clip": False},  # images here have no range
+    "tds": {"num_steps": 50, "clip": False},  # images here have no range
 }
 
 
