@@ -19,6 +19,8 @@ from ddiff_jax.calibration import Cell, Coverage, Exact, Findings, Measures, cal
 from ddiff_jax.cli import calibrate as command
 from ddiff_jax.solvers.base import draw_given_data
 
+pytestmark = pytest.mark.once
+
 SHAPE, VAR, SIGMA_Y, COUNT = (4, 4, 1), 0.25, 0.3, 100
 STD = math.sqrt(VAR)
 KEY = jax.random.key(3)

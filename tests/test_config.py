@@ -11,6 +11,8 @@ from ddiff_jax import config
 from ddiff_jax.operators import OPERATORS
 from ddiff_jax.solvers import DAPS, DPS, SOLVERS, DDiff, DDiffHQS, DiffPIR, DiffPnPADMM, Fixed, REDDiff
 
+pytestmark = pytest.mark.once
+
 # Of the paper's table of hyper-parameters: gamma, t0 and the noise schedule. The other fields are the released code's.
 PUBLISHED = [
     ("ffhq", "super_resolution", 18, 1, "full"),

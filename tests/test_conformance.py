@@ -229,7 +229,22 @@ def solver_case(name, operator, num_steps=4):
     return solver, gaussian_prior(SHAPES[0]), y, keys
 
 
-@pytest.fixture(scope="module", params=["super_resolution", "random_inpainting", "high_dynamic_range"])
+PHYSICS = ("super_resolution", "random_inpainting", "high_dynamic_range")
+# They stand for the others, which meet one operator in the default run: solvers that follow a gradient, that go through
+# the network, that solve least squares and that need a decomposition.
+KINDS_OF_SOLVERS = ("ddiff", "dps", "pigdm", "ddrm")
+every_pair = pytest.mark.parametrize(
+    ("name", "physics"),
+    [
+        pytest.param(name, kind, marks=[] if kind == PHYSICS[0] or name in KINDS_OF_SOLVERS else [pytest.mark.slow])
+        for name in SOLVERS
+        for kind in PHYSICS
+    ],
+    indirect=["physics"],
+)
+
+
+@pytest.fixture(scope="module")
 def physics(request):
     return build(request.param, SHAPES[0])
 
@@ -254,7 +269,7 @@ def test_solver_needs_nothing_that_a_linear_operator_with_a_decomposition_lacks(
     assert all(hasattr(operator, need) for need in SOLVER_EXAMPLES[name](6).needs.methods)
 
 
-@every_solver
+@every_pair
 def test_solver_reports_its_cost(name, physics):
     solver, prior, y, keys = solver_case(name, physics)
     if refused(solver, prior, physics, y, keys):
@@ -291,7 +306,7 @@ def test_solver_is_finite_and_jit_equals_eager(name):
     np.testing.assert_allclose(jitted.x, eager.x, atol=1e-5)
 
 
-@every_solver
+@every_pair
 def test_solver_does_not_mix_images(name, physics):
     solver, prior, y, keys = solver_case(name, physics)
     if refused(solver, prior, physics, y, keys):

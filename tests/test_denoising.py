@@ -12,6 +12,8 @@ from ddiff_jax import image_files
 from ddiff_jax.cli.check_prior import lines
 from ddiff_jax.denoising import LinearFilter, measure_baselines, measure_denoising
 
+pytestmark = pytest.mark.once
+
 SHAPE = (6, 6, 1)
 VAR = 0.25
 

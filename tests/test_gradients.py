@@ -123,12 +123,18 @@ def serves(operator, solver):
 
 # Solvers by least squares meet the blur, whose solution is iterated, and those that follow the gradient the nonlinear
 # operator; of the others nothing is new there, and they wait for the slow run.
-ITERATED = ("ddiff", "diffpir", "pigdm", "dds with conjugate gradients", "mmps", "tikhonov", "pseudo_inverse")
+ITERATED = ("ddiff", "diffpir", "pigdm", "tikhonov", "pseudo_inverse")
 # One iteration finds the solution for this mask, but not for one beside it: a kink in the mask.
 KINKS = [("dds with conjugate gradients", "inpainting"), ("mmps", "inpainting")]
 
 
+# Of these one kind stands for the others.
+SAMPLERS = ("dds", "pnp_dm", "mmps", "flower", "pnp_flow", "sitcom", "tds")
+
+
 def is_slow(name, solver, kind):
+    if name.split()[0] in SAMPLERS:
+        return kind != ("inpainting" if solver.needs.methods else "nonlinear")
     if kind == "blur":
         return name not in ITERATED
     return kind == "inpainting" and not solver.needs.methods and name not in ITERATED

@@ -18,6 +18,8 @@ from ddiff_jax.solvers.sampling import Sampler
 from ddiff_jax.training.judgement import Judge, Judgement
 from ddiff_jax.training.trials import make_trials
 
+pytestmark = pytest.mark.once
+
 SHAPE, VAR = (8, 8, 1), 0.1
 COUNTS = {"num_levels": 4, "num_samples": 3, "sample_steps": 4, "num_restored": 2, "restore_steps": 5}
 

@@ -8,6 +8,8 @@ import ddiff_jax as dd
 from ddiff_jax import operators
 from ddiff_jax.solvers import DDiff, Fixed
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 8, 3)
 
 

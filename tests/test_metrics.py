@@ -9,6 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import ddiff_jax as dd
 from ddiff_jax import metrics, operators
 
+pytestmark = pytest.mark.once
+
 ATOL = 1e-5  # float32 against scikit-image's float64
 
 

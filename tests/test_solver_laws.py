@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_conformance import OPERATOR_EXAMPLES, SOLVER_EXAMPLES, draw
+from test_conformance import KINDS_OF_SOLVERS, OPERATOR_EXAMPLES, SOLVER_EXAMPLES, draw
 
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
@@ -85,18 +85,22 @@ def same(a, b, images=(0, 1, 2, 3)):
 # which each meets one of every kind: solvers that follow a gradient, that go through the network, that solve least
 # squares and that need a decomposition; operators with a decomposition, with complex measurements, and with neither.
 INSTRUMENTS = ("mri", "multicoil_mri", "interferometry", "closure_interferometry", "fan_beam_tomography")
-KINDS_OF_SOLVERS = ("ddiff", "dps", "pigdm", "ddrm")
 KINDS_OF_OPERATORS = ("super_resolution", "undersampled_fourier", "tomography")
 # Their data step is that of `ddiff`, which meets all operators.
 ABLATIONS = ("ddiff_hqs", "diff_pnp_admm", "diff_pnp_hqs")
 # Their work with an operator is that of solvers which meet all of them.
 SAMPLERS = ("dds", "pnp_dm", "mmps", "flower", "pnp_flow", "sitcom", "tds")
+# Others of the same type, with another mask, kernel or number of angles.
+SAME_TYPES = ("box_inpainting", "inpainting", "gaussian_blur", "motion_blur", "sparse_tomography", "fourier")
 
 
 def is_slow(operator, solver):
-    if solvers.aim_of(SOLVERS[solver]) == "estimate" or solver in ABLATIONS + SAMPLERS:
+    if solver in SAMPLERS:
+        return operator != KINDS_OF_OPERATORS[0]
+    if solvers.aim_of(SOLVERS[solver]) == "estimate" or solver in ABLATIONS:
         return operator not in KINDS_OF_OPERATORS
-    return operator in ONE_SOLVER or (operator.endswith(INSTRUMENTS) and solver not in KINDS_OF_SOLVERS)
+    is_special = operator.endswith(INSTRUMENTS) or operator in SAME_TYPES
+    return operator in ONE_SOLVER or (is_special and solver not in KINDS_OF_SOLVERS)
 
 
 CASES = [

@@ -23,6 +23,8 @@ from ddiff_jax.training import state as state_module
 from ddiff_jax.training.recipe import PRESETS, Recipe
 from ddiff_jax.training.state import as_prior, build_network, learning_rate, make_update, new_state
 
+pytestmark = pytest.mark.once
+
 NETWORK = {"model_channels": 32, "channel_mult": (1,), "attention_levels": (), "head_width": 32}
 
 

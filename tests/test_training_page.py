@@ -13,6 +13,8 @@ from ddiff_jax.training import curves
 from ddiff_jax.training.log import Log, read_log
 from ddiff_jax.training.page import MOST_GRIDS, Run, write_page
 
+pytestmark = pytest.mark.once
+
 HOSTILE = '</title><script>alert("1")</script>'
 
 
