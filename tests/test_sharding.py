@@ -99,7 +99,8 @@ for solver in (*(SOLVER_EXAMPLES[name](2) for name in (*networks, "total_variati
     mapped = jax.jit(jax.shard_map(restore, mesh=mesh, in_specs=specs, out_specs=P("images")))
     there = [jax.device_put(v, jax.sharding.NamedSharding(mesh, spec)) for v, spec in zip((operator, y, keys), specs)]
     compiled = mapped.lower(*there).compile()
-    np.testing.assert_allclose(np.asarray(compiled(*there)), np.asarray(one), atol=2e-5, err_msg=repr(solver))
+    atol = 2e-5 * max(1.0, float(jnp.abs(one).max()))  # after two steps some are far from being images
+    np.testing.assert_allclose(np.asarray(compiled(*there)), np.asarray(one), atol=atol, err_msg=repr(solver))
     collectives = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
     assert not any(word in compiled.as_text() for word in collectives), solver
 print("same numbers")

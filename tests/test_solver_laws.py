@@ -43,7 +43,9 @@ PAIRED = [name for name in OPERATORS if name not in ONE_SOLVER]
 
 # Least-squares problems of condition 1e7 by conjugate gradients in float32: two programs end in different digits.
 ILL_CONDITIONED = [
-    (name, solver) for name in ("tomography", "sparse_tomography", "interferometry") for solver in ("diffpir", "pigdm")
+    (name, solver)
+    for name in ("tomography", "sparse_tomography", "interferometry")
+    for solver in ("diffpir", "pigdm", "dds", "pnp_dm", "mmps", "flower", "tds", "pseudo_inverse")
 ]
 REPORT_THE_END = ("daps", "zero_filled", "pseudo_inverse", "tikhonov")
 
@@ -227,24 +229,27 @@ def test_no_draw_of_a_step_is_used_twice_and_all_are_counted(name):
 
 @functools.cache
 def pairs():
-    """Pair every operator with the solver that had the fewest so far: every solver has one at least."""
+    """Pair every operator with the solver that had the fewest so far, and one that serves all with those left over."""
     found, used = {}, dict.fromkeys(SOLVERS, 0)
     for name in PAIRED:
         operator, _ = build(name)
         fitting = [s for s in SOLVERS if accepts(SOLVER_EXAMPLES[s](STEPS), operator)]
-        found[name] = min((s for s in fitting if (name, s) not in ILL_CONDITIONED), key=lambda s: used[s])
-        used[found[name]] += 1
-    assert min(used.values()) > 0, used
+        found[name] = [min((s for s in fitting if (name, s) not in ILL_CONDITIONED), key=lambda s: used[s])]
+        used[found[name][0]] += 1
+    found["super_resolution"] += [solver for solver, count in used.items() if not count]
     return found
 
 
 @pytest.mark.parametrize("operator_name", PAIRED)
 def test_a_batch_of_solve_is_what_solve_one_makes_of_every_image(operator_name):
-    solver, operator, truth, _, y = example(operator_name, pairs()[operator_name])
-    prior = dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), truth.shape[1:])
-    keys = dd.image_keys(jax.random.key(4), jnp.arange(IMAGES))
-    batch = dd.solve(solver, prior, dd.Problem(operator, y, SIGMA), keys)
-    one = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y[2], SIGMA), keys[2])
-    np.testing.assert_allclose(batch.x[2], one.x, atol=PROGRAMS)
-    np.testing.assert_allclose(batch.info.misfit[2], one.info.misfit, rtol=1e-4, atol=PROGRAMS**2)  # a square
-    assert batch.cost == one.cost
+    for name in pairs()[operator_name]:
+        solver, operator, truth, _, y = example(operator_name, name)
+        prior = dd.GaussianPrior(jnp.zeros(()), jnp.asarray(0.25), dd.linear_schedule(), truth.shape[1:])
+        keys = dd.image_keys(jax.random.key(4), jnp.arange(IMAGES))
+        batch = dd.solve(solver, prior, dd.Problem(operator, y, SIGMA), keys)
+        one = jax.jit(dd.solve_one)(solver, prior, dd.Problem(operator, y[2], SIGMA), keys[2])
+        scale = max(1.0, float(np.abs(one.x).max()))  # after two steps some are far from being images
+        np.testing.assert_allclose(batch.x[2], one.x, atol=PROGRAMS * scale)
+        # A square.
+        np.testing.assert_allclose(batch.info.misfit[2], one.info.misfit, rtol=1e-4, atol=PROGRAMS**2 * scale)
+        assert batch.cost == one.cost
