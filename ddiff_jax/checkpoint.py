@@ -82,12 +82,19 @@ def with_linear(params: Params, linear: LinearDenoiser | None) -> Params:
     return params if linear is None else {**params, LINEAR: dict(vars(linear))}
 
 
+def without_linear(stored: Params) -> tuple[Params, LinearDenoiser | None]:
+    """Take apart what `with_linear` put together."""
+    params = dict(stored)
+    linear = params.pop(LINEAR, None)
+    return params, None if linear is None else LinearDenoiser(**linear)
+
+
 def _wanted(module: Any, card: Card) -> Params:
     """List shapes and types of what the files of a card hold."""
     wanted, rank = abstract_params(module), card.linear_rank
     if not rank:
         return wanted
-    shapes = {"mean": card.image_shape, "directions": (rank, *card.image_shape), "variances": (rank,), "remainder": ()}
+    shapes = LinearDenoiser.shapes(rank, card.image_shape)
     return {**wanted, LINEAR: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}}
 
 
@@ -404,14 +411,13 @@ def build_prior(module: Any, params: Params, card: Card) -> DiffusionPrior:
         raise ValueError("a prior must say its prediction")
     module.check((1, *card.image_shape), module.num_classes is not None)
     low, high = card.image_range
-    params = dict(params)
-    linear = params.pop(LINEAR, None)
+    params, linear = without_linear(params)
     return DiffusionPrior(
         params,
         schedule,
         module,
         card.image_shape,
-        linear=None if linear is None else LinearDenoiser(**linear),
+        linear=linear,
         clip=card.clip,
         prediction=card.prediction,
         sigma_data=card.sigma_data,

@@ -108,6 +108,11 @@ class Level:
         ratio, cleaner_ratio = self.ratio, cleaner.ratio
         return self.signal**2 * (ratio - cleaner_ratio) * (ratio + cleaner_ratio)
 
+    def clean_variance(self, var: Any) -> Column:
+        """Compute the variance of x_0 given x_t, for independent Gaussian pixels of variance var."""
+        a, b = self.signal, self.sigma
+        return var * b**2 / (a**2 * var + b**2)
+
     def posterior_std(self, cleaner: "Level") -> Column:
         """Compute the standard deviation of x_t' at the cleaner level, given x_t and x_0 (the DDPM posterior)."""
         return cleaner.sigma / self.sigma * self.step_variance(cleaner) ** 0.5

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ddiff_jax.checkpoint import LINEAR, load_weights
+from ddiff_jax.checkpoint import load_weights, without_linear
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import use_compilation_cache
 from ddiff_jax.cli.flags import parse
@@ -270,8 +270,8 @@ class _Command:
         if rank > most:
             raise ValueError(f"--linear-rank must be at most {most} with {count} images to train on; got {rank}")
         if judge is None:  # the first process tells the others
-            like: Any = [jnp.zeros(s) for s in (shape, (rank, *shape), (rank,), ())]
-            return recipe, LinearDenoiser(*like)
+            none = {name: jnp.zeros(size) for name, size in LinearDenoiser.shapes(rank, shape).items()}
+            return recipe, LinearDenoiser(**none)
         return recipe, judge.filter.leading(rank, shape)
 
     def _start(self, recipe: Recipe) -> tuple[Any | None, LinearDenoiser | None]:
@@ -286,8 +286,7 @@ class _Command:
                     f"{recipe.prediction}"
                 )
             )
-        linear = params.pop(LINEAR, None)
-        return params, None if linear is None else LinearDenoiser(**linear)
+        return without_linear(params)
 
 
 def _mesh(batch_size: int) -> jax.sharding.Mesh | None:

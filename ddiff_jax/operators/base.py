@@ -129,21 +129,35 @@ class LinearOperator:
         of the iterations, since the limit that they are stopped short of has others. Subclasses with a closed form are
         exact.
         """
-
-        def iterate(carry: tuple[Image, Image, Image, jax.Array], _: None) -> tuple[Any, None]:
-            x, r, p, power = carry
-            is_done = power <= enough
-            change = self.adjoint(self.forward(p))
-            length = jnp.where(is_done, 0.0, power / jnp.where(is_done, 1.0, jnp.sum(p * change)))
-            x, r = x + length * p, r - length * change
-            left = jnp.sum(r**2)
-            return (x, r, r + left / jnp.where(is_done, 1.0, power) * p, left), None
-
         r = self.adjoint(y)
-        power = jnp.sum(r**2)
-        enough = 1e-6**2 * power
-        (x, *_), _ = jax.lax.scan(iterate, (jnp.zeros_like(r), r, r, power), None, length=200)
-        return x
+        return conjugate_gradients(lambda p: self.adjoint(self.forward(p)), jnp.zeros_like(r), r, 200)
+
+
+def conjugate_gradients(normal: Callable[[Image], Image], x: Image, r: Image, iterations: int) -> Image:
+    """Go on from x towards the solution of N x = b, so many times or to a residual of 1e-6 of the first one.
+
+    Derivatives are those of the iterations.
+
+    Args:
+        normal: N, symmetric and not negative.
+        x: where to begin.
+        r: b - N x there.
+        iterations: at most.
+    """
+
+    def iterate(carry: tuple[Image, Image, Image, jax.Array], _: None) -> tuple[Any, None]:
+        x, r, p, power = carry
+        is_done = power <= enough  # not so of NaN, which stays visible
+        change = normal(p)
+        length = jnp.where(is_done, 0.0, power / jnp.where(is_done, 1.0, jnp.sum(p * change)))
+        x, r = x + length * p, r - length * change
+        left = jnp.sum(r**2)
+        return (x, r, r + left / jnp.where(is_done, 1.0, power) * p, left), None
+
+    power = jnp.sum(r**2)
+    enough = 1e-6**2 * power
+    (x, *_), _ = jax.lax.scan(iterate, (x, r, r, power), None, length=iterations)
+    return x
 
 
 @dataclasses.dataclass(frozen=True)

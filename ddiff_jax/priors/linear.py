@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from ddiff_jax.levels import Level
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Column, Image
+from ddiff_jax.types import Column, Image, ImageShape
 
 
 @pytree_dataclass
@@ -29,6 +29,11 @@ class LinearDenoiser:
     directions: Float[Array, "R ..."]
     variances: Float[Array, " R"]
     remainder: Float[Array, ""]
+
+    @staticmethod
+    def shapes(rank: int, image_shape: ImageShape) -> dict[str, tuple[int, ...]]:
+        """List the shapes of the arrays of one with `rank` directions."""
+        return {"mean": image_shape, "directions": (rank, *image_shape), "variances": (rank,), "remainder": ()}
 
     def share(self, level: Level) -> Column:
         """Tell which share of it a network's output is added to: b^4 / (a^4 + b^4), half where noise equals signal.

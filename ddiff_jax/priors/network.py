@@ -86,6 +86,12 @@ def _edm(x_0: Image, n: Image, level: Level, s: float) -> Image:
     return (b * x_0 - s**2 * a * n) / (s * (b**2 + (s * a) ** 2) ** 0.5)
 
 
+def linear_output(linear: LinearDenoiser, prediction: str, x: Image, level: Level, sigma_data: float) -> Image:
+    """Compute what a network's output is added to: its share of what would say the same as the linear denoiser."""
+    known = TARGETS[prediction](*linear.estimate(x, level), level, sigma_data)
+    return jnp.asarray(linear.share(level), x.dtype) * known
+
+
 @pytree_dataclass
 class DiffusionPrior:
     """A pretrained network with its weights, what it predicts, and the noise levels that it knows.
@@ -169,8 +175,7 @@ class DiffusionPrior:
         v = out[..., channels:] if out.shape[-1] == 2 * channels else jnp.zeros_like(x)
         F = out[..., :channels]
         if self.linear is not None:
-            known = TARGETS[self.prediction](*self.linear.estimate(x, own), own, self.sigma_data)
-            F = F + jnp.asarray(self.linear.share(own), x.dtype) * known
+            F = F + linear_output(self.linear, self.prediction, x, own, self.sigma_data)
         x_0, eps = PREDICTIONS[self.prediction](F, x, own, self.sigma_data)
         return x_0 - self.shift if self.shift else x_0, eps, v
 

@@ -238,6 +238,11 @@ def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array
     return sum_of_squares(change)
 
 
+def noise_std(problem: Problem) -> Float[Array, ""]:
+    """Take sigma_y for at least 1e-4, where formulas would divide by it or have nothing left to solve."""
+    return jnp.maximum(problem.sigma_y, 1e-4)
+
+
 def draw_given_data(problem: Problem, x: Image, std: Scalar, noise: Noise, first: int) -> Image:
     """Draw from p(z) proportional to exp(-||A z - y||^2 / (2 sigma_y^2) - ||z - x||^2 / (2 std^2)), for a linear A.
 
@@ -251,7 +256,7 @@ def draw_given_data(problem: Problem, x: Image, std: Scalar, noise: Noise, first
         first: see there.
     """
     operator: Any = problem.operator
-    sigma_y = jnp.maximum(problem.sigma_y, 1e-4)
+    sigma_y = noise_std(problem)
     centre = x + std * noise.draw(first, x.shape)
     n = draw_like(noise, first + 1, problem.y)
     y = problem.y + problem.seen(sigma_y.astype(n.dtype) * n)

@@ -1,19 +1,18 @@
 """DDS: decomposed diffusion sampling, with a few conjugate gradients per step (ICLR 2024)."""
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ddiff_jax.levels import Schedule, walk
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import LinearOperator, Operator
+from ddiff_jax.operators.base import LinearOperator, Operator, conjugate_gradients
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, norm, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, noise_std, norm, root, wide
 from ddiff_jax.solvers.walking import NoisyState, Renoising, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
@@ -102,8 +101,7 @@ class DDS(Walker):
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate v_t and the numbers of step 3 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, "strided")
-        a, b, var, eta = level.signal, level.sigma, wide(self.var), wide(self.eta)
-        stays = np.zeros(len(a), bool)
+        eta, stays = wide(self.eta), np.zeros(len(level.signal), bool)
         if self.variant == "published":
             stays[-2:-1] = True
         noise = np.where(stays, 0.0, cleaner.sigma)
@@ -112,7 +110,7 @@ class DDS(Walker):
             next_signal=np.where(stays, 1.0, cleaner.signal),
             w_eps=root(1 - eta**2) * noise,
             w_n=eta * noise,
-            variance=var * b**2 / (a**2 * var + b**2),
+            variance=level.clean_variance(wide(self.var)),
         )
 
     def step(
@@ -121,7 +119,7 @@ class DDS(Walker):
         """Make steps 1 to 3."""
         z, eps = predict(prior, state.x_t, point.level)
         if self.data_weight is None:
-            rho = jnp.maximum(problem.sigma_y, 1e-4) ** 2 / point.variance
+            rho = noise_std(problem) ** 2 / point.variance
         else:
             rho = 1 / self.data_weight
         misfit, h = self._step_to_data(problem, z, rho)
@@ -135,16 +133,7 @@ class DDS(Walker):
         misfit, g = problem.misfit_and_gradient(z)
         weight = jnp.zeros((), z.dtype) if kind == "noiseless" else jnp.asarray(rho, z.dtype)
 
-        def iterate(carry: tuple[Image, Image, Image, jax.Array], _: None) -> tuple[Any, None]:
-            h, r, p, power = carry
-            is_done = power <= enough  # not so of NaN, which stays visible
-            change = operator.adjoint(operator.forward(p)) + weight * p
-            length = jnp.where(is_done, 0.0, power / jnp.where(is_done, 1.0, jnp.sum(p * change)))
-            h, r = h + length * p, r - length * change
-            left = jnp.sum(r**2)
-            return (h, r, r + left / jnp.where(is_done, 1.0, power) * p, left), None
+        def normal(p: Image) -> Image:
+            return operator.adjoint(operator.forward(p)) + weight * p
 
-        power = jnp.sum(g**2)
-        enough = 1e-6**2 * power
-        (h, *_), _ = jax.lax.scan(iterate, (z, -g, -g, power), None, length=self.cg_steps)
-        return misfit, h
+        return misfit, conjugate_gradients(normal, z, -g, self.cg_steps)

@@ -2,15 +2,13 @@
 
 from typing import Literal, cast
 
-import jax.numpy as jnp
-
-from ddiff_jax.levels import Schedule
+from ddiff_jax.levels import Level, Schedule
 from ddiff_jax.noise import Noise
 from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, draw_given_data, norm, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, draw_given_data, noise_std, norm, wide
 from ddiff_jax.solvers.straight import OnPath, straight_path
 from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
@@ -82,8 +80,7 @@ class Flower(Walker):
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 2 and 3 over the path."""
         path, next_t = straight_path(schedule, self.num_steps), wide(range(1, self.num_steps + 1)) / self.num_steps
-        var, noise_var = wide(self.var), (1 - path.t) ** 2
-        std = (var * noise_var / (path.t**2 * var + noise_var)) ** 0.5
+        std = Level(path.t, 1 - path.t, path.t).clean_variance(wide(self.var)) ** 0.5
         return Grid(path.t, path.level, path.gain, std, next_signal=next_t, next_sigma=1 - next_t)
 
     def init(
@@ -100,7 +97,7 @@ class Flower(Walker):
         if self.data_step == "draw":
             x, n = draw_given_data(problem, x0_hat, point.std, noise, 0), noise.draw(2, x0_hat.shape)
         else:
-            rho = (jnp.maximum(problem.sigma_y, 1e-4) / point.std) ** 2
+            rho = (noise_std(problem) / point.std) ** 2
             x = cast(LinearOperator, problem.operator).prox(x0_hat, problem.y, rho)
             n = noise.draw(0, x0_hat.shape)
         x_t = point.next_signal * x + point.next_sigma * n

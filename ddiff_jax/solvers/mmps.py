@@ -15,7 +15,19 @@ from ddiff_jax.operators.base import LinearOperator, Operator, known_image_shape
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, norm, ratio, root, start, wide
+from ddiff_jax.solvers.base import (
+    Cost,
+    Needs,
+    StepInfo,
+    check_choice,
+    coerce,
+    noise_std,
+    norm,
+    ratio,
+    root,
+    start,
+    wide,
+)
 from ddiff_jax.types import Column, Image, Measurement, Scalar
 
 # A matrix of this many rows is one pass backwards through the network for each, and solved in no time beside that.
@@ -196,7 +208,7 @@ class MMPS:
         x0_hat, pull, eps_hat = jax.vjp(lambda x_t: predict(prior, x_t, level), state.x_t, has_aux=True)
         clean, push, transposed = _linearised(problem, x0_hat)
         missing = problem.y - clean
-        variance = jnp.maximum(problem.sigma_y, 1e-4) ** 2
+        variance = noise_std(problem) ** 2
 
         def guidance(u: Vector) -> Image:
             (g,) = pull(transposed(_folded(u, missing)))

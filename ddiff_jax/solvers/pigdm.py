@@ -3,7 +3,6 @@
 from typing import Literal, cast
 
 import jax
-import jax.numpy as jnp
 
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
@@ -11,7 +10,7 @@ from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, root, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, noise_std, root, wide
 from ddiff_jax.solvers.walking import NoisyState, Walker
 from ddiff_jax.types import Column, Image, Scalar
 
@@ -86,10 +85,10 @@ class PiGDM(Walker):
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 2 and 4 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, "strided")
-        a, b, var = level.signal, level.sigma, wide(self.var)
+        a, b = level.signal, level.sigma
         c1 = wide(self.eta) * level.posterior_std(cleaner)
         c2 = root(cleaner.sigma**2 - c1**2)
-        r2 = var * b**2 / (a**2 * var + b**2)
+        r2 = level.clean_variance(wide(self.var))
         guidance = a * cleaner.signal if self.guidance == "published" else (cleaner.signal / a * b**2 - c2 * b) / r2
         return Grid(level, cleaner.signal, c1, c2, r2, wide(self.weight) * guidance)
 
@@ -107,7 +106,7 @@ class PiGDM(Walker):
     ) -> tuple[NoisyState, StepInfo]:
         """Make steps 1 to 4."""
         x0_hat, pull, eps = jax.vjp(lambda x_t: predict(prior, x_t, point.level), state.x_t, has_aux=True)
-        rho = jnp.maximum(problem.sigma_y, 1e-4) ** 2 / point.r2
+        rho = noise_std(problem) ** 2 / point.r2
         # The minimiser of ||A x - y||^2 + rho ||x - x0_hat||^2 is x0_hat + q.
         q = cast(LinearOperator, problem.operator).prox(x0_hat, problem.y, rho) - x0_hat
         (g,) = pull(q)

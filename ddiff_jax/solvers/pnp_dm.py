@@ -15,7 +15,7 @@ from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, draw_given_data
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, draw_given_data, noise_std
 from ddiff_jax.types import Column, Image, Scalar
 
 SIGMA_MAX = 80.0  # of the list of levels, as published; walks begin at most at rho_max
@@ -201,7 +201,7 @@ class PnPDM:
         return draw_given_data(problem, x, rho, noise, 0)
 
     def _walk(self, problem: Problem, x: Image, rho: Scalar, noise: Noise) -> Image:
-        precision = problem.likelihood.precision(jnp.maximum(problem.sigma_y, 1e-4))
+        precision = problem.likelihood.precision(noise_std(problem))
 
         def body(z: Image, i: Array) -> tuple[Image, None]:
             _, g = problem.misfit_and_gradient(z)

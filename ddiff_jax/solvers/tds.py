@@ -15,7 +15,7 @@ from ddiff_jax.operators.base import LinearOperator, Operator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, count_steps, wide
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, coerce, count_steps, noise_std, wide
 from ddiff_jax.types import Column, Image, Scalar, float_type
 
 
@@ -144,7 +144,7 @@ class TDS:
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate steps 1 and 3 over the chosen levels."""
         level, cleaner = walk(schedule, self.num_steps, "strided")
-        a, b, var = level.signal, level.sigma, wide(self.var)
+        a, b = level.signal, level.sigma
         w_z = cleaner.signal * level.step_variance(cleaner) / b**2
         is_last = cleaner.sigma == 0
         return Grid(
@@ -153,7 +153,7 @@ class TDS:
             w_x=a / cleaner.signal * (cleaner.sigma / b) ** 2,
             std=np.where(is_last, 1.0, level.posterior_std(cleaner)),  # nobody asks in the last step
             lead=b**2 / a,
-            r2=var * b**2 / (a**2 * var + b**2),
+            r2=level.clean_variance(wide(self.var)),
             is_last=is_last,
         )
 
@@ -192,7 +192,7 @@ class TDS:
             return particles, -jnp.sum(pushed * (n + pushed / 2), axis=tuple(range(1, n.ndim)))
 
         def finish() -> tuple[Float[Array, "P ..."], Float[Array, " P"]]:
-            return z, -jax.vmap(problem.half_squared_residual)(z) / _noise(problem) ** 2
+            return z, -jax.vmap(problem.half_squared_residual)(z) / noise_std(problem) ** 2
 
         particles, gained = jax.lax.cond(point.is_last, finish, go_on)
         log_weights = _normalised(log_weights + gained - twist)
@@ -203,7 +203,7 @@ class TDS:
     def _twist(self, prior: Prior, problem: Problem, point: Grid, x_t: Image) -> tuple[Float[Array, ""], Image, Image]:
         """Compute the twist up to a constant, x0_hat and the twist's gradient for one particle."""
         z, pull = jax.vjp(lambda x_t: predict(prior, x_t, point.level)[0], x_t)
-        variance = _noise(problem) ** 2
+        variance = noise_std(problem) ** 2
         if self._is_exact(problem.operator):
             # The twist is the least value over x of the two squares below, and its gradient follows from where.
             x = cast(LinearOperator, problem.operator).prox(z, problem.y, variance / point.r2)
@@ -219,10 +219,6 @@ class TDS:
     def estimate(self, state: State) -> Image:
         """Read the restored image off a state."""
         return state.x
-
-
-def _noise(problem: Problem) -> Float[Array, ""]:
-    return jnp.maximum(problem.sigma_y, 1e-4)
 
 
 def _normalised(log_weights: Float[Array, " P"]) -> Float[Array, " P"]:

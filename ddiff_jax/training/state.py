@@ -15,7 +15,7 @@ from ddiff_jax.levels import Level
 from ddiff_jax.noise import root_key
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.priors.linear import LinearDenoiser
-from ddiff_jax.priors.network import PREDICTIONS, TARGETS
+from ddiff_jax.priors.network import PREDICTIONS, TARGETS, linear_output
 from ddiff_jax.pytree import pytree_dataclass
 from ddiff_jax.training.averages import retained, take_in
 from ddiff_jax.training.objective import draw_levels, input_scale, variance_loss
@@ -191,8 +191,7 @@ def make_update(
         channels = x_0.shape[-1]
         F = out[..., :channels]
         if linear is not None:
-            known = TARGETS[recipe.prediction](*jax.vmap(linear.estimate)(x_t, level), wide, s)
-            F = F + linear.share(wide) * known
+            F = F + jax.vmap(lambda x, level: linear_output(linear, recipe.prediction, x, level, s))(x_t, level)
         loss = jnp.square(F - TARGETS[recipe.prediction](x_0, n, wide, s)).mean(tuple(range(1, x_0.ndim)))
         variance = jnp.zeros_like(loss)
         if out.shape[-1] == 2 * channels:
