@@ -300,7 +300,7 @@ def ours(commands: Iterator[list[str]]) -> dict[str, list[str]]:
     return found
 
 
-PAGES = (PAGE, ROOT / "docs" / "instruments.md")
+PAGES = (PAGE, ROOT / "docs" / "how_to" / "instruments.md")
 ON_THE_PAGE = ours(itertools.chain.from_iterable(map(shell_commands, PAGES)))
 IN_THE_HELP = ours(helped_commands())
 

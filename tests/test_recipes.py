@@ -1,4 +1,4 @@
-"""What docs/many_machines.md tells people to type: read as the command line reads it, or run beside what it calls."""
+"""What docs/how_to/many_machines.md tells people to type: read as the command line reads it, or run beside what it calls."""
 
 import csv
 import importlib.util
@@ -21,7 +21,7 @@ from ddiff_jax.restoration.share import Share
 
 pytestmark = pytest.mark.once
 
-PAGE = ROOT / "docs" / "many_machines.md"
+PAGE = ROOT / "docs" / "how_to" / "many_machines.md"
 SCRIPT = ROOT / "docs" / "examples" / "restore.slurm"
 RECIPE = ROOT / "docs" / "examples" / "ray_restore.py"
 COMMANDS = list(shell_commands(PAGE))

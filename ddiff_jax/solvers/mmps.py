@@ -74,11 +74,12 @@ class MMPS:
     3. g = J^T A^T u, the gradient of log p(y | x_t).
     4. x = x0_hat + (b^2 / a) g and eps = eps_hat - b g, so that x_t = a x + b eps still.
     5. To the next level (a', b'), of noise-to-signal ratio s' = b' / a' where this one has s = b / a:
-       "ddim": x_t' = a' x + sqrt(b'^2 - w^2) eps + w n, with w = eta times the standard deviation of the DDPM
-               posterior;
-       "ddpm": the same with eta = 1;
-       "heun": x_t' = a' x + b' eps predicts, steps 1 to 4 at x_t' find eps' there, and
-               x_t' = a' (x_t / a + (s' - s) (eps + eps') / 2) corrects; to the clean image it only predicts.
+
+       - "ddim": x_t' = a' x + sqrt(b'^2 - w^2) eps + w n, with w = eta times the standard deviation of the DDPM
+         posterior;
+       - "ddpm": the same with eta = 1;
+       - "heun": x_t' = a' x + b' eps predicts, steps 1 to 4 at x_t' find eps' there, and
+         x_t' = a' (x_t / a + (s' - s) (eps + eps') / 2) corrects; to the clean image it only predicts.
 
     Of a nonlinear A its derivative at x0_hat takes the place of A in M, and its transpose that of A^T. With a multiple
     of the identity for S step 3 is that of PiGDM, and with S = 0 in M it is that of DPS without its norm.
@@ -87,6 +88,7 @@ class MMPS:
     exactly; with several modes the samples of informative data may settle in the wrong one.
 
     Measured on Gaussian images of 8x8 with known posteriors, half of the pixels seen | all blurred, noise of 0.05:
+
     - "heun" with 50 levels (99 evaluations) and exact solutions has 1.005 times the posterior's spread, with 25 levels
       1.02 | 1.03, with 18 1.05 | 1.06, with 10 1.20 | 1.23. Of 99 evaluations "ddim" without new noise makes 0.97, of
       35 0.92, of 19 0.86 | 0.85; "ddpm" makes 0.97 of 199 and 0.89 | 0.88 of 49. So "heun" is the nearest from 30

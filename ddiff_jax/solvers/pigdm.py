@@ -39,9 +39,10 @@ class PiGDM(Walker):
     3. g = (d x0_hat / d x_t)^T q, one pass backwards through the network; so g / r_t^2 = grad log p(y | x_t).
     4. x_t' = a' x0_hat + c1 n + c2 eps + w g, where n ~ N(0, I), c1 = eta times the standard deviation of the DDPM
        posterior, c2 = sqrt(b'^2 - c1^2), and
-       "published": w = weight a a', far more than the gradient of log p(y | x_t) at little noise;
-       "score":     w = weight (a' b^2 / a - c2 b) / r_t^2, the effect of this gradient on x0_hat and eps: many small
-                    steps sample the posterior of a Gaussian prior exactly.
+
+       - "published": w = weight a a', far more than the gradient of log p(y | x_t) at little noise;
+       - "score": w = weight (a' b^2 / a - c2 b) / r_t^2, the effect of this gradient on x0_hat and eps: many small
+         steps sample the posterior of a Gaussian prior exactly.
 
     Aim: the posterior, with p(x_0 | x_t) taken for a Gaussian of one variance.
 

@@ -37,9 +37,11 @@ class PnPFlow:
     The path is z_t = t z + (1 - t) n. For t = 0, 1 / K, ..., 1 - 1 / K:
 
     1. z = x - lr (1 - t)^alpha s g, with g = J^T (A(x) - y), J the operator's derivative at x, and
-       "line":      s = ||g||^2 / ||J g||^2, which at lr = 1 goes to the least misfit along g;
-       "published": s = 1, which is the same for masks and decimation, short for an operator that transmits little, such
-                    as a mean over pixels, and diverges where lr (1 - t)^alpha ||A||^2 exceeds 2.
+
+       - "line": s = ||g||^2 / ||J g||^2, which at lr = 1 goes to the least misfit along g;
+       - "published": s = 1, which is the same for masks and decimation, short for an operator that transmits little,
+         such as a mean over pixels, and diverges where lr (1 - t)^alpha ||A||^2 exceeds 2.
+
     2. x = mean over n_1, ..., n_M ~ N(0, I) of E[x_0 | z_t], not clipped: z_t + (1 - t) v(z_t, t) with the velocity
        v = E[x_0 - n | z_t] of a flow.
 

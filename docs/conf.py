@@ -1,0 +1,97 @@
+"""How the site is built: `sphinx-build -W --keep-going docs build/site` from the top of the repository."""
+
+import os
+import re
+
+# Examples start quickly and show no progress bars; they are compiled as users' programs are.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import ddiff_jax
+
+project = "ddiff_jax"
+author = "The ddiff_jax authors"
+project_copyright = "2026, the ddiff_jax authors"
+version = release = ddiff_jax.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_templates", "gallery", "examples", "**/*.ipynb", "sg_execution_times.rst"]
+templates_path = ["_templates"]
+nitpicky = False
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+
+autosummary_generate = True
+autosummary_imported_members = True
+autosummary_ignore_module_all = False
+# A thing that several modules offer is described once, on the page of the first of them, and named on the others.
+FOLDERS = ["operators", "priors", "solvers"]
+homes: dict[str, str] = {}
+for module in (ddiff_jax, *(getattr(ddiff_jax, folder) for folder in FOLDERS)):
+    homes |= {name: module.__name__ for name in module.__all__ if name not in homes}
+autosummary_context = {"homes": homes, "folders": FOLDERS}
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+maximum_signature_line_length = 100
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Source", "notes_style"), ("Differs", "notes_style"), ("Cost", "notes_style")]
+
+html_theme = "sphinx_book_theme"
+html_title = "ddiff_jax"
+html_static_path = ["_static"]
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples_gallery",
+    "filename_pattern": r"/.*\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "download_all_examples": False,
+    "min_reported_time": 0,
+    "matplotlib_animations": False,
+    "plot_gallery": True,
+    "image_scrapers": ("matplotlib",),
+}
+
+
+def as_rest(app, what, name, obj, options, lines: list[str]) -> None:
+    """Let docstrings be plain text: `code` is code, and bars and stars are bars and stars."""
+    literal = False
+    for i, line in enumerate(lines):
+        literal = literal and (not line or line.startswith(" ")) or line.lstrip().startswith(">>>")
+        if literal:
+            continue
+        parts = re.split(r"(``.*?``|`[^`]+`)", line)
+        text = [re.sub(r"([|*]|\w_(?=\W|$))", lambda m: m[0].replace("_", "\\_").replace("|", "\\|").replace("*", "\\*"), p) for p in parts[::2]]
+        code = [f"``{p.strip('`')}``" for p in parts[1::2]]
+        lines[i] = "".join(a + b for a, b in zip(text, [*code, ""], strict=True))
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", as_rest, priority=100)
