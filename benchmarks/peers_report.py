@@ -1,0 +1,116 @@
+"""What `peers.py` makes of its numbers: ratios at equal PSNR, tables and a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LEVEL = 25.0  # dB, at which seconds are compared
+TITLES = {"deepinv": "super-resolution by 4", "diffuse": "70% of the pixels hidden"}
+
+
+def ratio(peer: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Give the median and the quartiles of the paired ratios."""
+    low, middle, high = np.percentile(np.asarray(peer) / np.asarray(ours), [25, 50, 75])
+    return {"ratio": float(middle), "ratio_low": float(low), "ratio_high": float(high)}
+
+
+def seconds_at(rows: list[dict[str, Any]], level: float) -> np.ndarray | None:
+    """Find the seconds per image, of every repetition, at which a method's PSNR first reaches a level.
+
+    Between two numbers of steps the logarithm of the seconds is interpolated. None if the level is not reached.
+    """
+    rows = sorted(rows, key=lambda row: row["evaluations"])
+    for i, row in enumerate(rows):
+        if row["psnr"] >= level:
+            now = np.log(row["seconds"])
+            if i == 0:
+                return np.exp(now)
+            before, last = np.log(rows[i - 1]["seconds"]), rows[i - 1]["psnr"]
+            return np.exp(before + (now - before) * (level - last) / (row["psnr"] - last))
+    return None
+
+
+def at_equal_psnr(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare the peer's seconds with those of DDiff where both have the same PSNR.
+
+    At the fixed level, and for every method of the peer at the best PSNR that it reaches, which it may do alone.
+    """
+    ddiff = [row for row in rows if (row["who"], row["method"]) == ("ours", "ddiff")]
+    found = []
+    for method in dict.fromkeys((r["who"], r["method"]) for r in rows if r["who"] != "ours" and r["timed"]):
+        own = [row for row in rows if (row["who"], row["method"]) == method]
+        for level in (LEVEL, max(row["psnr"] for row in own)):
+            peer, mine = seconds_at(own, level), seconds_at(ddiff, level)
+            row = {"who": " ".join(method), "psnr": level}
+            row |= {} if peer is None else {"peer_s": float(np.median(peer))}
+            row |= {} if mine is None else {"ours_s": float(np.median(mine))}
+            found.append(row | ({} if peer is None or mine is None else ratio(peer, mine)))
+    return found
+
+
+def cell(value: Any) -> str:
+    """Write a number, or a dash for one that does not exist."""
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> list[str]:
+    """Write rows as Markdown."""
+    head = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
+    return head + [f"| {' | '.join(cell(row.get(key)) for key in columns)} |" for row in rows]
+
+
+def write(found: dict[str, Any], output: Path) -> None:
+    """Write the numbers, the tables and the picture."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
+    timing = {"who": "", "batch": "batch", "ms": "ms per image", "low_ms": "25%", "high_ms": "75%"}
+    timing |= {"ratio": "ratio", "ratio_low": "25%", "ratio_high": "75%"}
+    lines = table(found.get("agreement", []), {"who": "network", "difference": "largest difference"})
+    for section in ("network", "steps"):
+        lines += ["", section, "", *table(found.get(section, []), timing)]
+    metric = {m: m for m in ("lpips_alex", "lpips_vgg") if any(m in r for r in found.get("deepinv", []))}
+    columns = {"who": "", "method": "method", "evaluations": "evaluations", "psnr": "PSNR", "half_width": "±", **metric}
+    for section in TITLES:
+        rows = [dict(r, s=float(np.median(r["seconds"]))) for r in found.get(section, [])]
+        lines += ["", section, "", *table(rows, {**columns, "s": "s per image", "timed": "after warming up"})]
+    same = {"who": "", "psnr": "PSNR", "peer_s": "s per image", "ours_s": "DDiff", "ratio": "ratio"}
+    lines += [
+        "",
+        "at equal PSNR",
+        "",
+        *table(found.get("equal", []), {**same, "ratio_low": "25%", "ratio_high": "75%"}),
+    ]
+    (output / "peers.md").write_text("\n".join(lines) + "\n")
+    draw(found, output / "peers.png")
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw PSNR against seconds and against evaluations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sections = [name for name in TITLES if found.get(name)]
+    figure, axes = plt.subplots(max(1, len(sections)), 2, figsize=(11, 4.2 * max(1, len(sections))), squeeze=False)
+    for line, section in zip(axes, sections, strict=False):
+        rows = found[section]
+        for who, method in dict.fromkeys((row["who"], row["method"]) for row in rows):
+            own = [row for row in rows if (row["who"], row["method"]) == (who, method)]
+            y, style = [row["psnr"] for row in own], "o-" if who == "ours" else "s--"
+            for axis, x in zip(
+                line, ([np.median(r["seconds"]) for r in own], [r["evaluations"] for r in own]), strict=True
+            ):
+                if "published" in method:
+                    axis.axhline(y[0], color="grey", linewidth=1, label=f"{who} {method}, 999 steps")
+                else:
+                    axis.plot(x, y, style, markersize=4, linewidth=1, label=f"{who} {method}")
+        for axis, what in zip(line, ("seconds per image", "network evaluations (steps)"), strict=True):
+            axis.set(xscale="log", xlabel=what, ylabel="PSNR (dB)")
+            axis.grid(alpha=0.3)
+        line[0].set_title(TITLES[section], loc="left")
+        line[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
