@@ -108,6 +108,8 @@ images = jax.vmap(picture.forward)(solution.x)[kept]
 print(f"chi-square of the runs: {', '.join(f'{c:.2f}' for c in np.sort(chi_square))}; {kept.sum()} kept")
 
 # %%
+# The least chi-square stays above one: the few components of the prior do not hold the crescent exactly.
+#
 # On the left every point is a baseline: the gaps between the tracks are what has to be filled. The image shows the
 # ring and its bright side, although no phase of a visibility was usable. The spread over keys is not the posterior's
 # uncertainty, DDiff aims at one image; it shows where the answers of several runs agree.

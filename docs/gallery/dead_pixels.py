@@ -31,10 +31,10 @@ observed[24:36, 20:44] = False  # a cloud over the eyes
 sigma = np.broadcast_to(np.geomspace(0.03, 0.6, 64, dtype=np.float32)[None, :, None], truth.shape)
 
 # %%
-# The detector sees the image itself: its operator is the identity, an inpainting that hides nothing. What ``y`` holds
-# where nothing was observed changes nothing; here it is NaN.
+# The detector sees the image itself: its operator is the identity. What ``y`` holds where nothing was observed changes
+# nothing; here it is NaN.
 
-operator = dd.operators.inpainting(truth.shape, np.ones((64, 64)))
+operator = dd.operators.from_function(lambda x: x, truth.shape, linear=True)
 y = dd.simulate(operator, truth, sigma, jax.random.key(0))
 y = jnp.where(observed, y, jnp.nan)
 

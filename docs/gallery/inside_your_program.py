@@ -62,7 +62,7 @@ y = jax.vmap(lambda x, key: dd.simulate(operator, x, sigma_y, key))(truth, keys)
 restore_all = jax.jit(
     jax.shard_map(jax.vmap(restore), mesh=mesh, in_specs=PartitionSpec("images"), out_specs=PartitionSpec("images"))
 )
-x, chi_square = restore_all(*jax.device_put((y, keys), by_image))
+x, chi_square = jax.device_get(restore_all(*jax.device_put((y, keys), by_image)))
 print(f"{count} images on {jax.device_count()} device(s); chi-square {', '.join(f'{c:.2f}' for c in chi_square[:6])}")
 
 # %%
@@ -73,14 +73,14 @@ alone, _ = jax.jit(restore)(y[3], keys[3])
 print(f"largest difference to the image in its batch: {float(jnp.max(jnp.abs(alone - x[3]))):.1e}")
 
 # %%
-# The upper row are the measurements, the lower one what was restored. ``dd.solve(..., mesh=mesh)`` does the same for a
-# batch that is driven from the host, with progress and snapshots.
+# The upper row shows the measurements, with what is hidden in blue, the lower one what was restored. ``dd.solve(...,
+# mesh=mesh)`` does the same for a batch that is driven from the host, with progress and snapshots.
 
 figure, panels = plt.subplots(2, 6, figsize=(9, 3.2), layout="constrained")
 for images, row in zip((y, x), panels, strict=True):
     for image, axis in zip(images, row, strict=False):
-        axis.imshow(image[..., 0], cmap="gray", vmin=-1, vmax=1)
-        axis.set(xticks=[], yticks=[])
+        axis.imshow(np.where(image[..., 0] == 0, np.nan, image[..., 0]), cmap="gray", vmin=-1, vmax=1)
+        axis.set(xticks=[], yticks=[], facecolor="tab:blue")
 panels[0, 0].set(ylabel="measured")
 panels[1, 0].set(ylabel="restored")
 plt.show()

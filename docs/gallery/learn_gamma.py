@@ -16,24 +16,25 @@ import ddiff_jax as dd
 from ddiff_jax.phantoms import phantoms
 
 # %%
-# The prior is a Gaussian with the mean and the covariance of random phantoms, so that its denoiser is a small matrix
-# product. A network would take its place in one line, as ``dd.load_prior(...)``.
-
-pictures = phantoms(408, 16, seed=1)
-train, truth = pictures[8:], jnp.asarray(pictures[:8])
-mean = train.mean(axis=0)
-_, spread, axes = np.linalg.svd((train - mean).reshape(len(train), -1), full_matrices=False)
-mean, axes = jnp.asarray(mean), jnp.asarray(axes)
-variances = jnp.asarray(spread**2 / len(train))
+# The prior is a Gaussian with the mean and the power spectrum of random phantoms, whose denoiser is a Wiener filter. A
+# network would take its place in one line, as ``dd.load_prior(...)``.
 
 
-def denoise(x, sigma):
-    """Estimate the clean image: the Wiener filter along principal directions."""
-    coefficients = axes @ (x - mean).reshape(-1)
-    return mean + (variances / (variances + sigma**2) * coefficients @ axes).reshape(x.shape)
+def wiener(pictures):
+    """Make a Gaussian prior with the mean of some pictures and the power of their cosine coefficients."""
+    mean, axes = jnp.asarray(pictures.mean(axis=0)), (0, 1)
+    power = jnp.mean(jax.scipy.fft.dctn(pictures - mean, axes=(1, 2), norm="ortho") ** 2, axis=0)
+
+    def denoise(x, sigma):
+        spectrum = jax.scipy.fft.dctn(x - mean, axes=axes, norm="ortho")
+        return mean + jax.scipy.fft.idctn(power / (power + sigma**2) * spectrum, axes=axes, norm="ortho")
+
+    return dd.from_denoiser(denoise, kind="denoiser", image_shape=mean.shape, clip=False)
 
 
-prior = dd.from_denoiser(denoise, kind="denoiser", image_shape=(16, 16, 1), schedule=dd.linear_schedule(), clip=False)
+shape = (16, 16, 1)
+prior = wiener(phantoms(400, 16, seed=1))
+truth = jnp.asarray(phantoms(8, 16, seed=2))
 
 # %%
 # The camera blurs, and multiplies by a gain. It is a plain pytree: its gain is an array, so that it has a derivative.
@@ -50,7 +51,7 @@ class Camera:
         return self.gain * blur.forward(x)
 
 
-blur = dd.operators.gaussian_blur((16, 16, 1), size=5, std=1.0)
+blur = dd.operators.gaussian_blur(shape, size=5, std=1.0)
 sigma_y, true_gain = 0.05, 1.3
 keys = dd.image_keys(jax.random.key(0), jnp.arange(8))
 y = jax.vmap(lambda x, key: dd.simulate(Camera(jnp.float32(true_gain)), x, sigma_y, key))(truth, keys)

@@ -2,8 +2,8 @@
 How do I get from the k-space of several coils to an image, and how sure is it?
 ===============================================================================
 
-A scanner with several coils measured a quarter of the columns of k-space. What is the image, and which of its pixels
-did the data decide?
+A scanner with several coils measured a third of the columns of k-space. What is the image, and which of its pixels did
+the data decide?
 """
 
 import jax
@@ -19,24 +19,23 @@ from ddiff_jax.phantoms import phantom, phantoms
 # The prior
 # ---------
 #
-# A Gaussian with the mean and the covariance of random phantoms. Its denoiser is exact for such images, and knows far
+# A Gaussian with the mean and the power spectrum of random phantoms, whose denoiser is a Wiener filter. It knows far
 # less than a network. A trained prior of one channel takes its place in this line: ``prior = dd.load_prior(...)``.
 
 
-def gaussian_of(pictures):
-    """Make a Gaussian prior with the mean and the covariance of some pictures."""
-    mean, shape = pictures.mean(axis=0), pictures.shape[1:]
-    _, spread, axes = np.linalg.svd((pictures - mean).reshape(len(pictures), -1), full_matrices=False)
-    mean, axes, variances = (jnp.asarray(value, jnp.float32) for value in (mean, axes, spread**2 / len(pictures)))
+def wiener(pictures):
+    """Make a Gaussian prior with the mean of some pictures and the power of their cosine coefficients."""
+    mean, axes = jnp.asarray(pictures.mean(axis=0)), (0, 1)
+    power = jnp.mean(jax.scipy.fft.dctn(pictures - mean, axes=(1, 2), norm="ortho") ** 2, axis=0)
 
     def denoise(x, sigma):
-        coefficients = axes @ (x - mean).reshape(-1)
-        return mean + (variances / (variances + sigma**2) * coefficients @ axes).reshape(shape)
+        spectrum = jax.scipy.fft.dctn(x - mean, axes=axes, norm="ortho")
+        return mean + jax.scipy.fft.idctn(power / (power + sigma**2) * spectrum, axes=axes, norm="ortho")
 
-    return dd.from_denoiser(denoise, kind="denoiser", image_shape=shape, clip=False)
+    return dd.from_denoiser(denoise, kind="denoiser", image_shape=mean.shape, clip=False)
 
 
-prior = gaussian_of(phantoms(600, 64, seed=1))
+prior = wiener(phantoms(300, 64, seed=1))
 
 # %%
 # The scan
@@ -59,7 +58,7 @@ def with_phase(x):
 
 
 maps = operators.birdcage_maps((side, side, 2), coils)
-mask = operators.column_mask(side, jax.random.key(3), acceleration=4.0)
+mask = operators.column_mask(side, jax.random.key(3), acceleration=3.0)
 rng = np.random.default_rng(0)
 
 
@@ -94,7 +93,7 @@ operator = operators.compose(scanner, operators.from_function(with_phase, truth.
 
 problem = dd.Problem(operator, y[None], sigma_y)
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
-samples = dd.solve_samples(dd.solvers.MMPS(num_steps=20, iterations=10), prior, problem, keys, samples=12)
+samples = dd.solve_samples(dd.solvers.MMPS(num_steps=20, iterations=6), prior, problem, keys, samples=10)
 mean, std = samples.mean[0], samples.std[0]
 zero_filled = operators.mvue(scanner, y)
 zero_filled = 2 * jnp.hypot(zero_filled[..., 0], zero_filled[..., 1])[..., None] - 1
@@ -106,9 +105,11 @@ for name, x in {"zero-filled": zero_filled, "mean of the samples": mean}.items()
 print(f"between the 5% and 95% maps: {covered:.0%} of the pixels")
 
 # %%
-# Zero-filling folds the missing columns into the image. The mean of the samples has few such traces. The map of the
-# standard deviation shows along which structures the missing columns leave the image open. It is as good as the prior:
-# one that is Gaussian has the same uncertainty for every object, and does not know that air is dark for sure.
+# Zero-filling folds the image onto itself. The mean of the samples has fewer such traces. The standard deviation is
+# largest in the middle, where the coils tell least apart. It is as good as the prior: this one is Gaussian, so that it
+# claims the same uncertainty for every object, and does not know that edges are sharp and air is dark. The error at
+# the edges is therefore larger than the map says, and fewer truths lie between the 5% and 95% maps than should. A
+# trained prior mends both.
 
 
 figure, panels = plt.subplots(1, 5, figsize=(10, 2.4), layout="constrained")

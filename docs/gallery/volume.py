@@ -14,22 +14,24 @@ import ddiff_jax as dd
 from ddiff_jax.phantoms import phantom, phantoms
 
 # %%
-# The prior of pictures is a Gaussian with the mean and the covariance of random phantoms; a network is used the same
-# way.
-
-pictures = phantoms(500, 32, seed=1)
-average, shape = pictures.mean(axis=0), pictures.shape[1:]
-_, spread, axes = np.linalg.svd((pictures - average).reshape(len(pictures), -1), full_matrices=False)
-mean, axes, variances = (jnp.asarray(a, jnp.float32) for a in (average, axes, spread**2 / len(pictures)))
+# The prior of pictures is a Gaussian with the mean and the power spectrum of random phantoms; a network is used the
+# same way.
 
 
-def denoise(x, sigma):
-    """Estimate the clean picture: the Wiener filter along principal directions."""
-    coefficients = axes @ (x - mean).reshape(-1)
-    return mean + (variances / (variances + sigma**2) * coefficients @ axes).reshape(shape)
+def wiener(pictures):
+    """Make a Gaussian prior with the mean of some pictures and the power of their cosine coefficients."""
+    mean, axes = jnp.asarray(pictures.mean(axis=0)), (0, 1)
+    power = jnp.mean(jax.scipy.fft.dctn(pictures - mean, axes=(1, 2), norm="ortho") ** 2, axis=0)
+
+    def denoise(x, sigma):
+        spectrum = jax.scipy.fft.dctn(x - mean, axes=axes, norm="ortho")
+        return mean + jax.scipy.fft.idctn(power / (power + sigma**2) * spectrum, axes=axes, norm="ortho")
+
+    return dd.from_denoiser(denoise, kind="denoiser", image_shape=mean.shape, clip=False)
 
 
-pictures_prior = dd.from_denoiser(denoise, kind="denoiser", image_shape=shape)
+shape = (32, 32, 1)
+pictures_prior = wiener(phantoms(400, 32, seed=1))
 
 # %%
 # ``SlicePrior`` denoises every slice by itself. Volumes are ``[depth, height, width, channels]``, with any operator on
