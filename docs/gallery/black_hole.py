@@ -1,5 +1,4 @@
-"""
-How do I image a black hole from closure quantities?
+"""How do I image a black hole from closure quantities?
 ====================================================
 
 A few telescopes around the world measure visibilities, each with a complex gain that nobody knows. Closure phases and

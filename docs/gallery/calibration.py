@@ -1,5 +1,4 @@
-"""
-Which solver samples the posterior?
+"""Which solver samples the posterior?
 ===================================
 
 The spread of samples is an uncertainty only if the samples are those of the posterior. On a problem whose posterior is

@@ -1,5 +1,4 @@
-"""
-How do I use an operator of my own?
+"""How do I use an operator of my own?
 ===================================
 
 A camera without a lens: a mask of holes casts a shadow of the scene on the detector, and every pixel sees many places

@@ -1,5 +1,4 @@
-"""
-Which solver is best on my problem, at equal cost?
+"""Which solver is best on my problem, at equal cost?
 ==================================================
 
 Papers compare methods with different numbers of evaluations of the network. What do they find of the same measurement,

@@ -1,5 +1,4 @@
-"""
-What do I do with dead pixels, and with noise that differs between pixels?
+"""What do I do with dead pixels, and with noise that differs between pixels?
 ==========================================================================
 
 A detector has pixels that tell nothing, a bright column that is noisy, and a cloud that hides a part. How does a
@@ -56,9 +55,9 @@ for name, noise in {"noise per entry": sigma[None], "one noise level": np.full_l
     print(f"{name}: {psnr(found[name], truth, protocol='standard'):.1f} dB")
 
 # %%
-# Look at both sides of the face. With one level the left side, which was measured well, is not used fully, and the
-# noise of the right side is taken for structure. With a level per entry the left side is sharp, and the right side is
-# what the prior finds likely.
+# Look at the right side. With one level its noise is taken for structure. With a level per entry it is what the prior
+# finds likely, and the left side, which was measured well, counts for more. Under the cloud both invent: no number
+# tells of the eyes.
 #
 # DDiff takes levels per entry too. Where they differ by more than ten times, as here, its single gradient step per
 # noise level leaves the noisy part to chance: give it several ``directions``, or a solver with a least-squares step.

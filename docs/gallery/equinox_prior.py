@@ -1,5 +1,4 @@
-"""
-How do I use my own network as a prior?
+"""How do I use my own network as a prior?
 =======================================
 
 A network of Equinox, of Flax or a plain function that removes noise is a prior as soon as it is said what it predicts.

@@ -1,5 +1,4 @@
-"""
-How do I restore inside of a program of my own, on all devices?
+"""How do I restore inside of a program of my own, on all devices?
 ===============================================================
 
 ``solve`` drives a batch from the host. A program of one's own, a pipeline or a training, wants a pure function

@@ -1,5 +1,4 @@
-"""
-What do I do with an image that is larger than the prior?
+"""What do I do with an image that is larger than the prior?
 =========================================================
 
 The prior has learned from images of 64x64 pixels. How can it restore one that is larger, without seams and without

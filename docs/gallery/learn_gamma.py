@@ -1,5 +1,4 @@
-"""
-Can I learn a parameter through the solver?
+"""Can I learn a parameter through the solver?
 ===========================================
 
 DDiff with steps of fixed length has a number to choose, gamma; an instrument may have a gain that nobody measured.
@@ -74,7 +73,7 @@ def loss(log_gamma, gain):
 # Gradient descent on both at once, by Adam. Gamma is positive, so that its logarithm is learned. The draws of the
 # solver are those of the keys and stay the same, so that the loss is a smooth function.
 
-values = (jnp.log(100.0), jnp.float32(0.7))
+values = (jnp.log(60.0), jnp.float32(0.7))
 optimiser = optax.adam(0.1)
 state, path = optimiser.init(values), []
 slope = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
@@ -92,7 +91,7 @@ print(f"mean squared error {losses[0]:.4f} -> {losses[-1]:.4f}")
 # at its lowest place. The gain approaches the true one, though nobody measured it: with a wrong one the prior and the
 # data disagree.
 
-log_gammas = jnp.linspace(jnp.log(50.0), jnp.log(5000.0), 25)
+log_gammas = jnp.linspace(jnp.log(4.0), jnp.log(80.0), 25)
 curve = jax.vmap(lambda log_gamma: loss(log_gamma, values[1]))(log_gammas)
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")

@@ -1,5 +1,4 @@
-"""
-How do I deblur with a point spread function that I measured?
+"""How do I deblur with a point spread function that I measured?
 =============================================================
 
 The image of a bead or of a star shows how an instrument spreads a point. How does such a picture become the kernel of

@@ -1,5 +1,4 @@
-"""
-How do I get from the k-space of several coils to an image, and how sure is it?
+"""How do I get from the k-space of several coils to an image, and how sure is it?
 ===============================================================================
 
 A scanner with several coils measured a third of the columns of k-space. What is the image, and which of its pixels did

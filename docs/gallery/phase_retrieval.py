@@ -1,5 +1,4 @@
-"""
-Phase retrieval fails at times: how do I get the best of several runs?
+"""Phase retrieval fails at times: how do I get the best of several runs?
 ======================================================================
 
 A detector far away measures only amplitudes of the Fourier transform. Many images fit them nearly, and a run may end
@@ -40,7 +39,7 @@ runs = dd.solve_restarts(solver, prior, dd.Problem(operator, y[None], sigma_y), 
 images = [dd.nearest_equivalent(operator, x, truth) for x in runs.x[0]]
 quality = [float(psnr(x, truth, protocol="standard")) for x in images]
 for run, (misfit, decibel) in enumerate(zip(runs.misfit[0], quality, strict=True)):
-    print(f"run {run}: misfit {misfit:.5f}, {decibel:.1f} dB{', chosen' * (run == runs.chosen[0])}")
+    print(f"run {run}: misfit {misfit:.5f}, {decibel:.1f} dB{', chosen' * bool(run == runs.chosen[0])}")
 
 # %%
 # The runs that failed have a larger misfit: the one with the least is good. Choosing by the misfit works where runs

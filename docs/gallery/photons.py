@@ -1,5 +1,4 @@
-"""
-How do I restore an image of few photons?
+"""How do I restore an image of few photons?
 =========================================
 
 In the dark the noise is that of counting: it grows with the root of the signal, and a camera adds an offset, a gain
@@ -43,7 +42,7 @@ image_units, level = camera.as_gaussian(y)
 problems = {
     "the camera's likelihood": dd.Problem(operator, y[None], typical, camera),
     "Gaussian, per entry": dd.Problem(operator, image_units[None], level[None]),
-    "Gaussian, one level": dd.Problem(operator, image_units[None], float(jnp.mean(level))),
+    "Gaussian, one level": dd.Problem(operator, image_units[None], jnp.full_like(level, jnp.mean(level))[None]),
 }
 found = {name: dd.solve(solver, prior, problem, keys).x[0] for name, problem in problems.items()}
 for name, x in found.items():

@@ -1,5 +1,4 @@
-"""
-How many steps do I need?
+"""How many steps do I need?
 =========================
 
 Every step costs one evaluation of the network. Where do more of them stop paying?

@@ -1,5 +1,4 @@
-"""
-How do I restore a face from 16x16 pixels?
+"""How do I restore a face from 16x16 pixels?
 ==========================================
 
 What can be known of a face of which only 16x16 noisy pixels were measured? The packaged prior has learned from many

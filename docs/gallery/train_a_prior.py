@@ -1,5 +1,4 @@
-"""
-Can I train a prior of my own in a minute?
+"""Can I train a prior of my own in a minute?
 ==========================================
 
 A useful prior takes minutes to hours (``ddiff train``). How far does one come in well under a minute on a laptop, and
