@@ -28,7 +28,7 @@ y = dd.simulate(operator, truth, sigma_y, jax.random.key(0))
 # truth is needed for that. All runs are one batch.
 
 prior = dd.load_prior("faces64")
-solver = dd.preset("faces64", "phase_retrieval", num_steps=60)
+solver = dd.preset("faces64", "phase_retrieval", num_steps=50)
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
 runs = dd.solve_restarts(solver, prior, dd.Problem(operator, y[None], sigma_y), keys, restarts=5)
 
