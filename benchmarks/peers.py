@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import perceptual
-from peers_report import at_equal_psnr, ratio, write
+from peers_report import ratio, write
 from safetensors.numpy import save_file
 from timing import compiled
 
@@ -48,15 +48,15 @@ AGREEMENT = 2e-3  # as in speed.py: float32, outputs of order 1
 GUIDED = {"dps", "dps_annealed", "pigdm"}  # a step of these also takes the network's gradient
 
 # Method and step counts. Ours: solver, and the changes to what it has by default.
-OURS_SR = {"ddiff": (3, 5, 10, 20, 50, 100), "ddrm": (5, 10, 20, 50), "diffpir": (20, 50, 99), "dps": (50,)}
+OURS_SR = {"ddiff": (5, 10, 20, 50, 100), "ddrm": (10, 20, 50), "diffpir": (50,), "dps": (50,)}
 DEEPINV = {
-    **{"ddrm": (10, 20, 50, 100), "ddrm_levels": (10, 20, 50), "diffpir": (20, 50, 100), "diffpir_0.3": (50, 100)},
+    **{"ddrm": (20, 50, 100), "ddrm_levels": (20, 50), "diffpir": (20, 50, 100), "diffpir_0.3": (50,)},
     **{"dps": (50,), "dps_annealed": (50,), "pigdm": (50,)},
 }
-OURS_MASK = {"ddiff": (20, 50, 100), "ddrm": (20, 50, 100), "dps": (20, 50, 100)}
+OURS_MASK = {"ddiff": (20, 50), "ddrm": (20, 50), "dps": (20, 50)}
 DIFFUSE = {
-    **{"dps:euler:0.01": (50,), "dps:euler:1": (50, 100), "dps:ddim:1": (50, 100), "dps:maruyama:1": (20, 50, 100)},
-    **{"tmp:euler": (20,), "tmp:ddim": (20,), "fps:euler": (50,)},
+    **{"dps:euler:0.01": (50,), "dps:euler:1": (50,), "dps:ddim:1": (50,), "dps:maruyama:1": (20, 50)},
+    **{"tmp:ddim": (20,), "fps:euler": (50,)},
 }
 Found = tuple[float, np.ndarray]  # seconds and images
 Run = Callable[[], Found]
@@ -125,19 +125,16 @@ class Setting:
         return name
 
 
-def take_turns(runs: dict[str, Run], repeats: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Run everything in turn; return the seconds of every repetition but the first, and the first images.
-
-    Where there is but the first repetition its time counts, with whatever compiling is in it.
-    """
+def take_turns(runs: dict[str, Run], repeats: int, dropped: int = 1) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Run everything in turn; return the seconds of all repetitions but the first ones, and the first images."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    images: dict[str, np.ndarray] = {}
-    for _ in range(repeats + 1):
+    images: dict[str, Any] = {}
+    for _ in range(repeats + dropped):
         for name, run in runs.items():
             taken, x = run()
             seconds[name].append(taken)
             images.setdefault(name, x)
-    return {name: np.asarray(values[1:] or values) for name, values in seconds.items()}, images
+    return {name: np.asarray(values[dropped:]) for name, values in seconds.items()}, images
 
 
 def spread(values: np.ndarray, per: float = 1.0) -> dict[str, float]:
@@ -168,26 +165,25 @@ def mask_operator() -> Any:
     return operators.random_inpainting(SHAPE, jax.random.key(1), fraction=0.7)
 
 
-def agree(setting: Setting) -> list[dict[str, Any]]:
-    """Compare the networks, and the operator, on the same input."""
+def agree(setting: Setting, name: str) -> list[dict[str, Any]]:
+    """Compare a peer's network, and its operator, with ours on the same input."""
+    # As many as there are photographs: what is compiled for this batch serves them as well.
     t = np.resize(np.asarray([500, 0, 10, 100, 250, 750, 900, 999], np.float32), max(len(setting.truth), 4))
-    x = jax.random.normal(jax.random.key(0), (len(t), *SHAPE))
-    ours = np.asarray(jax.jit(jax.vmap(functools.partial(eps, setting.prior)))(x, jnp.asarray(t)))
+    x, peer = jax.random.normal(jax.random.key(0), (len(t), *SHAPE)), setting.peers[name]
+    mine = np.asarray(jax.jit(jax.vmap(functools.partial(eps, setting.prior)))(x, jnp.asarray(t)))
     files = {"x": setting.give("x.npy", x), "t": setting.give("t.npy", t)}
-    rows = []
-    for name, peer in setting.peers.items():
-        for variant in setting.options.variants if name == "deepinv" else ("",):
-            _, out = peer.run(do="network", **files, variant=variant)
-            rows.append({"who": f"{name} {variant}".strip(), "difference": float(np.abs(out - ours).max())})
-    if "deepinv" in setting.peers:
-        reduce = operators.super_resolution(SHAPE, factor=4)
-        _, out = setting.peers["deepinv"].run(do="forward", x=setting.give("truth.npy", setting.truth))
-        difference = np.abs(out - np.asarray(jax.vmap(reduce.forward)(jnp.asarray(setting.truth)))).max()
-        rows.append({"who": "deepinv, operator", "difference": float(difference)})
-    for row in rows:
-        print(row, flush=True)
-        if row["difference"] > AGREEMENT:
-            raise SystemExit("a peer disagrees with us")
+    outputs = {}
+    for variant in setting.options.variants if name == "deepinv" else ("",):
+        outputs[f"{name} {variant}".strip()] = peer.run(do="network", **files, variant=variant)[1] - mine
+    if name == "deepinv":
+        _, out = peer.run(do="forward", x=setting.give("truth.npy", setting.truth))
+        outputs["deepinv, operator"] = out - np.asarray(
+            jax.vmap(problem_of(name)[1].forward)(jnp.asarray(setting.truth))
+        )
+    rows = [{"who": who, "difference": float(np.abs(values).max())} for who, values in outputs.items()]
+    print(*rows, sep="\n", flush=True)
+    if max(row["difference"] for row in rows) > AGREEMENT:
+        raise SystemExit("a peer disagrees with us")
     return rows
 
 
@@ -197,10 +193,10 @@ def eps(prior: dd.DiffusionPrior, x: jax.Array, t: jax.Array) -> jax.Array:
     return module.apply({"params": prior.params}, x[None], t[None])[0, ..., : x.shape[-1]]
 
 
-def network(setting: Setting) -> list[dict[str, Any]]:
+def network(setting: Setting, name: str) -> list[dict[str, Any]]:
     """Time one evaluation of deepinv's network, as it comes, with channels last, and compiled, and of ours."""
     rows = []
-    for size in setting.options.batches if "deepinv" in setting.peers else ():
+    for size in setting.options.batches:
         x, t = jax.random.normal(jax.random.key(0), (size, *SHAPE)), jnp.full(size, 500.0)
         files = {"x": setting.give("x.npy", x), "t": setting.give("t.npy", t)}
         one, block = functools.partial(eps, setting.prior), block_size(size, SHAPE)
@@ -208,12 +204,12 @@ def network(setting: Setting) -> list[dict[str, Any]]:
         program, _ = compiled(blocks, x, t)  # in blocks and with the options that `solve` takes
         runs: dict[str, Run] = {"ours": functools.partial(timed, program)}
         for variant in setting.options.variants:
-            runs[variant] = functools.partial(setting.peers["deepinv"].run, do="network", variant=variant, **files)
+            runs[variant] = functools.partial(setting.peers[name].run, do="network", variant=variant, **files)
         seconds, _ = take_turns(runs, 2 * setting.options.repeats)
-        for name, values in seconds.items():
-            rows.append({"who": name, "batch": size, **spread(values, size), **ratio(values, seconds["ours"])})
+        for who, values in seconds.items():
+            rows.append({"who": who, "batch": size, **spread(values, size), **ratio(values, seconds["ours"])})
             print(rows[-1], flush=True)
-        setting.variant[size] = min(setting.options.variants, key=lambda name: np.median(seconds[name]))
+        setting.variant[size] = min(setting.options.variants, key=lambda kind: np.median(seconds[kind]))
     return rows
 
 
@@ -237,10 +233,16 @@ def ours(setting: Setting, operator: Any, y: jax.Array, task: str, method: str, 
     else:
         solver = dd.preset("faces64", task, method, num_steps=steps)
     keys = dd.image_keys(jax.random.key(7), jnp.arange(len(y)))
+    solve = functools.partial(dd.solve, solver, setting.prior, dd.Problem(operator, y, SIGMA), keys)
+
+    @functools.cache
+    def compiled_before() -> None:
+        solve(on_chunk=lambda progress: True)  # stops before the first step
 
     def run() -> Found:
+        compiled_before()
         begin = time.perf_counter()
-        x = np.asarray(dd.solve(solver, setting.prior, dd.Problem(operator, y, SIGMA), keys).x)
+        x = np.asarray(solve().x)
         return time.perf_counter() - begin, x
 
     return run
@@ -257,80 +259,78 @@ def theirs(setting: Setting, name: str, y: str, size: int, method: str, steps: i
     return functools.partial(setting.peers[name].run, do="solve", y=y, method=method, steps=steps, seed=7, **extra)
 
 
-def steps(setting: Setting) -> list[dict[str, Any]]:
+def steps(setting: Setting, name: str) -> list[dict[str, Any]]:
     """Time the steps of the samplers: a run of few steps over its number."""
     rows, count = [], setting.options.step_count
+    task, operator = problem_of(name)
+    methods = {m: m for m in ("ddrm", "diffpir", "dps")} if name == "deepinv" else {"dps": "dps:euler:0.01"}
     for size in setting.options.batches:
-        truth = np.resize(setting.truth, (size, *SHAPE))
-        for name, task, methods in (
-            ("deepinv", "super_resolution", {"ddrm": "ddrm", "diffpir": "diffpir", "dps": "dps"}),
-            ("diffuse", "random_inpainting", {"dps": "dps:euler:0.01"}),
-        ):
-            if name not in setting.peers:
-                continue
-            operator = operators.super_resolution(SHAPE, factor=4) if name == "deepinv" else mask_operator()
-            y = measure(setting, operator, truth)
-            file = setting.give(f"y_{name}_{size}.npy", y)
-            runs = {"ours ddiff": ours(setting, operator, y, task, "ddiff", count)}
-            for method, other in methods.items():
-                runs[f"ours {method}"] = ours(setting, operator, y, task, method, count)
-                runs[f"{name} {method}"] = theirs(setting, name, file, size, other, count)
-                if name == "diffuse":
-                    runs[f"{name} {method}, our options"] = theirs(setting, name, file, size, other, count, tuned=True)
-            seconds, _ = take_turns(runs, setting.options.repeats)
-            for who, values in seconds.items():
-                own = seconds["ours " + who.split(",")[0].split()[1]]
-                row = {"peer": name, "who": who, "batch": size, **spread(values, size * count), **ratio(values, own)}
-                rows.append(row)
-                print(row, flush=True)
+        y = measure(setting, operator, np.resize(setting.truth, (size, *SHAPE)))
+        file = setting.give(f"y_{name}_{size}.npy", y)
+        runs = {"ours ddiff": ours(setting, operator, y, task, "ddiff", count)}
+        for method, other in methods.items():
+            runs[f"ours {method}"] = ours(setting, operator, y, task, method, count)
+            runs[f"{name} {method}"] = theirs(setting, name, file, size, other, count)
+            if name == "diffuse":
+                runs[f"{name} {method}, our options"] = theirs(setting, name, file, size, other, count, tuned=True)
+        seconds, _ = take_turns(runs, setting.options.repeats)
+        for who, values in seconds.items():
+            own = seconds["ours " + who.split(",")[0].split()[1]]
+            rows.append({"who": who, "batch": size, **spread(values, size * count), **ratio(values, own)})
+            print(rows[-1], flush=True)
     return rows
+
+
+def problem_of(name: str) -> tuple[str, Any]:
+    """Choose what is restored beside a peer."""
+    if name == "deepinv":
+        return "super_resolution", operators.super_resolution(SHAPE, factor=4)
+    return "random_inpainting", mask_operator()
 
 
 def quality(setting: Setting, name: str) -> list[dict[str, Any]]:
     """Restore the photographs with every method and number of steps."""
-    quick, size = setting.options.quick, len(setting.truth)
-    if name == "deepinv":
-        task, operator, mine, other = "super_resolution", operators.super_resolution(SHAPE, factor=4), OURS_SR, DEEPINV
-    else:
-        task, operator, mine, other = "random_inpainting", mask_operator(), OURS_MASK, DIFFUSE
+    size, sweeps = len(setting.truth), setting.options.sweeps
+    task, operator = problem_of(name)
     y = measure(setting, operator, setting.truth)
     file = setting.give(f"y_{name}.npy", y)
-
-    def chosen(counts: tuple[int, ...]) -> Iterable[int]:
-        return [min(counts[0], 5)] if quick else counts
-
+    # What the seconds at equal PSNR are read from is repeated; all else is run once, warm as well.
     often: dict[str, Run] = {}
     once: dict[str, Run] = {}
     facts: dict[str, tuple[str, str, int]] = {}
-
-    def add(runs: dict[str, Run], who: str, method: str, count: int, run: Run) -> None:
-        runs[f"{who} {method} {count}"], facts[f"{who} {method} {count}"] = run, (who, method, count)
-
-    for method, counts in mine.items():
-        for count in chosen(counts):
-            few = once if method in GUIDED else often
-            add(few, "ours", method, count, ours(setting, operator, y, task, method, count))
-    for method, counts in other.items():
-        for count in chosen(counts):
-            few = once if name == "diffuse" or method in GUIDED else often
-            add(few, name, method, count, theirs(setting, name, file, size, method, count))
-    if not quick:
-        add(once, "ours", "ddiff, published", 999, ours(setting, operator, y, task, "ddiff", None))
-    seconds, images = take_turns(often, setting.options.sweeps)
-    slow, more = take_turns(once, 0)
+    mine, other = (OURS_SR, DEEPINV) if name == "deepinv" else (OURS_MASK, DIFFUSE)
+    for who, methods in (("ours", mine), (name, other)):
+        for method, counts in methods.items():
+            for count in [min(counts[0], 5)] if setting.options.quick else counts:
+                if who == "ours":
+                    run = ours(setting, operator, y, task, method, count)
+                else:
+                    run = theirs(setting, name, file, size, method, count)
+                compared = name == "deepinv" and method not in GUIDED and (who != "ours" or method == "ddiff")
+                (often if compared else once)[f"{who} {method} {count}"] = run
+                facts[f"{who} {method} {count}"] = (who, method, count)
+    if name == "deepinv" and not setting.options.quick:
+        once["published"] = ours(setting, operator, y, task, "ddiff", None)
+        facts["published"] = ("ours", "ddiff, published", 999)
+    if name == "deepinv":
+        theirs(setting, name, file, size, "ddrm", 2)()  # compiles the network for this batch
+    (seconds, images), (slow, more) = take_turns(often, sweeps, 0), take_turns(once, 1, 0)
     rows = []
     for key, values in {**seconds, **slow}.items():
         who, method, count = facts[key]
         x = np.nan_to_num({**images, **more}[key], nan=0.0)
-        scores = jax.vmap(functools.partial(metrics.psnr, protocol="standard"))(x, setting.truth)
-        mean = interval(np.asarray(scores, float).tolist())
+        one: Any = functools.partial(metrics.psnr, protocol="standard")
+        mean = interval(np.asarray(jax.vmap(one)(x, setting.truth), float).tolist())
         row: dict[str, Any] = {"who": who, "method": method, "evaluations": count, "psnr": mean.mean}
-        row |= {"half_width": mean.half_width, "seconds": (values / size).tolist(), "timed": key in seconds}
+        row |= {"half_width": mean.half_width, "seconds": (values / size).tolist(), "repeated": key in seconds}
         for metric, found in perceptual.distances(setting.lpips, np.clip(x, -1, 1), setting.truth).items():
             row[metric] = float(np.mean(found))
         rows.append(row)
-        print({k: v for k, v in row.items()}, flush=True)
+        print(row, flush=True)
     return rows
+
+
+SECTIONS = {"network": network, "steps": steps, "quality": quality}
 
 
 def main() -> None:
@@ -342,15 +342,14 @@ def main() -> None:
     parser.add_argument("--python", default=shutil.which("python3.12") or sys.executable, help="3.12 or newer")
     parser.add_argument("--pip", default="", help="further arguments of pip install, such as an index of CPU builds")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
-    names = ["network", "steps", "quality"]
-    parser.add_argument("--sections", nargs="+", default=names, choices=names)
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
     kinds = ["eager", "channels_last", "compiled"]
     parser.add_argument("--variants", nargs="+", default=kinds, choices=kinds, help="of deepinv's network")
     parser.add_argument("--count", type=int, default=8, help="photographs")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=6, help="of short runs")
-    parser.add_argument("--sweeps", type=int, default=3, help="repetitions of whole restorations")
-    parser.add_argument("--step-count", type=int, default=8, help="steps of the short runs")
+    parser.add_argument("--repeats", type=int, default=3, help="of short runs; twice as many of the network")
+    parser.add_argument("--sweeps", type=int, default=2, help="repetitions of whole restorations")
+    parser.add_argument("--step-count", type=int, default=5, help="steps of the short runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     parser.add_argument("--quick", action="store_true", help="five steps of everything, once")
     perceptual.add_flags(parser)
@@ -364,26 +363,24 @@ def main() -> None:
     truth = np.stack([image_files.read_picture(path)[0] for path in paths])
     setting = Setting(options, folder, dd.load_prior("faces64"), {}, truth, perceptual.load(options))
     export(setting)
-    found: dict[str, Any] = {"ours": {p: importlib.metadata.version(p) for p in ("jax", "flax", "numpy")}}
-    found |= {"images": len(truth), "python": sys.version.split()[0]}
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "flax", "numpy")}
+    # One run per peer may write into the same folder: what the other has found stays.
+    kept = options.output / "peers.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.peers:
-        setting.peers[name] = Peer(name, options, folder)
-        found[f"{name}_versions"] = setting.peers[name].ask(do="hello")
-    print(found, flush=True)
-    begin = time.perf_counter()
-    found["agreement"] = agree(setting)
-    for section in ("network", "steps"):
-        if section in options.sections:
-            found[section] = {"network": network, "steps": steps}[section](setting)
-            write(found, options.output)
-    for name in options.peers if "quality" in options.sections else ():
-        found[name] = quality(setting, name)
-        found["equal"] = found.get("equal", []) + at_equal_psnr(found[name])
-        write(found, options.output)
-    found["seconds"] = time.perf_counter() - begin
-    write(found, options.output)
-    for peer in setting.peers.values():
-        peer.close()
+        setting.peers[name] = peer = Peer(name, options, folder)
+        try:
+            about = {"ours": versions, "peer": peer.ask(do="hello"), "python": sys.version.split()[0]}
+            print(about, flush=True)
+            begin = time.perf_counter()
+            mine = found[name] = {"about": about | {"images": len(truth)}, "agreement": agree(setting, name)}
+            for section in options.sections:
+                if section != "network" or name == "deepinv":
+                    mine[section] = SECTIONS[section](setting, name)
+                    mine["about"]["seconds"] = time.perf_counter() - begin
+                    write(found, options.output)
+        finally:
+            peer.close()
     print((options.output / "peers.md").read_text())
 
 

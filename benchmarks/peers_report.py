@@ -39,7 +39,7 @@ def at_equal_psnr(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     ddiff = [row for row in rows if (row["who"], row["method"]) == ("ours", "ddiff")]
     found = []
-    for method in dict.fromkeys((r["who"], r["method"]) for r in rows if r["who"] != "ours" and r["timed"]):
+    for method in dict.fromkeys((r["who"], r["method"]) for r in rows if r["who"] != "ours" and r["repeated"]):
         own = [row for row in rows if (row["who"], row["method"]) == method]
         for level in (LEVEL, max(row["psnr"] for row in own)):
             peer, mine = seconds_at(own, level), seconds_at(ddiff, level)
@@ -64,25 +64,27 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> list[str]:
 def write(found: dict[str, Any], output: Path) -> None:
     """Write the numbers, the tables and the picture."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
     timing = {"who": "", "batch": "batch", "ms": "ms per image", "low_ms": "25%", "high_ms": "75%"}
     timing |= {"ratio": "ratio", "ratio_low": "25%", "ratio_high": "75%"}
-    lines = table(found.get("agreement", []), {"who": "network", "difference": "largest difference"})
-    for section in ("network", "steps"):
-        lines += ["", section, "", *table(found.get(section, []), timing)]
-    metric = {m: m for m in ("lpips_alex", "lpips_vgg") if any(m in r for r in found.get("deepinv", []))}
-    columns = {"who": "", "method": "method", "evaluations": "evaluations", "psnr": "PSNR", "half_width": "±", **metric}
-    for section in TITLES:
-        rows = [dict(r, s=float(np.median(r["seconds"]))) for r in found.get(section, [])]
-        lines += ["", section, "", *table(rows, {**columns, "s": "s per image", "timed": "after warming up"})]
     same = {"who": "", "psnr": "PSNR", "peer_s": "s per image", "ours_s": "DDiff", "ratio": "ratio"}
-    lines += [
-        "",
-        "at equal PSNR",
-        "",
-        *table(found.get("equal", []), {**same, "ratio_low": "25%", "ratio_high": "75%"}),
-    ]
+    same |= {"ratio_low": "25%", "ratio_high": "75%"}
+    lines = []
+    for name in (n for n in TITLES if n in found):
+        mine = found[name]
+        lines += [f"# {name}", "", json.dumps(mine["about"]), ""]
+        lines += table(mine["agreement"], {"who": "network", "difference": "largest difference"})
+        for section in ("network", "steps"):
+            lines += ["", section, "", *table(mine.get(section, []), timing)]
+        rows = [dict(row, s=float(np.median(row["seconds"]))) for row in mine.get("quality", [])]
+        columns = {"who": "", "method": "method", "evaluations": "steps", "psnr": "PSNR", "half_width": "±"}
+        columns |= {m: m for m in ("lpips_alex", "lpips_vgg") if any(m in row for row in rows)}
+        lines += ["", TITLES[name], "", *table(rows, {**columns, "s": "s per image", "repeated": "repeated"})]
+        if name == "deepinv" and rows:
+            mine["equal"] = at_equal_psnr(rows)
+            lines += ["", "at equal PSNR", "", *table(mine["equal"], same)]
+        lines.append("")
     (output / "peers.md").write_text("\n".join(lines) + "\n")
+    (output / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(found, output / "peers.png")
 
 
@@ -93,10 +95,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sections = [name for name in TITLES if found.get(name)]
+    sections = [name for name in TITLES if found.get(name, {}).get("quality")]
     figure, axes = plt.subplots(max(1, len(sections)), 2, figsize=(11, 4.2 * max(1, len(sections))), squeeze=False)
     for line, section in zip(axes, sections, strict=False):
-        rows = found[section]
+        rows = found[section]["quality"]
         for who, method in dict.fromkeys((row["who"], row["method"]) for row in rows):
             own = [row for row in rows if (row["who"], row["method"]) == (who, method)]
             y, style = [row["psnr"] for row in own], "o-" if who == "ours" else "s--"

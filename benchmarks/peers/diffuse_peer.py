@@ -82,9 +82,9 @@ def main() -> None:
         forward = Mask(config["sigma_y"])
         return DENOISERS[kind](walk, model, predictor, forward, x0_shape=prior.image_shape, **values)
 
-    def program(job: dict[str, Any]) -> Any:
+    def program(job: dict[str, Any], *arguments: Any) -> Any:
         """Compile a run once: every image is a measurement of its own, so that each has a run of one particle."""
-        key = json.dumps([job["method"], job["steps"], job["tuned"]])
+        key = json.dumps([job["method"], job["steps"], job["tuned"], arguments[-1].shape])
         if key not in programs:
 
             def one(weights: Any, key: Any, y: Any) -> Any:
@@ -92,8 +92,8 @@ def main() -> None:
                 state, _ = sampler.generate(key, MeasurementState(y, mask), job["steps"], 1)
                 return state.integrator_state.position[0]
 
-            options = {"compiler_options": CPU_OPTIONS} if job["tuned"] else {}
-            programs[key] = jax.jit(jax.vmap(one, in_axes=(None, 0, 0)), **options)
+            lowered = jax.jit(jax.vmap(one, in_axes=(None, 0, 0))).lower(*arguments)
+            programs[key] = lowered.compile(CPU_OPTIONS if job["tuned"] else {})
         return programs[key]
 
     for line in sys.stdin:
@@ -110,7 +110,7 @@ def main() -> None:
         elif job["do"] == "solve":
             y = jnp.asarray(np.load(folder / job["y"]))
             keys = jax.random.split(jax.random.PRNGKey(job["seed"]), len(y))
-            run = program(job)
+            run = program(job, prior.params, keys, y)
             begin = time.perf_counter()
             x = jax.block_until_ready(run(prior.params, keys, y))
             answer["seconds"] = time.perf_counter() - begin
