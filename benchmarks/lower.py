@@ -24,7 +24,7 @@ from operators import build
 from speed import ARCHITECTURES
 
 import ddiff_jax as dd
-from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.architecture import abstract_params
 from ddiff_jax.models import UNet
 from ddiff_jax.solvers import DDiff, Fixed
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax._execution import CPU_OPTIONS
-from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.architecture import abstract_params
 
 # By itself JAX takes three quarters of an accelerator's memory when it starts, and leaves the peer too little.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -22,7 +22,7 @@ class Family(Protocol):
 
     @property
     def KIND(self) -> str:
-        """Key of `ddiff_jax.checkpoint.MODULES`: the network that they become."""
+        """Key of `ddiff_jax.architecture.MODULES`: the network that they become."""
         ...
 
     @property

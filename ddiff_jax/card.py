@@ -46,7 +46,7 @@ class Card:
     """What is known of a set of weights.
 
     Args:
-        kind: which network, a key of `ddiff_jax.checkpoint.MODULES`.
+        kind: which network, a key of `ddiff_jax.architecture.MODULES`.
         architecture: the fields of its module.
         image_shape: (H, W, C) of the images it was trained on.
         schedule: "name", a key of `SCHEDULES`, and the arguments of what it names; empty for networks that are no

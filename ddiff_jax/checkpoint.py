@@ -2,30 +2,30 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
-import importlib
 import json
 import logging
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddiff_jax.architecture import PRIORS, abstract_params, build_module, params_as_stored
 from ddiff_jax.atomic import sync_file, sync_folder
-from ddiff_jax.card import Card, build_schedule, check_types, parse_card
+from ddiff_jax.card import Card, build_schedule, parse_card
 from ddiff_jax.containers import read_safetensors
 from ddiff_jax.files import Unusable, catching, file_hash, quote, read_text
-from ddiff_jax.limits import MOST_BLOCKS, MOST_COPIES, SPARE
-from ddiff_jax.names import check_keys, check_name, nearest
-from ddiff_jax.noise import root_key
+from ddiff_jax.limits import MOST_COPIES, SPARE
+from ddiff_jax.names import nearest
 from ddiff_jax.priors import DiffusionPrior, LinearDenoiser
 from ddiff_jax.types import Params
 
@@ -36,45 +36,8 @@ HUB = "hf:"  # before OWNER/MODEL: a model of the Hugging Face Hub
 LINEAR = "linear denoiser"  # name beside the network's own of what its output is added to
 SCALE = "scale of "  # prefix of the names of packed arrays' scales
 
-# Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
-MODULES = {
-    "adm_unet": ("unet", "UNet"),
-    "song_unet": ("song_unet", "SongUNet"),
-    "diffusers_unet": ("diffusers_unet", "UNet2D"),
-    "kernel_wizard": ("kernel_wizard", "KernelWizard"),
-    "lpips": ("lpips", "LPIPS"),
-}
-PRIORS = ("adm_unet", "song_unet", "diffusers_unet")  # the kinds that denoise
-
-
-def build_module(kind: str, architecture: Mapping[str, Any]) -> Any:
-    """Build the network of a card; imports Flax.
-
-    Raises:
-        ValueError: the kind is unknown, or the architecture has fields that the network does not know, or that are of
-            another type.
-    """
-    check_name("kind of network", kind, MODULES)
-    file, name = MODULES[kind]
-    module = getattr(importlib.import_module(f"ddiff_jax.models.{file}"), name)
-    hints = {name: hint for name, hint in get_type_hints(module).items() if name not in ("name", "parent")}
-    try:
-        check_keys(f"a network of kind {kind}", architecture, hints)
-        check_types(architecture, hints)
-        made = module(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
-        num_blocks = getattr(made, "num_blocks", 0)
-        if not 0 <= num_blocks <= MOST_BLOCKS:
-            raise ValueError(f"it has {num_blocks} residual blocks; up to {MOST_BLOCKS} are built")
-        return made
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the architecture does not describe a network of kind {kind}: {quote(error)}") from error
-
-
-def abstract_params(module: Any) -> Params:
-    """Shapes and types of a network's parameters, without making them."""
-    if getattr(module, "remat", False):  # which changes no parameter, and takes half of the time to trace
-        module = module.clone(remat=False)
-    return jax.eval_shape(module.init, root_key(0), *module.example_inputs())["params"]
+# Gives what a network wants, once it is known what is stored, and refuses what does not fit.
+Want: TypeAlias = Callable[[Mapping[str, tuple[int, ...]]], Params]
 
 
 def with_linear(params: Params, linear: LinearDenoiser | None) -> Params:
@@ -89,13 +52,21 @@ def without_linear(stored: Params) -> tuple[Params, LinearDenoiser | None]:
     return params, None if linear is None else LinearDenoiser(**linear)
 
 
-def _wanted(module: Any, card: Card) -> Params:
-    """List shapes and types of what the files of a card hold."""
-    wanted, rank = abstract_params(module), card.linear_rank
-    if not rank:
-        return wanted
-    shapes = LinearDenoiser.shapes(rank, card.image_shape)
-    return {**wanted, LINEAR: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}}
+def _wanted(module: Any, card: Card, size: int, stored: Mapping[str, tuple[int, ...]]) -> Params:
+    """List shapes and types of what the files of a card hold, `size` bytes in all, with these shapes by name.
+
+    Raises:
+        ValueError: the card wants others.
+    """
+    rank = card.linear_rank
+    linear = LinearDenoiser.shapes(rank, card.image_shape) if rank else {}
+    own = {name: shape for name, shape in stored.items() if name not in {f"{LINEAR}/{part}" for part in linear}}
+    wanted = params_as_stored(card.kind, module, card.image_shape, own) or abstract_params(module)
+    if rank:
+        wanted = {**wanted, LINEAR: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in linear.items()}}
+    _check_size(wanted, size)
+    _check_shapes(stored, wanted)
+    return wanted
 
 
 def save_weights(folder: str | Path, params: Params, card: Card, *, one_file: bool = False) -> Path:
@@ -169,23 +140,23 @@ def _silenced() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _load_orbax(path: Path, wanted: Params) -> Params:
+def _load_orbax(path: Path, want: Want) -> tuple[Params, Params]:
     with _silenced():
         try:
-            return _load_checked(path, wanted)
+            return _load_checked(path, want)
         except Exception as error:
             said = quote(error)
         gc.collect()  # the tasks that it leaves behind complain when they are collected: now
     raise ValueError(said)
 
 
-def _load_checked(path: Path, wanted: Params) -> Params:
+def _load_checked(path: Path, want: Want) -> tuple[Params, Params]:
     # Orbax finds a wrong shape only while arrays are in flight, and leaves those behind.
     stored = {name: tuple(leaf.shape) for name, leaf in named_leaves(orbax().metadata(path).metadata).items()}
-    _check_shapes(stored, wanted)
+    wanted = want(stored)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=device), wanted)
-    return orbax().load(path, placed)
+    return orbax().load(path, placed), wanted
 
 
 def named_leaves(params: Params) -> dict[str, Any]:
@@ -227,12 +198,12 @@ def _save_packed(path: Path, params: Params, *, rounded: bool) -> None:
     path.chmod(0o644)  # safetensors makes it private
 
 
-def _load_packed(path: Path, wanted: Params) -> Params:
+def _load_packed(path: Path, want: Want) -> tuple[Params, Params]:
     stored = read_safetensors(path)
     packed = {name: values for name, values in stored.items() if not name.startswith(SCALE)}
-    _check_shapes({name: array.shape for name, array in packed.items()}, wanted)
+    wanted = want({name: array.shape for name, array in packed.items()})
     arrays = {name: _unpacked(name, values, stored.get(SCALE + name)) for name, values in packed.items()}
-    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in named_leaves(wanted)])
+    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in named_leaves(wanted)]), wanted
 
 
 def _unpacked(name: str, values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
@@ -254,7 +225,7 @@ def _check_size(wanted: Params, stored: int) -> None:
         raise ValueError(f"its architecture has {size // 4} parameters, and the files hold {stored} bytes")
 
 
-def _check_shapes(stored: dict[str, tuple[int, ...]], wanted: Params) -> None:
+def _check_shapes(stored: Mapping[str, tuple[int, ...]], wanted: Params) -> None:
     shapes = {name: leaf.shape for name, leaf in named_leaves(wanted).items()}
     different = sorted(name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name))
     if different:
@@ -342,13 +313,14 @@ def load_weights(name_or_path: str | Path, kind: str | Collection[str], **change
     _check_files(folder, card)
     try:
         module = build_module(card.kind, {**card.architecture, **changes})
-        wanted = _wanted(module, card)
-        _check_size(wanted, sum((folder / name).stat().st_size for name in card.files))
+        size = sum((folder / name).stat().st_size for name in card.files)
+        want = functools.partial(_wanted, module, card, size)
         packed = PACKED in card.files
-        params = _load_packed(folder / PACKED, wanted) if packed else _load_orbax(folder / ORBAX, wanted)
+        params, wanted = _load_packed(folder / PACKED, want) if packed else _load_orbax(folder / ORBAX, want)
     except Exception as error:  # an architecture that does not fit together surfaces as anything
         raise ValueError(f"{folder} cannot be loaded as the network on its card: {quote(error)}") from error
-    return module, jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), params, wanted), card
+    # All at once, and arrays of the host in their type already: else every shape is a program of its own.
+    return module, jax.device_put(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)), card
 
 
 def _check_files(folder: Path, card: Card) -> None:

@@ -84,13 +84,13 @@ def as_rest(app, what, name, obj, options, lines: list[str]) -> None:
     """Let docstrings be plain text: `code` is code, and bars and stars are bars and stars."""
     literal = False
     for i, line in enumerate(lines):
-        literal = literal and (not line or line.startswith(" ")) or line.lstrip().startswith(">>>")
+        literal = (literal and (not line or line.startswith(" "))) or line.lstrip().startswith(">>>")
         if literal:
             continue
         parts = re.split(r"(``.*?``|`[^`]+`)", line)
-        text = [re.sub(r"([|*]|\w_(?=\W|$))", lambda m: m[0].replace("_", "\\_").replace("|", "\\|").replace("*", "\\*"), p) for p in parts[::2]]
-        code = [f"``{p.strip('`')}``" for p in parts[1::2]]
-        lines[i] = "".join(a + b for a, b in zip(text, [*code, ""], strict=True))
+        parts[::2] = [re.sub(r"([|*]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+        parts[1::2] = [f"``{part.strip('`')}``" for part in parts[1::2]]
+        lines[i] = "".join(parts)
 
 
 def setup(app) -> None:

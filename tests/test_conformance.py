@@ -11,7 +11,7 @@ from weights import normal_like
 
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
-from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.architecture import abstract_params
 from ddiff_jax.operators import GIVEN_FORMS, OPERATOR_TYPES, OPERATORS, LinearOperator
 from ddiff_jax.solvers import SOLVERS
 from ddiff_jax.solvers.base import count_steps, total_cost

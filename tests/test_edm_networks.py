@@ -14,8 +14,8 @@ import convert_weights
 import ddiff_jax as dd
 from convert_weights import edm, edm_dhariwal, edm_song, published
 from ddiff_jax import cli
+from ddiff_jax.architecture import abstract_params, build_module
 from ddiff_jax.card import build_schedule
-from ddiff_jax.checkpoint import abstract_params, build_module
 from ddiff_jax.priors import network
 
 pytestmark = pytest.mark.once

@@ -10,7 +10,7 @@ import pytest
 import convert_weights
 import ddiff_jax as dd
 from convert_weights.families import table
-from ddiff_jax import checkpoint
+from ddiff_jax import architecture
 from ddiff_jax.noise import image_keys, root_key
 
 pytestmark = pytest.mark.once
@@ -67,11 +67,11 @@ def test_every_family_restores(converted, name, solver):
 
 
 def test_the_page_lists_what_converts():
-    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "how_to" / "convert.md").read_text(encoding="utf-8")
     assert "\n".join(table(convert_weights.FAMILIES)) in page
 
 
 def test_every_kind_of_prior_has_a_family():
     kinds = {family.KIND for family in convert_weights.FAMILIES}
-    assert kinds == set(checkpoint.MODULES)
-    assert {*checkpoint.PRIORS} < kinds
+    assert kinds == set(architecture.MODULES)
+    assert {*architecture.PRIORS} < kinds

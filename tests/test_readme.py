@@ -1,4 +1,4 @@
-"""What README.md and the help texts tell people to type, typed.
+"""What README.md, the pages of the site and the help texts tell people to type, typed.
 
 Blocks and lines are taken from the texts themselves, so a new one is run without being listed here. What a line needs
 beside the package is made by `BRING`, and what would take long is cut short by `SHORT`: those two tables are all there
@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from test_training_core import Tiny
 from weights import lpips_tensors, smoothing_prior, synthetic, write_lpips_ckpt, write_state_dict
@@ -38,6 +39,10 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
+DESIGN = ROOT / "docs" / "design.md"  # has the layout
+# That about many machines has a test of its own.
+PAGES = [PAGE, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "many_machines.md")
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 
 # Flags that make a command quick, instead of its own.
@@ -56,7 +61,8 @@ SHORT: dict[str, dict[str, list[str]]] = {
     "reproduce": {**QUICK, "--no-report": [], "--tasks": ["super_resolution"], "--solvers": ["ddiff"]},
 }
 # Languages of blocks that are not for a computer; one without a language is the layout, which has a test of its own.
-PROSE = ("", "bibtex")
+# Names in braces are Sphinx's own, and run when the site is built.
+PROSE = ("", "bibtex", "text", "yaml", "toml")
 # Programs that the gate runs instead of the tests, because they make an environment; it must spell them alike.
 GATE = ("python3", ".venv/bin/pip", ".venv/bin/pytest")
 
@@ -78,8 +84,9 @@ class Block:
 
 def blocks(page: Path = PAGE) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(m[1], text[: m.start(2)].count("\n") + 1, m[2]) for m in found]
+    found = re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    every = [Block(m[1], text[: m.start(2)].count("\n") + 1, m[2]) for m in found]
+    return [block for block in every if not block.language.startswith("{")]
 
 
 def shell_commands(page: Path = PAGE) -> Iterator[list[str]]:
@@ -300,7 +307,6 @@ def ours(commands: Iterator[list[str]]) -> dict[str, list[str]]:
     return found
 
 
-PAGES = (PAGE, ROOT / "docs" / "how_to" / "instruments.md")
 ON_THE_PAGE = ours(itertools.chain.from_iterable(map(shell_commands, PAGES)))
 IN_THE_HELP = ours(helped_commands())
 
@@ -318,7 +324,7 @@ def test_every_example_of_the_help_runs(command, tmp_path, capsys):
 def test_what_the_gate_runs_for_the_page_it_spells_alike():
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"', "").replace(" --quiet", "")
     gate = re.sub(r"\$\w+/(venv|user)\b", ".venv", gate).replace("$bin", ".venv/bin").replace("$python", "python3")
-    others = [words for words in shell_commands() if not is_ours(words)]
+    others = [words for page in PAGES for words in shell_commands(page) if not is_ours(words)]
     assert others
     for words in others:
         assert words[0] in GATE, f"no test runs {shlex.join(words)!r}"
@@ -338,38 +344,59 @@ class Shorter(ast.NodeTransformer):
         return node
 
 
-def test_the_programs_of_the_page_run_and_have_the_shapes_that_they_tell(tmp_path):
+def programs(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "python"]
+
+
+@pytest.mark.parametrize("page", filter(programs, PAGES), ids=lambda page: page.stem)
+def test_the_programs_of_a_page_run_and_have_the_shapes_that_they_tell(page, tmp_path):
     names: dict[str, Any] = {}
-    checked = 0
-    programs = [block for block in blocks() if block.language == "python"]
-    for block in programs:
+    for block in programs(page):
         bring(["", *re.findall(r'"([\w./]+)"', block.text)], tmp_path)
         tree = ast.increment_lineno(Shorter().visit(ast.parse(block.text)), block.line - 1)
-        exec(compile(ast.fix_missing_locations(tree), PAGE.name, "exec"), names)
+        exec(compile(ast.fix_missing_locations(tree), page.name, "exec"), names)
         for name, shape in re.findall(r"# ([\w.]+): (\[[\d, ]+\])$", block.text, re.MULTILINE):
             assert list(eval(name, names).shape) == json.loads(shape), name
-            checked += 1
         for given, made in re.findall(
             r"def forward\(self, x\):  # (\[.*?\]) .*-> (\[.*?\])$", block.text, re.MULTILINE
         ):
             x = jax.ShapeDtypeStruct(json.loads(given), np.float32)
             assert list(jax.eval_shape(names["camera"].forward, x).shape) == json.loads(made)
-            checked += 1
-    assert programs and checked
 
 
-def test_what_the_page_points_at_exists():
-    text, languages = PAGE.read_text(encoding="utf-8"), {block.language for block in blocks()}
+def test_the_first_program_tells_its_shapes():
+    text = PAGE.read_text(encoding="utf-8")
+    assert re.search(r"# solution\.x: \[[\d, ]+\]$", text, re.MULTILINE)
+    assert re.search(r"def forward\(self, x\):  # \[.*?\] .*-> \[.*?\]$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_points_at_exists(page):
+    text, languages = page.read_text(encoding="utf-8"), {block.language for block in blocks(page)}
     assert languages <= {"bash", "python", *PROSE}, "a block in a language that no test runs"
-    for link in re.findall(r"\]\(((?!https?:)[^)#]+)", text):
-        assert (ROOT / link).exists(), link
-    (layout,) = (block.text for block in blocks() if not block.language)
-    for line in layout.splitlines():
-        assert (ROOT / line.split()[0]).exists(), line
+    for link in re.findall(r"\]\(((?!https?:|mailto:)[^)#\s]+)", text):
+        assert (page.parent / link).exists() or link.startswith("examples_gallery/"), link
     for path in re.findall(r"`(?:python |pytest )?((?:\w+/)+\w+\.(?:py|yaml|md))`", text):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists() or (ROOT / "ddiff_jax" / path).exists(), path
     for name in re.findall(r"\bdd\.((?:\w+\.)*\w+)", text):
         thing: Any = dd
         for part in name.split("."):
             assert hasattr(thing, part), f"dd.{name}"
             thing = getattr(thing, part)
+
+
+def test_the_layout_is_true():
+    (layout,) = (block.text for block in blocks(DESIGN) if not block.language)
+    for line in layout.splitlines():
+        assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_what_is_measured_is_what_the_benchmarks_say():
+    """The page on choosing a solver reads its numbers from a file, and that has them from here."""
+    measured = yaml.safe_load((ROOT / "docs" / "measured.yaml").read_text(encoding="utf-8"))
+    told = (ROOT / measured["file"]).read_text(encoding="utf-8")
+    for table in measured["tables"].values():
+        (section,) = re.findall(rf"^## {re.escape(table['section'])}\n(.*?)(?=^## |\Z)", told, re.MULTILINE | re.DOTALL)
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()]
+        for row in (table["header"], *table["rows"]):
+            assert row in rows, row

@@ -1,4 +1,4 @@
-"""What docs/how_to/many_machines.md tells people to type: read as the command line reads it, or run beside what it calls."""
+"""What docs/how_to/many_machines.md tells people to type: read as the command line reads it, or run."""
 
 import csv
 import importlib.util

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddiff_jax.checkpoint import abstract_params, named_leaves
+from ddiff_jax.architecture import abstract_params
+from ddiff_jax.checkpoint import named_leaves
 from ddiff_jax.operators._nonlinear_blur import NUM_LEVELS, STRIDE
 from ddiff_jax.types import Params
 

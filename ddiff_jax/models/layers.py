@@ -9,7 +9,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
 
@@ -73,6 +75,21 @@ class Style:
         return ACTIVATIONS[self.activation](x)
 
 
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...], dtype: DTypeLike
+) -> Array:
+    """Do what `module.param` does, in half of the time that a network's trace takes.
+
+    Flax traces the initialiser of every parameter that is there already, to compare shapes.
+    """
+    if module.is_initializing() or not module.has_variable("params", name):
+        return module.param(name, init, shape, dtype)
+    value = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+    return value
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -103,8 +120,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w D"]:
         """Convolve in the type of x."""
         shape, made = (self.size, self.size, x.shape[-1], self.features), jnp.dtype(self.style.param_dtype)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, made).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), made).astype(x.dtype)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape, made).astype(x.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), made).astype(x.dtype)
         if self.size == 1:
             multiply = product if self.style.for_training else jnp.matmul
             y = multiply(x, kernel[0, 0])  # a 1x1 convolution is a matrix product, and quicker as one
@@ -129,10 +146,10 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
         """Multiply in the type of x."""
         shape, made = (x.shape[-1], self.features), jnp.dtype(self.style.param_dtype)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, made).astype(x.dtype)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape, made).astype(x.dtype)
         if not self.use_bias:
             return x @ kernel
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,), made).astype(x.dtype)[None]
+        return x @ kernel + parameter(self, "bias", nn.initializers.zeros, (self.features,), made).astype(x.dtype)[None]
 
 
 class GroupNorm(nn.Module):
@@ -153,8 +170,8 @@ class GroupNorm(nn.Module):
         """Normalise; then y (1 + scale) + shift if modulated."""
         num_images, _, _, channels = x.shape
         groups = min(self.style.groups, channels // self.style.group_width)
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None]
-        shift = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None]
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,), jnp.float32)[None]
+        shift = parameter(self, "bias", nn.initializers.zeros, (channels,), jnp.float32)[None]
 
         wide = x.astype(jnp.float32)
         # Per channel first, then over a group by the law of total variance: as exact as over the group at once, and the

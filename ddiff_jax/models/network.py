@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddiff_jax.checkpoint import abstract_params
+from ddiff_jax.architecture import abstract_params
 from ddiff_jax.types import Params
 
 

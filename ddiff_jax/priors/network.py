@@ -34,6 +34,24 @@ def _apply(module: Denoising, params: Params, x: Array, t: Array, **labels: Arra
     return module.apply({"params": params}, x, t, **labels)
 
 
+def used_params(module: Denoising, params: Params, image_shape: ImageShape) -> Params:
+    """Tell of every parameter whether the network takes it, and remember the trace for `DiffusionPrior`.
+
+    Args:
+        module: a network without classes.
+        params: its parameters, or their shapes and types.
+        image_shape: shape of the images that it will denoise.
+
+    Raises:
+        Exception: the network wants other parameters; Flax says which.
+    """
+    inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    leaves, tree = jax.tree.flatten(params)
+    jaxpr = _apply.trace(module, params, *inputs).jaxpr.jaxpr
+    taken = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    return jax.tree.unflatten(tree, [id(variable) in taken for variable in jaxpr.invars[: len(leaves)]])
+
+
 Prediction = Literal["eps", "v", "x0", "edm", "flow"]
 Estimates = tuple[Image, Image]  # x_0 and eps
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from ddiff_jax._solve import Progress, Solution
 from ddiff_jax.checkpoint import load_prior
+from ddiff_jax.flops import count_flops
 from ddiff_jax.image_files import source, source_hash
 from ddiff_jax.operators import Operator
 from ddiff_jax.priors import NoPrior, Prior
@@ -379,9 +380,8 @@ def evaluation_flops(prior: Prior) -> float:
     """Count the floating-point operations of denoising one image, windows and all, without compiling it."""
     prior, times = evaluations(prior)
     x = jax.ShapeDtypeStruct(prior.image_shape, jnp.float32)
-    level = jax.tree.map(jnp.float32, prior.schedule.levels(1)[0])
-    analysis = jax.jit(lambda prior, x, level: prior.denoise(x, level)).lower(prior, x, level).cost_analysis()
-    return times * float((analysis or {}).get("flops", float("nan")))
+    level = jax.tree.map(lambda column: jax.ShapeDtypeStruct((), jnp.float32), prior.schedule.levels(1)[0])
+    return times * count_flops(lambda prior, x, level: prior.denoise(x, level), prior, x, level)
 
 
 def _ahead(values: Iterator[T], depth: int) -> Iterator[T]:

@@ -21,22 +21,23 @@ from ddiff_jax.training.state import as_prior, learning_rate, make_update, new_s
 # what it predicts, and how it is optimised. The command line does the same from a folder of pictures, and judges and
 # saves as it goes.
 
-images = phantoms(2000, 16, seed=1)
+images = phantoms(1000, 16, seed=1)
 recipe = Recipe(
     {
         "in_channels": 1,
         "out_channels": 1,
-        "model_channels": 16,
-        "channel_mult": (1, 2),
+        "model_channels": 32,
+        "channel_mult": (1, 1),
+        "num_res_blocks": 1,
         "attention_levels": (),
         "head_width": 32,
     },
     image_shape=(16, 16, 1),
     steps=300,
-    batch_size=32,
+    batch_size=16,
     learning_rate=3e-3,
     warmup_steps=20,
-    decay_steps=150,
+    decay_steps=100,
     linear_rank=64,
 )
 
