@@ -134,7 +134,7 @@ panels[0].axhline(of_mean, linestyle=":", color="black", label="mean image")
 panels[0].set(xlabel="sigma", title="error", ylim=(0.01, 2))
 panels[0].legend(frameon=False, fontsize=8)
 for axis, (name, x) in zip(
-    panels[1:], {"measurement": y, "restoration": restored, "truth": truth}.items(), strict=True
+    panels[1:], {"measurement": problem.y[0], "restoration": restored, "truth": truth}.items(), strict=True
 ):
     axis.imshow(np.where(x[..., 0] == 0, np.nan, x[..., 0]), cmap="gray", vmin=-1, vmax=1)
     axis.set(title=name, xticks=[], yticks=[], facecolor="tab:blue")

@@ -76,7 +76,7 @@ print(f"largest difference to the image in its batch: {float(jnp.max(jnp.abs(alo
 # mesh=mesh)`` does the same for a batch that is driven from the host, with progress and snapshots.
 
 figure, panels = plt.subplots(2, 6, figsize=(9, 3.2), layout="constrained")
-for images, row in zip((y, x), panels, strict=True):
+for images, row in zip((dd.Problem(operator, y, sigma_y).y, x), panels, strict=True):
     for image, axis in zip(images, row, strict=False):
         axis.imshow(np.where(image[..., 0] == 0, np.nan, image[..., 0]), cmap="gray", vmin=-1, vmax=1)
         axis.set(xticks=[], yticks=[], facecolor="tab:blue")

@@ -33,11 +33,11 @@ recipe = Recipe(
         "head_width": 32,
     },
     image_shape=(16, 16, 1),
-    steps=300,
+    steps=150,
     batch_size=16,
     learning_rate=3e-3,
     warmup_steps=20,
-    decay_steps=100,
+    decay_steps=60,
     linear_rank=64,
 )
 
@@ -45,15 +45,16 @@ recipe = Recipe(
 # The network's output is added to that of the best linear denoiser, which is known before any training: where there is
 # more noise than image, little more can be known.
 
-update = make_update(recipe)
-state = new_state(recipe, linear=LinearFilter.fit(images).leading(64, recipe.image_shape))
-begin = as_prior(recipe, jax.tree.map(jnp.copy, state.averages[1]), state.linear)
+linear = LinearFilter.fit(images).leading(64, recipe.image_shape)
+state = new_state(recipe, linear=linear)
+begin = as_prior(recipe, jax.tree.map(jnp.copy, state.params), linear)
 
+update = make_update(recipe)  # gives the memory of the old state to the new one
 rng = np.random.default_rng(0)
 for step in range(recipe.steps):
     batch = images[rng.integers(0, len(images), recipe.batch_size)]
     state = update(state, batch, learning_rate(recipe, step))
-prior = as_prior(recipe, state.averages[1], state.linear)
+prior = as_prior(recipe, state.averages[1], linear)
 
 # %%
 # The judgement is that of ``ddiff check-prior``: the error of denoising held-out images at several noise levels,
@@ -82,7 +83,8 @@ count = 6
 operator = dd.operators.random_inpainting(recipe.image_shape, jax.random.key(1), fraction=0.55)
 keys = dd.image_keys(jax.random.key(2), jnp.arange(count))
 y = jax.vmap(lambda x, key: dd.simulate(operator, x, 0.05, key))(test[:count], keys)
-restored = dd.solve(dd.solvers.DDiff(num_steps=50), prior, dd.Problem(operator, y, 0.05), keys).x
+problem = dd.Problem(operator, y, 0.05)
+restored = dd.solve(dd.solvers.DDiff(num_steps=50), prior, problem, keys).x
 error = jnp.sqrt(jnp.mean((restored - test[:count]) ** 2))
 print(f"denoising at sigma = {sigmas[2]:.2f}: {curves['before'][2]:.3f} before, {curves['after'][2]:.3f} after")
 print(f"restorations: root mean squared error {float(error):.3f}")
@@ -100,7 +102,7 @@ for name, curve in curves.items():
 axis.set(xlabel="noise-to-signal ratio", title="error of denoising")
 axis.legend(frameon=False)
 for row, (name, stack) in zip(
-    right.subplots(3, count), {"measured": y, "restored": restored, "truth": test}.items(), strict=True
+    right.subplots(3, count), {"measured": problem.y, "restored": restored, "truth": test}.items(), strict=True
 ):
     row[0].set(ylabel=name)
     for panel, x in zip(row, stack, strict=False):
