@@ -33,26 +33,29 @@ def seconds_at(rows: list[dict[str, Any]], level: float) -> np.ndarray | None:
 
 
 def at_equal_psnr(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare the peer's seconds with those of DDiff where both have the same PSNR.
+    """Compare the peer's seconds with those of our DDiff and of our DDRM where both have the same PSNR.
 
     At the fixed level, and for every method of the peer at the best PSNR that it reaches, which it may do alone.
     """
-    ddiff = [row for row in rows if (row["who"], row["method"]) == ("ours", "ddiff")]
+    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["repeated"]:
+            curves.setdefault((row["who"], row["method"]), []).append(row)
     found = []
-    for method in dict.fromkeys((r["who"], r["method"]) for r in rows if r["who"] != "ours" and r["repeated"]):
-        own = [row for row in rows if (row["who"], row["method"]) == method]
-        for level in (LEVEL, max(row["psnr"] for row in own)):
-            peer, mine = seconds_at(own, level), seconds_at(ddiff, level)
-            row = {"who": " ".join(method), "psnr": level}
-            row |= {} if peer is None else {"peer_s": float(np.median(peer))}
-            row |= {} if mine is None else {"ours_s": float(np.median(mine))}
-            found.append(row | ({} if peer is None or mine is None else ratio(peer, mine)))
+    for (who, method), own in curves.items():
+        for level in (LEVEL, max(row["psnr"] for row in own)) if who != "ours" else ():
+            for (_, other), others in ((key, curve) for key, curve in curves.items() if key[0] == "ours"):
+                peer, mine = seconds_at(own, level), seconds_at(others, level)
+                row = {"who": f"{who} {method}", "ours": other, "psnr": level}
+                row |= {} if peer is None else {"peer_s": float(np.median(peer))}
+                row |= {} if mine is None else {"ours_s": float(np.median(mine))}
+                found.append(row | ({} if peer is None or mine is None else ratio(peer, mine)))
     return found
 
 
 def cell(value: Any) -> str:
     """Write a number, or a dash for one that does not exist."""
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> list[str]:
@@ -66,8 +69,8 @@ def write(found: dict[str, Any], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     timing = {"who": "", "batch": "batch", "ms": "ms per image", "low_ms": "25%", "high_ms": "75%"}
     timing |= {"ratio": "ratio", "ratio_low": "25%", "ratio_high": "75%"}
-    same = {"who": "", "psnr": "PSNR", "peer_s": "s per image", "ours_s": "DDiff", "ratio": "ratio"}
-    same |= {"ratio_low": "25%", "ratio_high": "75%"}
+    same = {"who": "", "psnr": "PSNR", "peer_s": "s per image", "ours": "ours", "ours_s": "s per image"}
+    same |= {"ratio": "ratio", "ratio_low": "25%", "ratio_high": "75%"}
     lines = []
     for name in (n for n in TITLES if n in found):
         mine = found[name]
