@@ -42,6 +42,8 @@ from ddiff_jax.files import quote
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
 
+__all__ = ["FAMILIES", "Plan", "convert", "plan"]
+
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
 FAMILIES: tuple[Family, ...] = (adm_unet, consistency, edm_song, edm_dhariwal, diffusers_unet, kernel_wizard, lpips)

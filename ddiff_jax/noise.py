@@ -42,7 +42,12 @@ def root_key(seed: int) -> PRNGKey:
 
 
 def stream_key(image_key: PRNGKey, stream: Stream) -> PRNGKey:
-    """Derive the key of one stream from the key of one image."""
+    """Derive the key of one stream from the key of one image.
+
+    Args:
+        image_key: of the image, from `image_keys`.
+        stream: what is drawn with it.
+    """
     return jax.random.fold_in(image_key, stream)
 
 
@@ -75,7 +80,12 @@ class Noise(Protocol):
 
 @pytree_dataclass
 class KeyNoise:
-    """Draws made from a key; draw i depends on the key and on i alone, and is drawn in float32 whatever its type."""
+    """Draws made from a key; draw i depends on the key and on i alone, and is drawn in float32 whatever its type.
+
+    Args:
+        key: a typed key.
+        dtype: type of what is drawn.
+    """
 
     key: PRNGKey
     dtype: Any = static_field(default="float32")

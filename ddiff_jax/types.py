@@ -49,7 +49,12 @@ def float_type(y: Any) -> Any:
 
 
 def to_type(tree: Tree, dtype: Any) -> Tree:
-    """Bring the arrays of a tree to float32 or float64, complex ones to the same width; other types stay."""
+    """Bring the arrays of a tree to float32 or float64, complex ones to the same width; other types stay.
+
+    Args:
+        tree: any pytree.
+        dtype: the type of the real ones.
+    """
     real, pair = ("float64", "complex128") if jnp.dtype(dtype) == jnp.float64 else ("float32", "complex64")
     wanted = {"float32": real, "float64": real, "complex64": pair, "complex128": pair}
 

@@ -1,5 +1,6 @@
 """How the site is built: `sphinx-build -W --keep-going docs build/site` from the top of the repository."""
 
+import inspect
 import os
 import re
 
@@ -37,9 +38,9 @@ autosummary_generate = True
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 # A thing that several modules offer is described once, on the page of the first of them, and named on the others.
-FOLDERS = ["operators", "priors", "solvers"]
+FOLDERS = [name for name in ddiff_jax.__all__ if inspect.ismodule(getattr(ddiff_jax, name))]
 homes: dict[str, str] = {}
-for module in (ddiff_jax, *(getattr(ddiff_jax, folder) for folder in FOLDERS)):
+for module in (ddiff_jax, ddiff_jax.operators, ddiff_jax.priors, ddiff_jax.solvers):
     homes |= {name: module.__name__ for name in module.__all__ if name not in homes}
 autosummary_context = {"homes": homes, "folders": FOLDERS}
 autodoc_typehints = "signature"

@@ -1,6 +1,7 @@
 """What the package promises as a whole: light imports, declared names and dependencies, examples that run."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -11,27 +12,35 @@ import tomllib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
 
 import ddiff_jax
-from ddiff_jax import extend, operators
+from ddiff_jax import operators
 from ddiff_jax.readers import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 OURS = ("ddiff_jax", "convert_weights")
-# Declared for what it does rather than for an import: where that is said.
+# What the API reference has a page for.
+PUBLIC = re.findall(
+    r"^   ((?:ddiff_jax|convert_weights)\S*)$", (ROOT / "docs/reference/index.md").read_text(), re.MULTILINE
+)
+# Declared for what it does rather than for an import: where that is said, and how.
 TOOLS = {
-    "equinox": "README.md",
-    "beartype": "pyproject.toml",
-    "pytest-xdist": "pyproject.toml",
-    "pyright": ".ci/run",
-    "ruff": ".ci/run",
-}
-USES = {
-    "equinox": "import equinox",
-    "beartype": "beartype.beartype",
-    "pytest-xdist": "-n auto",
-    "pyright": "$bin/pyright",
-    "ruff": "$bin/ruff",
+    "beartype": ("pyproject.toml", "beartype.beartype"),
+    "build": (".ci/run", "-m build"),
+    "myst-nb": ("docs/conf.py", '"myst_nb"'),
+    "pyright": (".ci/run", "$bin/pyright"),
+    "pytest-xdist": ("pyproject.toml", "-n auto"),
+    "ruff": (".ci/run", "$bin/ruff"),
+    "sphinx": (".ci/run", "$bin/sphinx-build"),
+    "sphinx-book-theme": ("docs/conf.py", '"sphinx_book_theme"'),
+    "sphinx-copybutton": ("docs/conf.py", '"sphinx_copybutton"'),
+    "sphinx-design": ("docs/conf.py", '"sphinx_design"'),
+    "sphinx-gallery": ("docs/conf.py", '"sphinx_gallery.gen_gallery"'),
+    "twine": (".ci/run", "$bin/twine"),
 }
 
 
@@ -42,12 +51,36 @@ def test_import_is_light():
         assert f"'{heavy}'" not in done.stdout
 
 
-def test_every_declared_name_exists_and_is_documented():
-    for module in (ddiff_jax, operators, ddiff_jax.solvers, extend):
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if callable(thing):
-                assert inspect.getdoc(thing), name
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_public_is_documented(name):
+    """Every function and class says what it is, and what each of its arguments is."""
+    module = importlib.import_module(name)
+    lacking = []
+    for thing_name in module.__all__:
+        thing = getattr(module, thing_name)
+        if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+            continue
+        # A class says of inherited arguments what is its own.
+        told = "\n".join(
+            inspect.getdoc(kind) or "" for kind in (inspect.getmro(thing) if inspect.isclass(thing) else [thing])
+        )
+        arguments = own_arguments(thing)
+        missing = [argument for argument in arguments if not re.search(rf"\b{argument}\b", told)]
+        if not inspect.getdoc(thing) or (len(arguments) > 1 and missing):
+            lacking.append((thing_name, missing))
+        for method_name, method in vars(thing).items() if inspect.isclass(thing) else ():
+            is_field = method_name in getattr(thing, "__dataclass_fields__", ())
+            if inspect.isfunction(method) and not (is_field or method_name.startswith("_") or inspect.getdoc(method)):
+                lacking.append((f"{thing_name}.{method_name}", []))
+    assert not lacking, "; ".join(f"{name}: {missing}" for name, missing in lacking)
+
+
+def own_arguments(thing: Any) -> list[str]:
+    if inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
+        return []
+    return [
+        name for name in inspect.signature(thing).parameters if name not in ("self", "args", "kwargs", "parent", "name")
+    ]
 
 
 def test_the_random_argument_is_called_key():
@@ -113,5 +146,19 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_used():
     assert extra <= imported(*OURS)
     assert imported("tests") <= needed | development
     assert development - imported("tests", "benchmarks", "docs") - extra == TOOLS.keys()
-    for tool, path in TOOLS.items():
-        assert USES[tool] in (ROOT / path).read_text(encoding="utf-8"), tool
+    for tool, (path, use) in TOOLS.items():
+        assert use in (ROOT / path).read_text(encoding="utf-8"), tool
+
+
+def test_hooks_have_the_versions_of_the_gate():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (pinned,) = (r for r in project["dependency-groups"]["dev"] if str(r).startswith("ruff"))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["additional_dependencies"] for hook in hooks if "additional_dependencies" in hook] == [[pinned]] * 2
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert citation["version"] == ddiff_jax.__version__
+    assert f"\n## {ddiff_jax.__version__} - {citation['date-released']}\n" in changes

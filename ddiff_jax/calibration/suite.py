@@ -225,6 +225,11 @@ def _recorded(records: Records, place: str, identity: str) -> Findings | None:
 
 
 def document(all_findings: Sequence[Findings], words: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    """Write findings and their labels as JSON can hold them."""
+    """Write findings and their labels as JSON can hold them.
+
+    Args:
+        all_findings: of every solver and cell.
+        words: the label of each by (solver, cell), from `labels`.
+    """
     rows = [{**found.as_dict(), "label": words[found.solver, found.cell]} for found in all_findings]
     return finite({"version": __version__, "findings": rows})

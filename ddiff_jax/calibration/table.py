@@ -68,7 +68,12 @@ def p_value(value: float) -> str:
 
 
 def to_text(all_findings: Sequence[Findings], words: Words) -> str:
-    """Write a table for a terminal."""
+    """Write a table for a terminal.
+
+    Args:
+        all_findings: of every solver and cell.
+        words: the label of each by (solver, cell), from `labels`.
+    """
     parts = []
     for cell, rows in cells_of(all_findings).items():
         table = [HEAD, *(cells(found, words[found.solver, cell]) for found in rows)]
@@ -83,7 +88,12 @@ def to_text(all_findings: Sequence[Findings], words: Words) -> str:
 
 
 def to_document(all_findings: Sequence[Findings], words: Words) -> str:
-    """Write a page of Markdown: the sentences, a table per cell, and what the words mean."""
+    """Write a page of Markdown: the sentences, a table per cell, and what the words mean.
+
+    Args:
+        all_findings: of every solver and cell.
+        words: the label of each by (solver, cell), from `labels`.
+    """
     parts = ["# Calibration", "", *(f"- {line}" for line in sentences(all_findings, words)), "", MEANING]
     for cell, rows in cells_of(all_findings).items():
         table = to_markdown(HEAD, [cells(found, words[found.solver, cell]) for found in rows])
@@ -111,7 +121,12 @@ def notes(rows: Sequence[Findings]) -> list[str]:
 
 
 def sentences(all_findings: Sequence[Findings], words: Words) -> list[str]:
-    """Sum up every solver: each label with the cells on which it was measured."""
+    """Sum up every solver: each label with the cells on which it was measured.
+
+    Args:
+        all_findings: of every solver and cell.
+        words: the label of each by (solver, cell), from `labels`.
+    """
     of_solvers: dict[str, dict[str, list[str]]] = {}
     for found in all_findings:
         word = words[found.solver, found.cell]

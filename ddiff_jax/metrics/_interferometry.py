@@ -40,7 +40,14 @@ def chi2_amp(
     *,
     where: Bool[Array, "*M"] | None = None,
 ) -> Float[Array, ""]:
-    """Compute the mean of ((|V| - |V|_obs) / sigma)^2 of amplitudes; arguments as in `chi2_vis`."""
+    """Compute the mean of ((|V| - |V|_obs) / sigma)^2 of amplitudes.
+
+    Args:
+        amplitude: |V| of an image.
+        measured: |V|_obs.
+        sigma: standard deviation of every one of them.
+        where: which count; None is all.
+    """
     return _mean(((amplitude - measured) / sigma) ** 2, where)
 
 
@@ -51,7 +58,14 @@ def chi2_cp(
     *,
     where: Bool[Array, "*T"] | None = None,
 ) -> Float[Array, ""]:
-    """Compute the mean of 2 (1 - cos(psi - psi_obs)) / sigma^2 of closure phases, all in radian."""
+    """Compute the mean of 2 (1 - cos(psi - psi_obs)) / sigma^2 of closure phases, all in radian.
+
+    Args:
+        phase: psi of an image.
+        measured: psi_obs.
+        sigma: standard deviation of every one of them.
+        where: which count; None is all.
+    """
     return _mean(2 * (1 - jnp.cos(phase - measured)) / sigma**2, where)
 
 
@@ -62,7 +76,14 @@ def chi2_ca(
     *,
     where: Bool[Array, "*Q"] | None = None,
 ) -> Float[Array, ""]:
-    """Compute the mean of ((lambda - lambda_obs) / sigma)^2 of log closure amplitudes."""
+    """Compute the mean of ((lambda - lambda_obs) / sigma)^2 of log closure amplitudes.
+
+    Args:
+        log_amplitude: lambda of an image.
+        measured: lambda_obs.
+        sigma: standard deviation of every one of them.
+        where: which count; None is all.
+    """
     return _mean(((log_amplitude - measured) / sigma) ** 2, where)
 
 

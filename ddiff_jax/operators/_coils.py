@@ -134,7 +134,12 @@ def _mixed(mixing: np.ndarray, y: Array) -> Array:
 
 
 def zero_filled(operator: LinearOperator, y: Measurement) -> Image:
-    """Put 0 where nothing was sampled and transform back: A^H y, complex in two channels."""
+    """Put 0 where nothing was sampled and transform back: A^H y, complex in two channels.
+
+    Args:
+        operator: of the scan.
+        y: its k-space.
+    """
     return operator.adjoint(y)
 
 

@@ -131,6 +131,12 @@ def random_inpainting(shape: ImageShape, key: PRNGKey, *, fraction: float) -> In
 def released_box_mask(side: int = 256, *, size: int = 128, margin: int = 16, seed: int = 0) -> np.ndarray:
     """Reproduce the box of the released DDiff code (NumPy's legacy generator, seed 0: row 60, column 63).
 
+    Args:
+        side: of the image.
+        size: side of the hidden box.
+        margin: pixels that the box keeps from every border.
+        seed: of the generator.
+
     Returns:
         Mask [side, side] of 0 and 1 for `inpainting`.
     """

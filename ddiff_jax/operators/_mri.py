@@ -208,7 +208,12 @@ def centred_fft(z: Complex[Array, "*N H W"], *, inverse: bool = False) -> Comple
 
 
 def root_sum_of_squares(operator: MRI, y: Measurement) -> Float[Array, "H W"]:
-    """Combine the images of the single coils without their maps: sqrt(sum_c |F^-1 y_c|^2), zeros where not sampled."""
+    """Combine the images of the single coils without their maps: sqrt(sum_c |F^-1 y_c|^2), zeros where not sampled.
+
+    Args:
+        operator: of the scan.
+        y: its k-space, [coils, H, W].
+    """
     images = centred_fft(jnp.where(operator.observed(), y, jnp.zeros((), y.dtype)), inverse=True)
     return jnp.sqrt(jnp.sum(jnp.abs(images) ** 2, 0))
 

@@ -23,6 +23,10 @@ WINDOW = (-1000.0, 1000.0)
 def from_hounsfield(hounsfield: Numbers, window: tuple[float, float] = WINDOW) -> Numbers:
     """Map Hounsfield units to the range of images: the ends of the window to -1 and 1. Nothing is clipped.
 
+    Args:
+        hounsfield: numbers of any shape.
+        window: lowest and highest value of the range.
+
     Raises:
         ValueError: the window is not (low, high) with low < high.
     """
@@ -31,18 +35,33 @@ def from_hounsfield(hounsfield: Numbers, window: tuple[float, float] = WINDOW) -
 
 
 def to_hounsfield(x: Numbers, window: tuple[float, float] = WINDOW) -> Numbers:
-    """Undo `from_hounsfield`. Differences, such as a standard deviation, are (high - low) / 2 times those of x."""
+    """Undo `from_hounsfield`. Differences, such as a standard deviation, are (high - low) / 2 times those of x.
+
+    Args:
+        x: an image in [-1, 1].
+        window: as there.
+    """
     low, high = check_window(window)
     return low + (x + 1) * ((high - low) / 2)
 
 
 def hounsfield_to_attenuation(hounsfield: Numbers, water: float = WATER) -> Numbers:
-    """Compute the linear attenuation, in the unit of `water`: HU = 1000 (mu / water - 1)."""
+    """Compute the linear attenuation, in the unit of `water`: HU = 1000 (mu / water - 1).
+
+    Args:
+        hounsfield: numbers of any shape.
+        water: linear attenuation of water, 1 / cm at about 65 keV.
+    """
     return water * (1 + hounsfield / 1000)
 
 
 def attenuation_to_hounsfield(attenuation: Numbers, water: float = WATER) -> Numbers:
-    """Undo `hounsfield_to_attenuation`."""
+    """Undo `hounsfield_to_attenuation`.
+
+    Args:
+        attenuation: linear, in the unit of `water`.
+        water: linear attenuation of water, 1 / cm at about 65 keV.
+    """
     return 1000 * (attenuation / water - 1)
 
 

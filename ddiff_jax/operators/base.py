@@ -347,7 +347,13 @@ def spectral_norm(
 
 
 def dot_test(operator: LinearOperator, x: Image, y: Measurement) -> jax.Array:
-    """Measure |<A x, y> - <x, A^H y>| / (||A x|| ||y||): rounding error for a true adjoint, 0 where A x = 0 = A^H y."""
+    """Measure |<A x, y> - <x, A^H y>| / (||A x|| ||y||): rounding error for a true adjoint, 0 where A x = 0 = A^H y.
+
+    Args:
+        operator: with `forward` and `adjoint`.
+        x: an image.
+        y: a measurement, of any values.
+    """
     forward, adjoint = operator.forward(x), operator.adjoint(y)
     inner = jnp.real(jnp.vdot(forward, y))
     scale = jnp.linalg.norm(forward.ravel()) * jnp.linalg.norm(y.ravel())

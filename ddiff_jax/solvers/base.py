@@ -190,7 +190,13 @@ def total_cost(solver: Solver, operator: Operator, schedule: Schedule, num_steps
 
 
 def start(prior: Prior, level: Level, noise: Noise) -> Image:
-    """Draw the noisy state that a walk from this level starts at: N(0, I) for variance-preserving levels."""
+    """Draw the noisy state that a walk from this level starts at: N(0, I) for variance-preserving levels.
+
+    Args:
+        prior: says the shape.
+        level: the first one.
+        noise: its draw 0 is taken.
+    """
     return level.scale * noise.draw(0, prior.image_shape)
 
 
@@ -233,7 +239,13 @@ def ratio(x: Float[Array, "..."], y: Float[Array, ""]) -> Float[Array, "..."]:
 
 
 def derivative_norm(problem: Problem, x: Image, direction: Image) -> Float[Array, ""]:
-    """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d."""
+    """Compute ||J d||^2 with J the operator's derivative at x: the curvature of ||A(x) - y||^2 / 2 along d.
+
+    Args:
+        problem: whose operator it is.
+        x: where.
+        direction: d, of the shape of x.
+    """
     _, change = jax.jvp(problem.expected, (x,), (direction,))
     return sum_of_squares(change)
 
@@ -294,6 +306,10 @@ def coerce(obj: Any, **checks: str) -> None:
 
 def check_choice(obj: Any, **choices: tuple[str, ...]) -> None:
     """Check that string fields hold one of their allowed values.
+
+    Args:
+        obj: whose fields they are.
+        choices: allowed values by the name of the field.
 
     Raises:
         ValueError: one does not; the message lists the choices.

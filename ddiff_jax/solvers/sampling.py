@@ -78,5 +78,10 @@ class Sampler(Walker):
 
 
 def without_data(prior: Prior, keys: Key[Array, " N"]) -> Problem:
-    """Make a batch of problems without data, one for each key: what `solve` takes to draw images with `Sampler`."""
+    """Make a batch of problems without data, one for each key: what `solve` takes to draw images with `Sampler`.
+
+    Args:
+        prior: says the shape of images.
+        keys: as many as there will be images.
+    """
     return Problem(Unmeasured(prior.image_shape), jnp.zeros((keys.shape[0], 0), jnp.float32), 0.0)
