@@ -25,7 +25,7 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 def _count(jaxpr: core.Jaxpr) -> float:
-    return sum(map(_of, jaxpr.eqns))
+    return sum(map(_of, jaxpr.eqns), 0.0)
 
 
 def _of(equation: core.JaxprEqn) -> float:

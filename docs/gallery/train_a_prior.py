@@ -27,7 +27,7 @@ recipe = Recipe(
         "in_channels": 1,
         "out_channels": 1,
         "model_channels": 32,
-        "channel_mult": (1, 1),
+        "channel_mult": (1,),
         "num_res_blocks": 1,
         "attention_levels": (),
         "head_width": 32,
