@@ -45,7 +45,7 @@ recipe = Recipe(
 # The network's output is added to that of the best linear denoiser, which is known before any training: where there is
 # more noise than image, little more can be known.
 
-linear = LinearFilter.fit(images).leading(64, recipe.image_shape)
+linear = LinearFilter.fit(images[:400]).leading(64, recipe.image_shape)
 state = new_state(recipe, linear=linear)
 begin = as_prior(recipe, jax.tree.map(jnp.copy, state.params), linear)
 
