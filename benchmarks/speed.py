@@ -43,6 +43,7 @@ ARCHITECTURES = {
         "attention_levels": (3, 4, 5),
     },
 }
+TIMESTEP = 500  # at which networks are evaluated
 LOOP = 5  # steps per timed call of section `steps`
 AGREEMENT = 2e-3  # float32, largest difference on outputs of order 1; convolution algorithms differ
 
@@ -124,6 +125,11 @@ def peers(module: Any, params: Any) -> dict[str, Any]:
     return {"PyTorch": (eager, None), "PyTorch compiled, bfloat16": (fast, torch.bfloat16)}
 
 
+def noise_of(prior: Any, level: Any) -> Any:
+    """Predict the noise in images at one level."""
+    return lambda x: prior.predict(x, level)[1]
+
+
 def network(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """Time one evaluation of the network."""
     rows = []
@@ -131,17 +137,18 @@ def network(options: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {}
     prior = load(options.network, "float32")
     x = jax.random.normal(jax.random.key(0), (size, *prior.image_shape))
-    t = jnp.full(size, 500)
+    every = prior.schedule.levels(None)
+    level = jax.tree.map(lambda column: jnp.float32(column[np.flatnonzero(every.time == TIMESTEP)[0]]), every)
     for dtype in ("float32",) if ON_CPU else ("float32", "bfloat16"):
         variant = load(options.network, dtype)
-        runs[dtype], seconds = compiled(in_blocks(variant.eps, block_size(size, prior.image_shape)), x, t)
+        runs[dtype], seconds = compiled(in_blocks(noise_of(variant, level), block_size(size, prior.image_shape)), x)
         facts[dtype] = {"compile_s": seconds}
-    expected = np.asarray(jax.jit(jax.vmap(prior.eps))(x, t))
+    expected = np.asarray(jax.jit(jax.vmap(noise_of(prior, level)))(x))
     rivals = peers(prior.module, prior.params)
     for name, (net, autocast) in rivals.items():
         device = next(net.parameters()).device
         xt = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), device=device)
-        xt, tt = xt.contiguous(memory_format=torch.channels_last), torch.full((size,), 500, device=device)
+        xt, tt = xt.contiguous(memory_format=torch.channels_last), torch.full((size,), TIMESTEP, device=device)
 
         def call(net: Any = net, autocast: Any = autocast, xt: Any = xt, tt: Any = tt) -> Any:
             enabled = autocast is not None

@@ -7,6 +7,8 @@ import re
 # Examples start quickly and show no progress bars; they are compiled as users' programs are.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import ddiff_jax
 
 project = "ddiff_jax"
@@ -65,11 +67,32 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# From the first thing that one does to what takes a second visit.
+EXAMPLES = [
+    "super_resolution",
+    "coded_aperture",
+    "equinox_prior",
+    "dead_pixels",
+    "photons",
+    "measured_psf",
+    "larger_images",
+    "mri",
+    "ct",
+    "black_hole",
+    "volume",
+    "phase_retrieval",
+    "steps",
+    "compare_solvers",
+    "calibration",
+    "learn_gamma",
+    "inside_your_program",
+    "train_a_prior",
+]
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples_gallery",
     "filename_pattern": r"/.*\.py$",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": ExplicitOrder([f"{name}.py" for name in EXAMPLES]),
     "abort_on_example_error": True,
     "remove_config_comments": True,
     "show_memory": False,
@@ -94,5 +117,24 @@ def as_rest(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = "".join(parts)
 
 
+# How signatures spell types that have names.
+NAMED = {
+    "jaxlib._jax.Array": "Array",
+    "jax.jaxlib._jax.Array": "Array",
+    "float | int | number | Float[Array, '']": "Scalar",
+    "Float[Array, '...'] | Complex[Array, '...']": "Measurement",
+    "Float[Array, '...']": "Image",
+    "Key[Array, '']": "PRNGKey",
+}
+
+
+def with_names(app, what, name, obj, options, signature: str | None, returns: str | None):
+    """Write the names of types instead of what they stand for."""
+    for long, short in NAMED.items():
+        signature, returns = (text and text.replace(long, short) for text in (signature, returns))
+    return signature, returns
+
+
 def setup(app) -> None:
+    app.connect("autodoc-process-signature", with_names)
     app.connect("autodoc-process-docstring", as_rest, priority=100)
