@@ -14,6 +14,8 @@ from ddiff_jax import cli, operators
 from ddiff_jax.operators import LinearOperator
 from ddiff_jax.operators.tracing import CURES
 
+pytestmark = pytest.mark.once
+
 SHAPE = (16, 12, 3)
 
 

@@ -191,6 +191,7 @@ def test_what_was_measured_can_be_given_back(ddiff, quick_prior, photos):
     assert "30.0% of the pixels observed (white)" in err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("task", "sigma"),
     [("random_inpainting", 0.2), ("box_inpainting", 0.05), ("undersampled_fourier", 0.2), ("sparse_tomography", 0.05)],
@@ -406,10 +407,13 @@ def test_what_is_nowhere_published_is_said():
     assert resolve(values="published").notes == ()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("dataset", "task"), [(d, t) for d, tasks in presets().items() for t in tasks])
 def test_every_preset_becomes_flags(ddiff, dataset, task):
     preset = task_preset(dataset, task)
     for choice, solver, values in [(c, s, v) for c in VALUES for s, v in getattr(preset, c).items()]:
+        if not values and dataset != "faces64":
+            continue  # where presets say nothing, one is like another
         arguments = ["--preset", dataset, "--task", task, "--solver", solver, "--values", choice]
         for name, (_, default) in parameters.operator_parameters(preset.operator).items():
             if default is parameters.REQUIRED and name not in preset.arguments:

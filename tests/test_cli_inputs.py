@@ -14,6 +14,8 @@ from ddiff_jax import image_files
 from ddiff_jax.cli import restore, settings
 from ddiff_jax.restoration import resolve
 
+pytestmark = pytest.mark.once
+
 SAMPLE = Path(str(dd.__path__[0])) / "assets" / "sample.png"
 QUICK = ("--steps", "3", "--batch-size", "2", "--no-cache")  # as in the other tests: they share compiled programs
 

@@ -49,7 +49,7 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        pytest.param(name, solver, marks=[pytest.mark.slow] if solver != "ddiff" and i else [])
+        pytest.param(name, solver, marks=[pytest.mark.slow] if solver == "daps" or (solver == "dps" and i) else [])
         for i, name in enumerate(PRIORS)
         for solver in SOLVERS
     ],

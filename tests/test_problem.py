@@ -7,6 +7,8 @@ from conftest import gaussian_prior
 import ddiff_jax as dd
 from ddiff_jax import operators, solvers
 
+pytestmark = pytest.mark.once
+
 SHAPE = (8, 6, 3)
 
 

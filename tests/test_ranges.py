@@ -8,6 +8,8 @@ import pytest
 from ddiff_jax import image_files, ranges
 from ddiff_jax.files import Caution
 
+pytestmark = pytest.mark.once
+
 PATH = Path("x.npy")
 SAMPLE = Path(image_files.__file__).parent / "assets" / "sample.png"
 

@@ -24,6 +24,8 @@ from ddiff_jax import (
 from ddiff_jax.levels import walk
 from ddiff_jax.schedule import published_time
 
+pytestmark = pytest.mark.once
+
 ROUNDING = 1e-12  # relative; tables are float64
 SCHEDULES = {
     "linear": linear_schedule(),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import ddiff_jax as dd
+from ddiff_jax import solvers
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -82,8 +83,7 @@ smaller = dd.operators.super_resolution(shape, factor=2)
 mesh = jax.make_mesh((2,), ("images",))
 keys = dd.image_keys(jax.random.key(0), jnp.arange(4))
 daps = solvers.DAPS(lr=1e-4, momentum=0.5, num_steps=2, ode_steps=1, langevin_steps=2)
-networks = [name for name in solvers.SOLVERS if solvers.asks_network(solvers.SOLVERS[name])]
-for solver in (*(SOLVER_EXAMPLES[name](2) for name in (*networks, "total_variation")), daps):
+for solver in (*(SOLVER_EXAMPLES[name](2) for name in sys.argv[2:]), daps):
     # With a blur least squares are solved by iterations; the methods that decompose the operator cannot take it.
     operator = blur if all(hasattr(blur, need) for need in solver.needs.methods) else smaller
     y = jax.random.normal(jax.random.key(1), (4, *jax.eval_shape(operator.forward, jnp.zeros(shape)).shape))
@@ -134,10 +134,19 @@ COLLECTIVES = re.compile(
 )
 
 
-@pytest.mark.parametrize("program", [PROGRAM, MAPPED], ids=["solve", "shard_map"])
-def test_several_devices_give_the_numbers_of_one(program):
+# Every kind of step: a gradient, a pass backwards, least squares by iterations and by decomposition, no network.
+KINDS = ["ddiff", "dps", "pigdm", "ddrm", "total_variation"]
+OTHERS = [name for name, kind in solvers.SOLVERS.items() if solvers.asks_network(kind) and name not in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [(PROGRAM, []), (MAPPED, KINDS), pytest.param(MAPPED, OTHERS, marks=pytest.mark.slow)],
+    ids=["solve", "shard_map", "shard_map, other solvers"],
+)
+def test_several_devices_give_the_numbers_of_one(program, names):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", program, os.path.dirname(__file__)]
+    command = [sys.executable, "-c", program, os.path.dirname(__file__), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "same numbers" in done.stdout

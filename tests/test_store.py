@@ -14,6 +14,8 @@ from ddiff_jax.restoration import document, resolve
 from ddiff_jax.restoration.records import Records
 from ddiff_jax.restoration.store import Record, Store, decided_by
 
+pytestmark = pytest.mark.once
+
 WORKER = """
 import sys
 from pathlib import Path

@@ -16,6 +16,8 @@ from convert_weights.records import Contents
 from convert_weights.torch_file import read_contents, read_tensors, weight_files
 from ddiff_jax.checkpoint import load_weights
 
+pytestmark = pytest.mark.once
+
 ANCHORS = [("anchor.weight",), ("second.weight",)]
 ONE = np.ones(1, np.float32)
 
