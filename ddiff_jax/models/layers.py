@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -77,7 +77,7 @@ class Style:
 
 def parameter(
     module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...], dtype: DTypeLike
-) -> Array:
+) -> Any:  # an array, of NumPy where it was given so
     """Do what `module.param` does, in half of the time that a network's trace takes.
 
     Flax traces the initialiser of every parameter that is there already, to compare shapes.
