@@ -99,7 +99,6 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "min_reported_time": 0,
     "matplotlib_animations": False,
-    "parallel": 2,
     "image_scrapers": ("matplotlib",),
 }
 

@@ -31,7 +31,6 @@ PUBLIC = re.findall(
 TOOLS = {
     "beartype": ("pyproject.toml", "beartype.beartype"),
     "build": (".ci/run", "-m build"),
-    "joblib": ("docs/conf.py", '"parallel"'),
     "myst-nb": ("docs/conf.py", '"myst_nb"'),
     "pyright": (".ci/run", "$bin/pyright"),
     "pytest-xdist": ("pyproject.toml", "-n auto"),
