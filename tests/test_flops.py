@@ -11,7 +11,7 @@ pytestmark = pytest.mark.once
 
 
 def by_xla(function, *args):
-    return jax.jit(function).lower(*args).cost_analysis()["flops"]
+    return (jax.jit(function).lower(*args).cost_analysis() or {})["flops"]
 
 
 def test_products_are_counted_exactly():
