@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 # Arrays as such, and what only moves numbers.
@@ -32,8 +33,7 @@ def _of(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     size = sum(map(_size, equation.outvars))
     if name == "conv_general_dilated":
-        kernel, features = _shape(equation.invars[1]), params["dimension_numbers"].rhs_spec[0]
-        return 2.0 * size * math.prod(kernel) / kernel[features]
+        return 2.0 * _products(equation)
     if name == "dot_general":
         left, ((contracted, _), _) = _shape(equation.invars[0]), params["dimension_numbers"]
         return 2.0 * size * math.prod(left[axis] for axis in contracted)
@@ -45,6 +45,22 @@ def _of(equation: core.JaxprEqn) -> float:
         return sum(found) * params.get("length", 1)  # a loop without a length counts once
     read = sum(map(_size, equation.invars)) if name.startswith("reduce") else size
     return 0.0 if name in FREE else float(read)
+
+
+def _products(equation: core.JaxprEqn) -> float:
+    """Count the products of a convolution, as XLA does: those with the zeros around an image are none."""
+    params, spec = equation.params, equation.params["dimension_numbers"]
+    (image, kernel), (made,) = map(_shape, equation.invars), map(_shape, equation.outvars)
+    count = made[spec.out_spec[0]] * made[spec.out_spec[1]] * kernel[spec.rhs_spec[1]]
+    dilations = zip(
+        params["lhs_dilation"], params["rhs_dilation"], params["window_strides"], params["padding"], strict=True
+    )
+    for axis, (within, between, stride, (before, _)) in enumerate(dilations, start=2):
+        at = np.arange(made[spec.out_spec[axis]])[:, None] * stride - before
+        at = at + np.arange(kernel[spec.rhs_spec[axis]]) * between
+        inside = (at >= 0) & (at <= (image[spec.lhs_spec[axis]] - 1) * within) & (at % within == 0)
+        count *= int(inside.sum())
+    return float(count)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -39,7 +39,6 @@ TOOLS = {
     "sphinx-book-theme": ("docs/conf.py", '"sphinx_book_theme"'),
     "sphinx-copybutton": ("docs/conf.py", '"sphinx_copybutton"'),
     "sphinx-design": ("docs/conf.py", '"sphinx_design"'),
-    "sphinx-gallery": ("docs/conf.py", '"sphinx_gallery.gen_gallery"'),
     "twine": (".ci/run", "$bin/twine"),
 }
 
