@@ -100,6 +100,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 0,
     "matplotlib_animations": False,
     "image_scrapers": ("matplotlib",),
+    "parallel": 2,
 }
 
 

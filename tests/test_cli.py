@@ -408,7 +408,14 @@ def test_what_is_nowhere_published_is_said():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("dataset", "task"), [(d, t) for d, tasks in presets().items() for t in tasks])
+@pytest.mark.parametrize(
+    ("dataset", "task"),
+    [
+        pytest.param(d, t, marks=[pytest.mark.slow] if d == "imagenet" else [])
+        for d, tasks in presets().items()
+        for t in tasks
+    ],
+)
 def test_every_preset_becomes_flags(ddiff, dataset, task):
     preset = task_preset(dataset, task)
     for choice, solver, values in [(c, s, v) for c in VALUES for s, v in getattr(preset, c).items()]:

@@ -20,6 +20,7 @@ from ddiff_jax.models.lpips import LPIPS, MIN_SIDE
 
 PARITY = 1e-4  # absolute, on distances of order 1: the bar; float32 in both
 INSTALLED = metrics.installed_lpips()  # before the tests hide it
+pytestmark = pytest.mark.once
 
 
 @functools.cache

@@ -21,6 +21,8 @@ import ddiff_jax
 from ddiff_jax import operators
 from ddiff_jax.readers import PACKAGES
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 OURS = ("ddiff_jax", "convert_weights")
 # What the API reference has a page for.
@@ -31,6 +33,7 @@ PUBLIC = re.findall(
 TOOLS = {
     "beartype": ("pyproject.toml", "beartype.beartype"),
     "build": (".ci/run", "-m build"),
+    "joblib": ("docs/conf.py", '"parallel"'),
     "myst-nb": ("docs/conf.py", '"myst_nb"'),
     "pyright": (".ci/run", "$bin/pyright"),
     "pytest-xdist": ("pyproject.toml", "-n auto"),

@@ -141,7 +141,11 @@ OTHERS = [name for name, kind in solvers.SOLVERS.items() if solvers.asks_network
 
 @pytest.mark.parametrize(
     ("program", "names"),
-    [(PROGRAM, []), (MAPPED, KINDS), pytest.param(MAPPED, OTHERS, marks=pytest.mark.slow)],
+    [
+        (PROGRAM, []),
+        pytest.param(MAPPED, KINDS, marks=pytest.mark.once),
+        pytest.param(MAPPED, OTHERS, marks=pytest.mark.slow),
+    ],
     ids=["solve", "shard_map", "shard_map, other solvers"],
 )
 def test_several_devices_give_the_numbers_of_one(program, names):
@@ -152,6 +156,7 @@ def test_several_devices_give_the_numbers_of_one(program, names):
     assert "same numbers" in done.stdout
 
 
+@pytest.mark.once
 def test_the_command_line_shares_images_out_and_nothing_is_exchanged(tmp_path):
     # Three images on two and on four devices: the other places are filled, and the pictures are those of one device.
     sample = Image.open(os.path.join(dd.__path__[0], "assets", "sample.png")).resize((64, 64))
