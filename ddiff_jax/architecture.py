@@ -13,7 +13,7 @@ from ddiff_jax.files import quote
 from ddiff_jax.limits import MOST_BLOCKS
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.noise import root_key
-from ddiff_jax.priors.network import used_params
+from ddiff_jax.priors.network import takes_all
 from ddiff_jax.types import ImageShape, Params
 
 # Kind of network: file and class in `ddiff_jax.models`, imported when needed because they import Flax.
@@ -80,7 +80,7 @@ def params_as_stored(kind: str, module: Any, image_shape: ImageShape, stored: Ma
             *path, last = name.split("/")
             inner = functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, params)
             inner[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
-        used = jax.tree.leaves(used_params(module, params, image_shape))
+        fits = len(jax.tree.leaves(params)) == len(stored) and takes_all(module, params, image_shape)
     except Exception:  # what does not fit, a comparison with the network's own tells
         return None
-    return params if all(used) and len(used) == len(stored) else None
+    return params if fits else None

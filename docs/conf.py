@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 
-# Examples start quickly and show no progress bars; they are compiled as users' programs are.
+# Also where there is an accelerator: one site everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from sphinx_gallery.sorting import ExplicitOrder
@@ -28,7 +28,6 @@ extensions = [
 ]
 exclude_patterns = ["_templates", "gallery", "examples", "**/*.ipynb", "sg_execution_times.rst"]
 templates_path = ["_templates"]
-nitpicky = False
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
@@ -119,8 +118,8 @@ def as_rest(app, what, name, obj, options, lines: list[str]) -> None:
 
 # How signatures spell types that have names.
 NAMED = {
-    "jaxlib._jax.Array": "Array",
     "jax.jaxlib._jax.Array": "Array",
+    "jaxlib._jax.Array": "Array",
     "float | int | number | Float[Array, '']": "Scalar",
     "Float[Array, '...'] | Complex[Array, '...']": "Measurement",
     "Float[Array, '...']": "Image",

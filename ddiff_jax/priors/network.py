@@ -34,8 +34,8 @@ def _apply(module: Denoising, params: Params, x: Array, t: Array, **labels: Arra
     return module.apply({"params": params}, x, t, **labels)
 
 
-def used_params(module: Denoising, params: Params, image_shape: ImageShape) -> Params:
-    """Tell of every parameter whether the network takes it, and remember the trace for `DiffusionPrior`.
+def takes_all(module: Denoising, params: Params, image_shape: ImageShape) -> bool:
+    """Tell whether the network takes every one of the parameters, and remember the trace for `DiffusionPrior`.
 
     Args:
         module: a network without classes.
@@ -46,10 +46,9 @@ def used_params(module: Denoising, params: Params, image_shape: ImageShape) -> P
         Exception: the network wants other parameters; Flax says which.
     """
     inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    leaves, tree = jax.tree.flatten(params)
     jaxpr = _apply.trace(module, params, *inputs).jaxpr.jaxpr
     taken = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-    return jax.tree.unflatten(tree, [id(variable) in taken for variable in jaxpr.invars[: len(leaves)]])
+    return all(id(variable) in taken for variable in jaxpr.invars[: len(jax.tree.leaves(params))])
 
 
 Prediction = Literal["eps", "v", "x0", "edm", "flow"]
