@@ -28,6 +28,7 @@ from ddiff_jax.solvers import (
     DiffPIR,
     DiffPnPADMM,
     DiffPnPHQS,
+    FilteredBackProjection,
     Fixed,
     Flower,
     PiGDM,
@@ -81,6 +82,8 @@ EXAMPLES = {
     "tds": TDS(num_particles=2, num_steps=STEPS),
     "zero_filled": ZeroFilled(),
     "pseudo_inverse": PseudoInverse(),
+    # No operator here serves it: see tests/test_op_fan_beam.py.
+    "filtered_back_projection": FilteredBackProjection(outside=-0.4),
     "tikhonov": Tikhonov(num_steps=8),
     "tikhonov with lam": Tikhonov(0.03),
     "total_variation": TotalVariation(num_steps=STEPS),

@@ -16,7 +16,7 @@ import pytest
 import solver_oracles as oracle
 from oracles import ALPHA_BAR, ddiff, timesteps, to_least
 from solver_oracles import Model
-from test_conformance import SOLVER_EXAMPLES
+from test_conformance import OPERATOR_EXAMPLES, SERVED_BY, SOLVER_EXAMPLES
 from test_sitcom import sitcom
 from test_solvers_flow import flower_loop, gaussian_path, pnp_flow_loop
 from test_solvers_spectral import ddnm_loop, ddrm_loop, pigdm_loop
@@ -40,6 +40,7 @@ from ddiff_jax.solvers import (
     DiffPIR,
     DiffPnPADMM,
     DiffPnPHQS,
+    FilteredBackProjection,
     Fixed,
     Flower,
     PiGDM,
@@ -191,6 +192,8 @@ LOOPS = {
     "tds": (lambda: TDS(num_particles=2, ess_threshold=0.9, num_steps=STEPS, clip=False), particles, False),
     "zero_filled": (ZeroFilled, lambda m, x, tape: x + m.matrix.T @ (m.y - m.matrix @ x), False),
     "pseudo_inverse": (PseudoInverse, least_squares, False),
+    # Its formula is recorded, see tests/test_op_fan_beam.py.
+    "filtered_back_projection": (FilteredBackProjection, None, False),
     "tikhonov": (lambda: Tikhonov(0.3), functools.partial(least_squares, lam=0.3), False),
     # Its iterates depend on an estimate of the operator's norm; where they end is known, see tests/test_classical.py.
     "total_variation": (lambda: TotalVariation(0.1, num_steps=STEPS), None, False),
@@ -199,9 +202,10 @@ LOOPS = {
 
 
 @functools.cache
-def case():
+def case(name):
     """An operator with its matrix, a measurement, a start and a tape, all in float64."""
-    operator = operators.super_resolution(SHAPE, factor=2)
+    is_served = SERVED_BY[name] == "super_resolution"
+    operator = operators.super_resolution(SHAPE, factor=2) if is_served else OPERATOR_EXAMPLES[SERVED_BY[name]](SHAPE)
     matrix = np.asarray(jax.jit(jax.vmap(operator.forward))(np.eye(SIZE).reshape(SIZE, *SHAPE))).reshape(SIZE, -1).T
     y, x_init = np.random.RandomState(0).standard_normal((2, SIZE))
     tape = np.random.RandomState(1).standard_normal((STEPS, 4, SIZE))
@@ -211,10 +215,11 @@ def case():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_measurement_in_float64_is_solved_in_float64(name, x64):
     make, loop, clip = LOOPS[name]
-    operator, matrix, y, x_init, tape = case()
+    operator, matrix, y, x_init, tape = case(name)
     prior = dd.GaussianPrior(MEAN, VAR, dd.linear_schedule(), SHAPE, clip=clip)
+    shape_of_y = jax.eval_shape(operator.forward, jnp.zeros(SHAPE)).shape
     start, images, measured = (
-        jnp.asarray(a.reshape(1, *shape)) for a, shape in ((x_init, SHAPE), (tape, (STEPS, 4, *SHAPE)), (y, (4, 4, 2)))
+        jnp.asarray(a.reshape(1, *shape)) for a, shape in ((x_init, SHAPE), (tape, (STEPS, 4, *SHAPE)), (y, shape_of_y))
     )
     keys = dd.image_keys(jax.random.key(0), jnp.arange(1))
     images = particle_tape(images, 2) if name == "tds" else images
@@ -232,14 +237,17 @@ def test_the_measurement_decides_the_type(name, dtype, x64):
     """Solver, prior, operator, noise level and start are made in float64 here."""
     mask = np.arange(64).reshape(8, 8) % 3 == 0
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    if is_complex and name == "richardson_lucy":
-        pytest.skip("it refuses complex measurements")
+    if is_complex and name in ("richardson_lucy", "filtered_back_projection"):
+        pytest.skip("it meets no complex measurements")
     operator = operators.fourier(SHAPE, mask) if is_complex else operators.gaussian_blur(SHAPE, size=5, std=0.8)
+    if name == "filtered_back_projection":
+        operator = OPERATOR_EXAMPLES[SERVED_BY[name]](SHAPE)
+    measured = jax.eval_shape(operator.forward, jnp.zeros(SHAPE))
     prior = dd.GaussianPrior(MEAN, VAR, dd.linear_schedule(), SHAPE)
     solve = functools.partial(dd.solve_one, SOLVER_EXAMPLES[name](3), prior)
     solution = jax.eval_shape(
         lambda y, key, x_init: solve(dd.Problem(operator, y, SIGMA), key, x_init=x_init),
-        jax.ShapeDtypeStruct(SHAPE, dtype),
+        jax.ShapeDtypeStruct(measured.shape, dtype),
         jax.random.key(0),
         jax.ShapeDtypeStruct(SHAPE, jnp.float64),
     )

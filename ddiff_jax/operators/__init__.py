@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ddiff_jax.operators._affine import Affine, affine, linear_part
-from ddiff_jax.operators._back_projection import filtered_back_projection
+from ddiff_jax.operators._back_projection import Rays, Scan
 from ddiff_jax.operators._blur import Blur, blur
 from ddiff_jax.operators._camera_blur import CameraBlur, camera_blur
 from ddiff_jax.operators._closures import (
@@ -192,7 +192,9 @@ __all__ = [
     "Operator",
     "PartlyObserved",
     "PhaseRetrieval",
+    "Rays",
     "Redundant",
+    "Scan",
     "Separable",
     "Tomography",
     "Transmission",
@@ -214,7 +216,6 @@ __all__ = [
     "entry_counts",
     "equivalent_images",
     "fan_beam_tomography",
-    "filtered_back_projection",
     "fourier",
     "from_channels",
     "from_function",

@@ -6,55 +6,83 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ddiff_jax.operators._fan_beam import FanBeam
-from ddiff_jax.operators._tomography import Tomography
+from ddiff_jax.operators.base import LinearOperator
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.types import Image, Measurement, Scalar
+from ddiff_jax.types import Image, ImageShape, Measurement, Scalar
 
 
 @pytree_dataclass
-class _Rays:
-    """A scan in pixels: angles in radian, cells as far apart as at the centre, 1 / distance of the source or 0."""
+class Rays:
+    """A scan in pixels.
+
+    Args:
+        angles: in radian.
+        spacing: of the detector's cells, as far apart as their rays are at the centre.
+        nearness: 1 / distance of the source from the centre; 0 for parallel rays.
+    """
 
     angles: Float[Array, " T"]
     spacing: Float[Array, ""]
     nearness: Float[Array, ""]
 
 
-def filtered_back_projection(operator: FanBeam | Tomography, y: Measurement, *, outside: Scalar = 0.0) -> Image:
-    """Reconstruct an image by filtering its projections with a ramp and smearing them back along their rays.
+class Scan(LinearOperator):
+    """Base of the operators that measure line integrals, [H, W, C] to [T, D, C], divided by the longer side.
 
-    The classical inverse of complete, clean data: many angles, evenly spaced over the circle (half of it will do for
-    parallel rays), and a detector that sees the whole object. Few angles leave streaks, and the ramp amplifies noise.
-
-    Args:
-        operator: parallel or fan beam.
-        y: its measurement [T, D, C].
-        outside: what surrounds the image, in its units; -1 where that is air and the image is in Hounsfield units. The
-            image's own edge is then no jump for the filter.
-
-    Returns:
-        Image [H, W, C]; linear in y, but for `outside`.
-
-    Raises:
-        TypeError: the operator is another one.
-        ValueError: y has another shape than the operator measures, or the angles are not evenly spaced.
-
-    Source: Kak and Slaney, "Principles of Computerized Tomographic Imaging", 1988, sections 3.3 and 3.4.2.
+    `angles`, in degrees, has T rows that cover `period` degrees.
     """
-    if not isinstance(operator, FanBeam | Tomography):
-        raise TypeError(
-            f"filtered back-projection inverts tomography and fan_beam_tomography; got {type(operator).__name__}: "
-            "take its pseudo_inverse, or the geometry inside of a transmission operator"
-        )
-    ones = jnp.ones(operator.image_shape, y.dtype)
-    if y.shape != (made := jax.eval_shape(operator.forward, ones).shape):
-        raise ValueError(f"y must be one measurement of the operator, {made}; got shape {y.shape}: vmap over a batch")
-    rays = _rays(operator, y.dtype)
-    background = jnp.asarray(outside, y.dtype)
-    y = y - background * operator.forward(ones)
 
-    height, width, channels = operator.image_shape
+    angles: Float[Array, " T"]
+    image_shape: ImageShape
+    period: float
+
+    def rays(self, dtype: jnp.dtype) -> Rays:
+        """Tell how the rays lie."""
+        raise NotImplementedError
+
+    def check_angles(self) -> None:
+        """Refuse angles that filtered back-projection cannot take, where they are known.
+
+        Raises:
+            ValueError: they do not cover the period evenly, each as often as all others.
+        """
+        if isinstance(self.angles, jax.Array | np.ndarray) and not isinstance(self.angles, Tracer):
+            _check_even(np.asarray(self.angles, np.float64), self.period)
+
+    def filtered_back_projection(self, y: Measurement, *, outside: Scalar | None = None) -> Image:
+        """Reconstruct an image by filtering its projections with a ramp and smearing them back along their rays.
+
+        The classical inverse of complete, clean data: many angles, evenly spaced over the circle (half of it will do
+        for parallel rays), and a detector that sees the whole object. Few angles leave streaks, and the ramp amplifies
+        noise.
+
+        Args:
+            y: measurement [T, D, C].
+            outside: what surrounds the image, in its units; -1 where that is air and the image is in Hounsfield units.
+                The image's own edge is then no jump for the filter. None is 0, as for `forward`.
+
+        Returns:
+            Image [H, W, C]; linear in y, but for `outside`.
+
+        Raises:
+            ValueError: y has another shape than the operator measures, or the angles are not evenly spaced.
+
+        Source: Kak and Slaney, "Principles of Computerized Tomographic Imaging", 1988, sections 3.3 and 3.4.2.
+        """
+        ones = jnp.ones(self.image_shape, y.dtype)
+        if y.shape != (made := jax.eval_shape(self.forward, ones).shape):
+            raise ValueError(
+                f"y must be one measurement of the operator, {made}; got shape {y.shape}: vmap over a batch"
+            )
+        self.check_angles()
+        if outside is None:
+            return _back_projected(self.rays(y.dtype), y, self.image_shape)
+        background = jnp.asarray(outside, y.dtype)
+        return _back_projected(self.rays(y.dtype), y - background * self.forward(ones), self.image_shape) + background
+
+
+def _back_projected(rays: Rays, y: Measurement, image_shape: ImageShape) -> Image:
+    height, width, channels = image_shape
     count, num_detectors, _ = y.shape
     s = (jnp.arange(num_detectors, dtype=y.dtype) - (num_detectors - 1) / 2) * rays.spacing
     weighted = y * (max(height, width) / jnp.sqrt(1 + (s * rays.nearness) ** 2))[None, :, None]
@@ -77,25 +105,10 @@ def filtered_back_projection(operator: FanBeam | Tomography, y: Measurement, *, 
         return total + ((1 - share) * padded[first] + share * padded[first + 1]) / nearer[..., None] ** 2, None
 
     total, _ = jax.lax.scan(smear, jnp.zeros_like(y, shape=(height, width, channels)), (rays.angles, filtered))
-    return total * (np.pi / count) + background
-
-
-def _rays(operator: FanBeam | Tomography, dtype: jnp.dtype) -> _Rays:
-    period = 360.0 if isinstance(operator, FanBeam) else 180.0
-    if not isinstance(operator.angles, Tracer):
-        _check_even(np.asarray(operator.angles, np.float64), period)
-    angles = jnp.deg2rad(operator.angles.astype(dtype))
-    if isinstance(operator, Tomography):
-        return _Rays(angles, jnp.ones((), dtype), jnp.zeros((), dtype))
-    source, detector, spacing, pixel = (
-        value.astype(dtype)
-        for value in (operator.source_distance, operator.detector_distance, operator.spacing, operator.pixel)
-    )
-    return _Rays(angles, spacing / pixel * source / (source + detector), pixel / source)
+    return total * (np.pi / count)
 
 
 def _check_even(angles: np.ndarray, period: float) -> None:
-    """Refuse angles that do not cover a period evenly, each as often as all others."""
     turns = np.sort(np.mod(np.round(angles, 3), period))
     distinct, times = np.unique(turns, return_counts=True)
     gaps = np.diff(np.append(distinct, distinct[0] + period))
@@ -103,7 +116,7 @@ def _check_even(angles: np.ndarray, period: float) -> None:
     if np.ptp(gaps) > max(0.01 * gaps.mean(), 0.003) or np.ptp(times) > 0:
         raise ValueError(
             f"filtered back-projection needs angles evenly spaced over {period:g} degrees; their steps are between "
-            f"{gaps.min():.4g} and {gaps.max():.4g}: use the operator's pseudo_inverse or prox"
+            f"{gaps.min():.4g} and {gaps.max():.4g}: take the operator's pseudo_inverse or prox, or the solver Tikhonov"
         )
 
 

@@ -10,13 +10,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import LinearOperator, check_shape
+from ddiff_jax.operators._back_projection import Rays, Scan
+from ddiff_jax.operators.base import check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement, Scalar
 
 
 @pytree_dataclass
-class FanBeam(LinearOperator):
+class FanBeam(Scan):
     """Line integrals along the rays of a fan, per channel, by Joseph's method.
 
     A steep ray, closer to the columns than to the rows, is sampled once in every row, between two neighbouring pixels;
@@ -48,6 +49,14 @@ class FanBeam(LinearOperator):
     spacing: Float[Array, ""]
     pixel: Float[Array, ""]
     image_shape: ImageShape = static_field()
+    period = 360.0
+
+    def rays(self, dtype: jnp.dtype) -> Rays:
+        """Tell how the rays lie."""
+        lengths = (self.source_distance, self.detector_distance, self.spacing, self.pixel)
+        source, detector, spacing, pixel = (value.astype(dtype) for value in lengths)
+        angles = jnp.deg2rad(self.angles.astype(dtype))
+        return Rays(angles, spacing / pixel * source / (source + detector), pixel / source)
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [T, D, C]: angles, detector cells, channels."""

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from ddiff_jax.operators.base import LinearOperator, check_shape
+from ddiff_jax.operators._back_projection import Rays, Scan
+from ddiff_jax.operators.base import check_shape
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.types import Image, ImageShape, Measurement
 
 
 @pytree_dataclass
-class Tomography(LinearOperator):
+class Tomography(Scan):
     """Radon transform with parallel rays, per channel.
 
     With s = column cos + row sin, all from the centre of the image, a ray of a steep angle (|cos| >= |sin|) meets a
@@ -47,6 +48,11 @@ class Tomography(LinearOperator):
     weights: Float[Array, "2 T D"]
     angles: Float[Array, " T"]
     image_shape: ImageShape = static_field()
+    period = 180.0
+
+    def rays(self, dtype: jnp.dtype) -> Rays:
+        """Tell how the rays lie."""
+        return Rays(jnp.deg2rad(self.angles.astype(dtype)), jnp.ones((), dtype), jnp.zeros((), dtype))
 
     def forward(self, x: Image) -> Measurement:
         """Map [H, W, C] to [T, D, C]: angles, detectors, channels."""

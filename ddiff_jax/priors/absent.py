@@ -28,6 +28,7 @@ class NoPrior:
             ValueError: always; there is nothing to denoise with.
         """
         raise ValueError(
-            "NoPrior cannot denoise: it serves the solvers that ask no network (ZeroFilled, PseudoInverse, Tikhonov, "
-            'TotalVariation, RichardsonLucy); give the others a prior, such as load_prior("faces64")'
+            "NoPrior cannot denoise: it serves the solvers that ask no network (ZeroFilled, PseudoInverse, "
+            "FilteredBackProjection, Tikhonov, TotalVariation, RichardsonLucy); give the others a prior, such as "
+            'load_prior("faces64")'
         )

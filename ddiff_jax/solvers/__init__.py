@@ -14,6 +14,7 @@ from ddiff_jax.solvers.dds import DDS
 from ddiff_jax.solvers.diff_pnp import DiffPnPADMM, DiffPnPHQS
 from ddiff_jax.solvers.diffpir import DiffPIR
 from ddiff_jax.solvers.dps import DPS
+from ddiff_jax.solvers.filtered_back_projection import FilteredBackProjection
 from ddiff_jax.solvers.flower import Flower
 from ddiff_jax.solvers.mmps import MMPS
 from ddiff_jax.solvers.pigdm import PiGDM
@@ -51,6 +52,7 @@ SOLVERS: dict[str, type[Solver]] = {
     # The classical columns of a comparison, which ask no network.
     "zero_filled": ZeroFilled,
     "pseudo_inverse": PseudoInverse,
+    "filtered_back_projection": FilteredBackProjection,
     "tikhonov": Tikhonov,
     "total_variation": TotalVariation,
     "richardson_lucy": RichardsonLucy,
@@ -73,6 +75,7 @@ __all__ = [
     "DiffPIR",
     "DiffPnPADMM",
     "DiffPnPHQS",
+    "FilteredBackProjection",
     "Fixed",
     "Flower",
     "Needs",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -72,10 +73,13 @@ class Needs:
     Args:
         methods: those that the operator must have besides `forward`, for example ("prox",).
         gaussian_noise: whether its formulas are those of Gaussian noise, and of no other.
+        check: called with an operator that has the methods, to raise a ValueError if its numbers do not serve. They
+            may be unknown: where a program is traced, or every image of a batch has an operator of its own.
     """
 
     methods: tuple[str, ...] = ()
     gaussian_noise: bool = False
+    check: Callable[[Any], None] | None = None
 
 
 @pytree_dataclass
@@ -155,7 +159,8 @@ def require_operator(solver: Solver, operator: Operator) -> None:
     """Refuse an operator that lacks what the solver needs.
 
     Raises:
-        ValueError: it does; the message names what is missing and the operators that have it.
+        ValueError: it does; the message names what is missing and the operators that have it. Or its numbers are not
+            such that the solver could use it.
     """
     needs, operator = solver.needs.methods, linear_part(operator)[0]  # as solvers see it
     missing = [name for name in needs if not hasattr(operator, name)]
@@ -168,6 +173,8 @@ def require_operator(solver: Solver, operator: Operator) -> None:
             f"{'these methods' if len(missing) > 1 else 'this method'} (see LinearOperator and DecomposableOperator), "
             "or choose a solver that needs only the gradient, such as DDiff, DPS, DAPS or RED-diff"
         )
+    if solver.needs.check is not None:
+        solver.needs.check(operator)
 
 
 def require_likelihood(solver: Solver, likelihood: Likelihood) -> None:

@@ -98,7 +98,7 @@ def main() -> None:
     # Before the image: what surrounds it is air, which is not x = -1 in every window.
     y, sigma = operators.post_log(scan, counts, options.photons)
     air = operators.from_hounsfield(-1000.0, WINDOW)
-    back_projected = jax.jit(operators.filtered_back_projection)(geometry, y, outside=air)
+    back_projected = jax.jit(geometry.filtered_back_projection)(y, outside=air)
 
     # One problem, restored with several keys.
     keys = dd.image_keys(jax.random.key(1), jnp.arange(options.keys))

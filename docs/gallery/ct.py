@@ -50,7 +50,7 @@ print(f"counts: {float(counts.min()):.0f} to {float(counts.max()):.0f} of {photo
 
 y, sigma = operators.post_log(scan, counts, photons)
 air = operators.from_hounsfield(-1000.0, window)
-back_projection = operators.filtered_back_projection(geometry, y, outside=air)
+back_projection = geometry.filtered_back_projection(y, outside=air)
 
 solver = dd.solvers.DDiff(num_steps=50, directions=4, output="x", climb=20)
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
