@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.likelihood import sum_of_squares
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import DecomposableOperator, Operator
+from ddiff_jax.operators.base import DecomposableOperator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, coerce, root
-from ddiff_jax.solvers.walking import NoisyState, Walker
+from ddiff_jax.solvers.base import StepInfo, coerce, root
+from ddiff_jax.solvers.walking import NoisyState, SpectralWalker
 from ddiff_jax.types import Column, Scalar
 
 
@@ -26,7 +26,7 @@ class Grid:
 
 
 @pytree_dataclass
-class DDNM(Walker):
+class DDNM(SpectralWalker):
     r"""Sample with the range of A taken from the data and its null space from the prior.
 
     A = U diag(s) V^T is linear. Every step goes from a level x_t = a x_0 + b n to the next one (a', b'), the last one
@@ -67,13 +67,6 @@ class DDNM(Walker):
 
     def __post_init__(self):
         coerce(self, eta="fraction")
-
-    aim = "posterior"
-    needs = Needs(("svd",), gaussian_noise=True)
-
-    def cost(self, operator: Operator) -> Cost:
-        """Declare what one step costs."""
-        return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
 
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate the chosen levels."""

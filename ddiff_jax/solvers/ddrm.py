@@ -6,12 +6,12 @@ import jax.numpy as jnp
 
 from ddiff_jax.levels import Level, Schedule, walk
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators.base import DecomposableOperator, Operator
+from ddiff_jax.operators.base import DecomposableOperator
 from ddiff_jax.priors.base import Prior, predict
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, coerce, root
-from ddiff_jax.solvers.walking import NoisyState, Walker
+from ddiff_jax.solvers.base import StepInfo, coerce, root
+from ddiff_jax.solvers.walking import NoisyState, SpectralWalker
 from ddiff_jax.types import Column, Image, Scalar
 
 
@@ -25,7 +25,7 @@ class Grid:
 
 
 @pytree_dataclass
-class DDRM(Walker):
+class DDRM(SpectralWalker):
     r"""Sample every coefficient of A = U diag(s) V^T from the prior, the data or both, whichever is less noisy.
 
     Let x_bar = V^T x_t / a for a level x_t = a x_0 + b n, of noise sigma_ve = b / a, and y_bar = U^T y / s, of noise
@@ -66,13 +66,6 @@ class DDRM(Walker):
 
     def __post_init__(self):
         coerce(self, eta="fraction", eta_b="fraction")
-
-    aim = "posterior"
-    needs = Needs(("svd",), gaussian_noise=True)
-
-    def cost(self, operator: Operator) -> Cost:
-        """Declare what one step costs."""
-        return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
 
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate the chosen levels."""

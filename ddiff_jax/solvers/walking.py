@@ -4,10 +4,11 @@ from typing import Any
 
 from ddiff_jax.levels import Level
 from ddiff_jax.noise import Noise
+from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass
-from ddiff_jax.solvers.base import start
+from ddiff_jax.solvers.base import Cost, Needs, start
 from ddiff_jax.types import Column, Image
 
 
@@ -42,3 +43,14 @@ class Walker:
     def estimate(self, state: NoisyState) -> Image:
         """Read the image off a state."""
         return state.x_t
+
+
+class SpectralWalker(Walker):
+    """Base of those that draw every coefficient of the operator's singular value decomposition by itself."""
+
+    aim = "posterior"
+    needs = Needs(("svd",), gaussian_noise=True)
+
+    def cost(self, operator: Operator) -> Cost:
+        """Declare what one step costs."""
+        return Cost(network_evaluations=1, operator_evaluations=1, operator_solves=1, normal_draws=1)
