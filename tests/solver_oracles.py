@@ -61,12 +61,11 @@ def normalised(g):
     return g / np.linalg.norm(g)
 
 
-def diff_pnp(model, w, timesteps, *, gamma, dual, matched):
+def diff_pnp(model, w, timesteps, *, gamma, dual):
     u = np.zeros_like(w)
     x = w
     for t in timesteps:
-        ab = ALPHA_BAR[t]
-        z = model.clipped(np.sqrt(ab) * w if matched else w, ab)
+        z = model.clipped(w, ALPHA_BAR[t])
         x = z - u - gamma * (3.3 if t > 90 else 0.1) * normalised(model.gradient(z - u))
         u = u + x - z if dual else u
         w = x + u

@@ -187,17 +187,12 @@ ORACLES = {
     ),
     "diff_pnp_admm": (
         DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS),
-        functools.partial(pnp, dual=True, matched=False),
-        True,
-    ),
-    "diff_pnp_admm matched": (
-        DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS, reading="matched"),
-        functools.partial(pnp, dual=True, matched=True),
+        functools.partial(pnp, dual=True),
         True,
     ),
     "diff_pnp_hqs": (
         DiffPnPHQS(Fixed(GAMMA), num_steps=STEPS),
-        functools.partial(pnp, dual=False, matched=False),
+        functools.partial(pnp, dual=False),
         True,
     ),
     **{
@@ -295,11 +290,10 @@ def test_bad_hyper_parameters_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("solver", [REDDiff, DiffPnPADMM, DiffPIR])
-def test_unknown_choices_are_refused(solver, unchecked):
-    field = {REDDiff: "weighting", DiffPnPADMM: "reading", DiffPIR: "data_step"}[solver]
+@pytest.mark.parametrize(("solver", "field"), [(REDDiff, "weighting"), (DiffPIR, "data_step")])
+def test_unknown_choices_are_refused(solver, field, unchecked):
     with pytest.raises(ValueError, match=f"{field} must be one of .*; got 'best'"):
-        solver(**{field: "best", **({"step_length": Fixed(1.0)} if solver is DiffPnPADMM else {})})
+        solver(**{field: "best"})
 
 
 def test_cost_adds_up_and_depends_on_what_the_operator_offers():

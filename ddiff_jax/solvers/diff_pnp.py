@@ -1,7 +1,5 @@
 """Diff-PnP-ADMM and Diff-PnP-HQS: DDiff without new noise, the denoiser applied to the clean-looking variable."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 
 from ddiff_jax.levels import Level, Schedule, walk
@@ -11,7 +9,7 @@ from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
 from ddiff_jax.pytree import pytree_dataclass, static_field
 from ddiff_jax.schedule import published_time
-from ddiff_jax.solvers.base import Cost, Needs, StepInfo, check_choice, norm
+from ddiff_jax.solvers.base import Cost, Needs, StepInfo, norm
 from ddiff_jax.solvers.ddiff import data_step
 from ddiff_jax.solvers.step_length import Fixed
 from ddiff_jax.types import Column, Image
@@ -41,7 +39,8 @@ class DiffPnPADMM:
 
     At every level x_t = a x_0 + b n, from w ~ N(0, I) and u = 0:
 
-    1. z = denoise(w), clipped if the prior clips: the network takes w for a noisy state of this level.
+    1. z = denoise(w), clipped if the prior clips: the network takes w, times sqrt(a^2 + b^2), which is 1 in the
+       published schedule, for a noisy state of this level.
     2. v = z - u.
     3. x = v - gamma_t g, with g the normalised gradient of ||y - A(v)||^2 / 2, as in DDiff.
     4. u <- u + x - z, and w = x + u.
@@ -53,27 +52,22 @@ class DiffPnPADMM:
     Args:
         step_length: `Fixed(gamma)`, as in `DDiff`.
         num_steps: as in `DDiff`.
-        reading: what the paper's text leaves open: "literal" hands w to the network as it is (times sqrt(a^2 + b^2),
-            which is 1 in the published schedule); "matched" scales it by a first, to the signal that the network
-            expects.
         dual: keep the dual variable.
 
     Raises:
         ValueError: a hyper-parameter is outside its range, or the step has no fixed length.
 
-    Source: the text of the DDiff paper; there is no released code, and both readings give the poor pictures that the
-    paper reports.
+    Source: the text of the DDiff paper; there is no released code. It leaves open whether w is scaled by a first, to
+    the signal that the network expects: the pictures that this makes are as poor, as the paper reports.
     """
 
     step_length: Fixed
     num_steps: int | None = static_field(default=None)
-    reading: Literal["literal", "matched"] = static_field(default="literal")
     dual: bool = static_field(default=True)
 
     def __post_init__(self):
         if not isinstance(self.step_length, Fixed):
             raise ValueError(f"{type(self).__name__}.step_length must be Fixed(gamma); got {self.step_length!r}")
-        check_choice(self, reading=("literal", "matched"))
 
     aim = "map"
     needs = Needs()
@@ -85,8 +79,7 @@ class DiffPnPADMM:
     def grid(self, schedule: Schedule) -> Grid:
         """Tabulate the levels of DDiff and their step lengths."""
         level, _ = walk(schedule, self.num_steps, to_clean=False)
-        gain = level.scale if self.reading == "literal" else level.signal
-        return Grid(level, self.step_length.at(published_time(level)), gain)
+        return Grid(level, self.step_length.at(published_time(level)), level.scale)
 
     def init(self, prior: Prior, problem: Problem, point: Grid, noise: Noise, x_init: Image | None = None) -> State:
         """Start at w ~ N(0, I), or at `x_init`, with u = 0."""
