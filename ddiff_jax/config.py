@@ -85,13 +85,26 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_yaml(text: str, where: str) -> Any:
+    """Read plain values from yaml.
+
+    Args:
+        text: the document.
+        where: its file, for messages.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)  # derived from the safe loader
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def _read(text: str, where: str) -> dict[str, Any]:
     """Read the fields of a task, or of what tasks share, and check every name in them."""
     fields = [f.name for f in dataclasses.fields(Task)]
-    try:
-        values = yaml.load(text, _StrictLoader)  # derived from the safe loader
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    values = read_yaml(text, where)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold the keys {', '.join(fields)}; got {type(values).__name__}")
     check_keys(where, values, fields)

@@ -59,7 +59,7 @@ SOLVERS_OF_TABLE2 = reproduction.STUDIES["table2"].solvers
         ("ddiff:   [30.07 ± 0.41,", "ddiff:   [", "super_resolution, ddiff must hold one value each for psnr_paper"),
         ("30.07 ± 0.41", "30.07 +- 0.41", "ddiff, psnr_paper: a value must be a number, or like"),
         ("30.07 ± 0.41", ".nan", "a value must be a number"),
-        ("daps:    [29.34", "ddiff:    [29.34", "a key is there twice in the mapping that begins"),
+        ("daps:    [29.34", "ddiff:    [29.34", "published.yaml: key 'ddiff' stands twice, again in line"),
         ("daps:    [29.34", "dabs:    [29.34", "unknown solver in .* 'dabs'; did you mean 'daps'"),
         ("  table2:", "  table3:", "unknown key in .* 'table3'; did you mean"),
         ("\n    imagenet:", "\n    imagenet1k:", "unknown dataset in .* 'imagenet1k'"),

@@ -5,9 +5,7 @@ import math
 import re
 from typing import Any
 
-import yaml
-
-from ddiff_jax.config import config_folder, presets
+from ddiff_jax.config import config_folder, presets, read_yaml
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.names import check_keys, check_name
 from ddiff_jax.solvers import SOLVERS
@@ -41,16 +39,6 @@ class Published:
     not_comparable: str = ""
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads yaml and refuses a key that is there twice, of which yaml would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep)
-        if len(found) != len(node.value):
-            raise ValueError(f"a key is there twice in the mapping that begins{node.start_mark}")
-        return found
-
-
 def published() -> tuple[str, list[Published]]:
     """Read what the paper prints: the source and the numbers.
 
@@ -71,7 +59,7 @@ def parse(text: str, where: str) -> tuple[str, list[Published]]:
     Raises:
         ValueError: as in `published`.
     """
-    document = yaml.load(text, _Loader)  # a SafeLoader
+    document = read_yaml(text, where)
     known = ("source", "columns", "not_comparable", "tables")
     check_keys(where, document, known)
     if len(document) != len(known):
