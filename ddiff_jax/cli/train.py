@@ -26,6 +26,7 @@ from ddiff_jax.restoration.folders import Lines, find_clean
 from ddiff_jax.restoration.jobs import prepare
 from ddiff_jax.restoration.records import finite
 from ddiff_jax.restoration.share import join_cluster
+from ddiff_jax.restoration.sizes import size_of
 from ddiff_jax.safe_text import one_line
 from ddiff_jax.training.data import (
     FolderImages,
@@ -161,7 +162,9 @@ class _Command:
         recipe = self._recipe()
         images, failed = self._images(recipe)
         seen, unseen = split(images, options.held_out, options.seed)
-        say(f"{len(seen)} images to train on and {len(unseen)} to judge by, {_size(recipe.image_shape)}")
+        size, channels = size_of(recipe.image_shape), recipe.image_shape[2]
+        held = f"{size} pixels, {channels} channel{'s' * (channels > 1)}"
+        say(f"{len(seen)} images to train on and {len(unseen)} to judge by, {held}")
         start, linear = self._start(recipe)
         judge = self._judge(recipe, images, seen, unseen)
         recipe, linear = self._linear(recipe, len(seen), judge, linear)
@@ -301,7 +304,3 @@ def _mesh(batch_size: int) -> jax.sharding.Mesh | None:
     if batch_size % len(devices):
         raise ValueError(f"--batch-size must be a multiple of the {len(devices)} devices; got {batch_size}")
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]} pixels, {shape[2]} channel{'s' * (shape[2] > 1)}"

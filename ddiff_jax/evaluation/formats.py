@@ -1,7 +1,7 @@
 """How an evaluation is written: lines for a terminal, CSV, tables in Markdown; for HTML see `ddiff_jax.report`."""
 
 import csv
-import io as textio
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,7 +43,7 @@ def tell_gap(gap: Mean, metric: Metric) -> str:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """Write the table of images."""
-    text = textio.StringIO()
+    text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:

@@ -23,7 +23,7 @@ from ddiff_jax.restoration.noise_level import estimate_sigma
 from ddiff_jax.restoration.noise_model import levels_of_entries
 from ddiff_jax.restoration.parameters import files_of, is_random, operator_parameters
 from ddiff_jax.restoration.settings import Settings
-from ddiff_jax.restoration.sizes import arguments_to_try, shape_behind
+from ddiff_jax.restoration.sizes import arguments_to_try, shape_behind, size_of
 from ddiff_jax.restoration.spelling import spelled
 from ddiff_jax.types import PRNGKey
 from ddiff_jax.units import Units
@@ -280,7 +280,7 @@ class Reader:
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise ValueError(
                 f"{path} is {y.dtype}{list(y.shape)}, but {self._settings.operator} makes measurements of "
-                f"{expected.dtype}{list(expected.shape)} from images of {_size(shape)}; "
+                f"{expected.dtype}{list(expected.shape)} from images of {size_of(shape)} pixels; "
                 "check --task and its flags, give --image-size if the images have another one, or leave --measured out "
                 "if it is a clean image" + _channels_first(y.shape, expected.shape)
             )
@@ -332,14 +332,14 @@ def read_clean(
         return x, notes
     if not resize:
         raise ValueError(
-            f"{path} is {_size(x.shape)}, the prior is for {_size(shape)}; add --resize to cut it to a centred "
-            "square and resize it, or --measured if it is the measurement itself"
+            f"{path} is {size_of(x.shape)} pixels, the prior is for {size_of(shape)} pixels; add --resize to cut it to "
+            "a centred square and resize it, or --measured if it is the measurement itself"
         )
     if height != width:
-        raise ValueError(f"{path} is {_size(x.shape)}; only for priors of squares images are cut and resized")
+        raise ValueError(f"{path} is {size_of(x.shape)} pixels; only for priors of squares images are cut and resized")
     return image_files.crop_and_resize(x, height), [
         *notes,
-        f"{_size(x.shape)} cut to a centred square and resized to {_size(shape)}",
+        f"{size_of(x.shape)} pixels cut to a centred square and resized to {size_of(shape)} pixels",
     ]
 
 
@@ -360,10 +360,6 @@ def _as_measured(y: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarra
     if len(shape) == 3 and y.shape == shape[:2] and y.dtype == dtype:
         y, _ = image_files.as_image(y, shape[2])
     return y.reshape(shape) if [n for n in y.shape if n != 1] == [n for n in shape if n != 1] else y
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]} pixels"
 
 
 def _channels_first(shape: Sequence[int], wanted: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,27 +88,27 @@ def evaluations(prior: Any) -> tuple[Any, int]:
 
 def describe(prior: Any, own: ImageShape) -> str:
     """Say how a prior that is fitted to images of another shape than its own sees them."""
-    shape, was = prior.image_shape, _size(own)
+    now, was = size_of(prior.image_shape), size_of(own)
     if isinstance(prior, EmbeddedPrior):
         around = describe(prior.prior, own)
-        small = f"{_size(prior.shape)} pixels are the middle of {_size(shape)}, of which the prior makes up the rest"
+        small = f"{size_of(prior.shape)} pixels are the middle of {now}, of which the prior makes up the rest"
         return f"{small}; {around}" if around else small
     if isinstance(prior, WindowedPrior):
         lengths = sorted(set(prior.overlap[axis] for axis, count in enumerate(prior.counts) if count > 1))  # pyright: ignore[reportOptionalSubscript,reportIndexIssue] - one per axis
         return (
-            f"{_size(shape)} pixels in {' x '.join(map(str, reversed(prior.counts)))} windows of {was} that overlap by "
+            f"{now} pixels in {' x '.join(map(str, reversed(prior.counts)))} windows of {was} that overlap by "
             f"{' and '.join(map(str, lengths))}{', at other places in every step' if prior.shift else ''}"
         )
-    if tuple(shape) == tuple(own) or isinstance(prior, NoPrior):
+    if tuple(prior.image_shape) == tuple(own) or isinstance(prior, NoPrior):
         return ""
-    return f"{_size(shape)} pixels at once, of a network trained on {was}"
+    return f"{now} pixels at once, of a network trained on {was}"
 
 
 def caution(name: str, own: ImageShape) -> str:
     """Say what a prior cannot know of images of other sizes."""
     return (
-        f"{name} has seen pictures of {_size(own)} pixels of the kind that it was trained on, and nothing larger: what "
-        "it adds to other pictures is in their style, and only the data make distant parts agree"
+        f"{name} has seen pictures of {size_of(own)} pixels of the kind that it was trained on, and nothing larger: "
+        "what it adds to other pictures is in their style, and only the data make distant parts agree"
     )
 
 
@@ -175,5 +175,6 @@ def shape_behind(
     return None
 
 
-def _size(shape: ImageShape) -> str:
+def size_of(shape: Sequence[int]) -> str:
+    """Write the size of images [H, W, C] as people do, 640x480."""
     return f"{shape[1]}x{shape[0]}"
