@@ -33,6 +33,7 @@ from ddiff_jax.checkpoint import (
     build_prior,
     file_hash,
     load_weights,
+    named_leaves,
     pack,
     packs,
     save_weights,
@@ -42,7 +43,7 @@ from ddiff_jax.files import quote
 from ddiff_jax.priors import DiffusionPrior
 from ddiff_jax.types import Params
 
-__all__ = ["FAMILIES", "Plan", "convert", "plan"]
+__all__ = ["FAMILIES", "Conversion", "convert", "plan"]
 
 # The first family that a file holds is taken: a prior may have been saved with the perceptual loss that it was trained
 # with.
@@ -53,7 +54,7 @@ Shapes = Mapping[str, mapping.Shape]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Conversion:
     """What a set of tensors will become.
 
     Args:
@@ -73,7 +74,7 @@ class Plan:
     skipped: tuple[str, ...]
 
 
-def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any) -> Plan:
+def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any) -> Conversion:
     """Infer the architecture from names and shapes, and check that every key and every parameter has its partner.
 
     Args:
@@ -111,7 +112,7 @@ def plan(shapes: Shapes, about: Mapping[str, Any] | None = None, **options: Any)
         ) from error
     what = f"the {family.KIND} inferred from them ({', '.join(f'{k}={v}' for k, v in architecture.items())})"
     mapping.check(kept, targets, wanted, what)
-    return Plan(family, architecture, module, targets, shapes, tuple(shapes.keys() - kept.keys()))
+    return Conversion(family, architecture, module, targets, shapes, tuple(shapes.keys() - kept.keys()))
 
 
 def _called(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -224,7 +225,7 @@ def convert(
     given = {name: value for name, value in given.items() if value is not None}
     try:
         found = _Source(network, files | origin, dtype, licence)
-        made, card = found.describe(given)
+        made, card = found.planned(given)
         examine: Callable[[Mapping[str, np.ndarray]], None] = getattr(made.family, "examine", lambda tensors: None)
         examine(network.tensors)
         params = mapping.convert(network.tensors, made.targets)
@@ -250,7 +251,7 @@ class _Source:
     dtype: str
     licence: str | None
 
-    def describe(self, flags: Mapping[str, Any]) -> tuple[Plan, Card]:
+    def planned(self, flags: Mapping[str, Any]) -> tuple[Conversion, Card]:
         """Plan the conversion with these settings, and write its card but for the number of parameters."""
         network = self.network
         made = plan({name: tensor.shape for name, tensor in network.tensors.items()}, network.about, **flags)
@@ -278,13 +279,13 @@ class _Source:
     def probed(
         self,
         given: dict[str, Any],
-        made: Plan,
+        made: Conversion,
         card: Card,
         params: Params,
         inputs: Sequence[str | Path],
         *,
         everything: bool,
-    ) -> tuple[Plan, Card, Params]:
+    ) -> tuple[Conversion, Card, Params]:
         """Choose what was assumed by how well the network denoises pictures, and say how well it does."""
         channels = card.image_shape[-1]
         if channels not in (1, 3) and not inputs:
@@ -294,13 +295,13 @@ class _Source:
             return made, dataclasses.replace(card, notes=[*card.notes, note]), params
         images = probing.read_images(inputs, card.image_shape, made.module.example_inputs()[0].shape[1])
 
-        def describe(flags: probing.Flags) -> tuple[Plan, Card, Params]:
-            other, its_card = self.describe({**given, **flags})
+        def converted(flags: probing.Flags) -> tuple[Conversion, Card, Params]:
+            other, its_card = self.planned({**given, **flags})
             same = other.targets == made.targets
             return other, its_card, params if same else mapping.convert(self.network.tensors, other.targets)
 
         def make(flags: probing.Flags) -> DiffusionPrior:
-            other, its_card, weights = describe(flags)
+            other, its_card, weights = converted(flags)
             prior = build_prior(other.module, weights, its_card)
             return prior if other.module.num_classes is None else prior.with_label(0)
 
@@ -321,7 +322,7 @@ class _Source:
                 )
             outcome.notes.append(f"probe: {said}; --probe-images gives pictures like those of the training")
         if outcome.flags:
-            made, card, params = describe(outcome.flags)
+            made, card, params = converted(outcome.flags)
         return made, dataclasses.replace(card, notes=[*card.notes, *outcome.notes]), params
 
 
@@ -346,8 +347,7 @@ def _read(path: Path, key: str | None) -> tuple[networks.Network, dict[str, str]
 
 def _verify(output: Path, kind: str, params: Any, dtype: str) -> None:
     _, again, _ = load_weights(output, kind)
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    for (path, wrote), read in zip(leaves, jax.tree.leaves(again), strict=True):
+    for (name, wrote), read in zip(named_leaves(params).items(), jax.tree.leaves(again), strict=True):
         expected = unpack(*pack(wrote)) if dtype == "int16" and packs(wrote) else wrote
         if not np.array_equal(expected, np.asarray(read)):
-            raise ValueError(f"{output}: {jax.tree_util.keystr(path)} read back differs from the source")
+            raise ValueError(f"{output}: {name} read back differs from the source")
