@@ -25,6 +25,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",  # formulas are set without a network
 ]
 exclude_patterns = ["_templates", "gallery", "examples", "**/*.ipynb", "sg_execution_times.rst"]
 templates_path = ["_templates"]
