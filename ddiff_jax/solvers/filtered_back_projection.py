@@ -3,7 +3,7 @@
 from typing import cast
 
 from ddiff_jax.noise import Noise
-from ddiff_jax.operators import Scan
+from ddiff_jax.operators._back_projection import Scan
 from ddiff_jax.operators.base import Operator
 from ddiff_jax.priors.base import Prior
 from ddiff_jax.problem import Problem
