@@ -1,7 +1,7 @@
 """What `import ddiff_jax` offers: read by type checkers, and by the package itself, which imports what is used."""
 
 from . import calibration, evaluation, extend, metrics, operators, phantoms, priors, restoration, solvers
-from ._solve import Progress, Solution, raise_if_not_finite, solve, solve_one
+from ._solve import Progress, Solution, memory_plan, raise_if_not_finite, solve, solve_one
 from ._version import __version__
 from .check import check_operator
 from .checkpoint import load_prior
@@ -79,6 +79,7 @@ __all__ = [
     "image_keys",
     "linear_schedule",
     "load_prior",
+    "memory_plan",
     "metrics",
     "nearest_equivalent",
     "operators",

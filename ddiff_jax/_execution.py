@@ -30,8 +30,12 @@ def block_size(num_images: int, shape: ImageShape) -> int | None:
     """Choose how many images a step takes at a time; a divisor, so that one program serves all blocks."""
     if jax.default_backend() != "cpu":
         return None
-    most = max(1, CPU_BLOCK // math.prod(shape[:-1]))
-    return max(n for n in range(1, most + 1) if num_images % n == 0)
+    return divisor(num_images, CPU_BLOCK // math.prod(shape[:-1]))
+
+
+def divisor(num_images: int, most: int) -> int:
+    """Find the largest number of images, at most `most` and at least 1, that blocks of a batch can have."""
+    return max(n for n in range(1, max(1, most) + 1) if num_images % n == 0)
 
 
 # Pixels of windows that a step denoises at a time on accelerators, which want more at once than CPUs.

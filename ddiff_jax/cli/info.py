@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from ddiff_jax.cli.convert import card_in_words
 from ddiff_jax.cli.environment import cache_folder
 from ddiff_jax.cli.flags import parse
 from ddiff_jax.config import VALUES, presets
+from ddiff_jax.memory import GIB, device_bytes
 from ddiff_jax.restoration.machine import device_in_words, versions
 from ddiff_jax.solvers import SOLVERS
 
@@ -48,19 +48,15 @@ def run(argv: Sequence[str]) -> int:
 def _facts() -> dict[str, Any]:
     return {
         "versions": versions(),
-        "devices": {f"{d.platform}:{d.id}": f"{device_in_words(d)}, {_memory(d):.1f} GiB" for d in jax.devices()},
+        "devices": {
+            f"{d.platform}:{d.id}": f"{device_in_words(d)}, {device_bytes(d) / GIB:.1f} GiB" for d in jax.devices()
+        },
         "cache": {"folder": str(cache_folder()), "size": f"{_folder_size() / 2**20:.1f} MiB"},
         "priors": {name: card_in_words(read_card(name)) for name in available_priors()},
         "presets": {dataset: list(tasks) for dataset, tasks in presets().items()},
         "values": {name: f"{text} (--values {name})" for name, text in VALUES.items()},
         "solvers": {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in SOLVERS.items()},
     }
-
-
-def _memory(device: Any) -> float:
-    """Find the memory of a device in GiB: its own, or the machine's."""
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    return (limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
 
 
 def _folder_size() -> int:

@@ -19,6 +19,7 @@ from ddiff_jax._solve import Progress
 from ddiff_jax.cli.console import Bar, Console
 from ddiff_jax.cli.environment import cache_folder, use_compilation_cache
 from ddiff_jax.cli.settings import Request, read
+from ddiff_jax.files import Caution
 from ddiff_jax.metrics import METRICS
 from ddiff_jax.priors import NoPrior, Prior
 from ddiff_jax.restoration import document, spread
@@ -33,6 +34,11 @@ from ddiff_jax.solvers import aim_of
 
 SPREAD = ("mean_std", "psnr_mean", "psnr_sample", "coverage", "expected_coverage")  # keys too, of several samples
 TOLD = ("psnr", "psnr_resolved", "ssim", "misfit")  # keys of metrics.json, in the order of a line
+
+TOO_MUCH = (
+    "this may not fit into the device's memory: lower --batch-size, take --dtype bfloat16, or a solver that does not "
+    "differentiate the network, such as ddiff"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -88,7 +94,7 @@ class _Command:
         try:
             if todo:
                 # By all images, not by what is missing of them: programs of other shapes round differently.
-                self._size = choose_batch_size(self.options.batch_size, len(jobs))
+                self._size = choose_batch_size(self.options.batch_size, len(jobs), self.settings.card.image_shape)
                 self._bar = Bar(self.console, math.ceil(len(todo) / self._size), len(todo))
                 with self._bar.live:
                     self.work.run(todo, self._size)
@@ -172,6 +178,7 @@ class _Command:
             f"{settings.values} values",
             "solver": ", ".join([settings.method, *spent]) + " per image",
             **({} if aim is None else {"aim": f"{aim['name']}: {aim['meaning'].partition(';')[0]}"}),
+            "memory": str(self.work.plan),
             "images": f"{num_images} in batches of {self._size}: {total:.3g} TFLOP in all",
         }
         if settings.samples > 1 and (aim is None or aim["name"] != "posterior"):
@@ -180,6 +187,8 @@ class _Command:
             )
         for name, text in rows.items():
             self.console.say(f"{name:<8}{text}")
+        if self.work.plan is not None and not self.work.plan.fits:
+            self.console.note("memory", Caution(TOO_MUCH))
         self.console.say("compiling" + (f" (cache: {cache_folder()}) ..." if self.options.cache else " ..."))
 
     def compiled(self, seconds: float) -> None:

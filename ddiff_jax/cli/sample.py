@@ -51,7 +51,8 @@ class Options:
         steps: Network evaluations per image, spread evenly over the noise schedule.
         eta: Share of new noise in every step, from 0 to 1: 0 is DDIM, 1 with all steps is DDPM.
         seed: Root of all random numbers; sample i does not depend on how many are drawn.
-        batch_size: Images drawn together; by default all, at most 8 (16 on accelerators) per device.
+        batch_size: Images drawn together; by default all, at most 8 of 64x64 pixels, fewer of larger ones,
+            per device (16 of any size on accelerators).
         dtype: Computation type of the network.
         existing: What to do when the folder holds samples already.
         cache: Keep compiled programs in the user's cache folder for the next run.
@@ -82,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     if not 1 <= options.count <= MOST:
         raise ValueError(f"--count must be from 1 to {MOST}; got {options.count}")
     check_seed(options.seed, "--seed")
-    size = choose_batch_size(options.batch_size, options.count)
+    size = choose_batch_size(options.batch_size, options.count, card.image_shape)
     prepare(options.output)
     earlier = sorted(options.output.glob("sample_*.png"))
     if earlier and options.existing == "error":

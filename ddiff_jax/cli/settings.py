@@ -70,8 +70,9 @@ class Options:
         restarts: Runs per image from other noise; the one of the least misfit is kept.
         samples: Answers per image from other noise: their mean, standard deviation and maps of 5 and 95% are written.
         keep_samples: Write all samples too, as one array per image.
-        batch_size: Images restored together, each with all its restarts or samples; by default all, at most 8 per
-            device (16 on accelerators).
+        batch_size: Images restored together, each with all its restarts or samples; by default all, at most 8 of
+            64x64 pixels, fewer of larger ones, per device (16 of any size on accelerators, where as many are computed
+            at a time as fit into memory).
         dtype: Computation type of the network.
         shard: Take one of several equal shares of the images, I/N: the second of four processes takes 2/4. All write
             into one folder and need not know of each other; run the command once more without it to see the whole.

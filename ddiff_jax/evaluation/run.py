@@ -126,7 +126,7 @@ class _Run:
             name: fingerprint(dict(lpips_hashes(where))) for name, where in self._lpips_places.items()
         }
         # By the plan alone, not by what is missing of it: programs of other shapes round differently.
-        self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs))
+        self.batch_size = choose_batch_size(plan.batch_size, len(self.jobs), self.card.image_shape)
         self._prior: DiffusionPrior | None = None
         self._size_notes = SizeNotes(plan.prior)
 

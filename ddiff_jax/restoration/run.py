@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddiff_jax._solve import Progress, Solution
+from ddiff_jax._solve import Progress, Solution, memory_plan
 from ddiff_jax.checkpoint import load_prior
 from ddiff_jax.flops import count_flops
 from ddiff_jax.image_files import source, source_hash
-from ddiff_jax.operators import Operator
+from ddiff_jax.memory import MemoryPlan
 from ddiff_jax.priors import NoPrior, Prior
 from ddiff_jax.restarts import Restarts, solve_restarts
 from ddiff_jax.restoration import results, spread
@@ -123,6 +123,7 @@ class Restoration:
         self._is_cautioned = False
         self.seconds = {"compile": 0.0, "run": 0.0}
         self.record: dict[str, Any] = {}  # of this run; empty until all is known
+        self.plan: MemoryPlan | None = None
         self._recorded: float | None = None  # when it was last written
 
     def sort(self, jobs: Sequence[Job], existing: Existing) -> Sorted:
@@ -191,7 +192,7 @@ class Restoration:
                 seen_by = fitted(prior, self.settings.sizes, batch.shape)
                 self._tell_of_size(seen_by, prior.image_shape, batch)
                 if is_first:
-                    self._begin(seen_by, batch.operator, batch_size)
+                    self._begin(seen_by, batch, batch_size)
                     self._watch.begins(seen_by, len(jobs))
                 snapshots = self._snapshots(batch)
                 solved = self._solve(seen_by, batch, snapshots)
@@ -224,12 +225,14 @@ class Restoration:
             self.failed[str(job.path)] = message
             self._watch.failed(job, message)
 
-    def _begin(self, prior: Prior, operator: Operator, batch_size: int) -> None:
+    def _begin(self, prior: Prior, batch: Batch, batch_size: int) -> None:
         settings, device = self.settings, jax.devices()[0]
-        require_operator(settings.solver, operator)
+        require_operator(settings.solver, batch.operator)
         runs, aim = settings.restarts * settings.samples, aim_of(settings.solver)
-        num_steps = count_steps(settings.solver, prior.schedule)
+        num_steps, operator = count_steps(settings.solver, prior.schedule), batch.operator
         cost = total_cost(settings.solver, operator, prior.schedule, num_steps) * runs
+        asked = settings.solver, prior, batch.problem(settings.likelihood), batch.keys
+        self.plan = memory_plan(*asked).of_runs(runs)
         self.record = {
             "settings": settings.as_dict(),
             "batch_size": batch_size,
@@ -237,6 +240,7 @@ class Restoration:
             "cost_per_image": dataclasses.asdict(cost),
             "aim": None if aim is None else {"name": aim, "meaning": AIMS[aim]},
             "gigaflop_per_evaluation": 0.0 if isinstance(prior, NoPrior) else evaluation_flops(prior) / 1e9,
+            "memory": dataclasses.asdict(self.plan),
             "prior": {"name": settings.prior, **dataclasses.asdict(settings.card)},
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
             "versions": versions(),
