@@ -248,6 +248,11 @@ every_pair = pytest.mark.parametrize(
 )
 
 
+def every_day(names, chosen):
+    """Leave the others for the slow run."""
+    return [pytest.param(name, marks=[] if name in chosen else [pytest.mark.slow]) for name in names]
+
+
 @pytest.fixture(scope="module")
 def physics(request):
     return build(request.param, SHAPES[0])
@@ -299,7 +304,7 @@ def test_solver_says_what_it_aims_at(name):
     assert said[str(solvers.aim_of(solver))] in (inspect.getdoc(solver) or ""), name
 
 
-@every_solver
+@pytest.mark.parametrize("name", every_day(SOLVERS, (*KINDS_OF_SOLVERS, "daps", "pnp_dm", "tikhonov")))
 def test_solver_is_finite_and_jit_equals_eager(name):
     physics = build(SERVED_BY[name], SHAPES[0])  # for all others see test_solver_laws.py
     solver, prior, y, keys = solver_case(name, physics)

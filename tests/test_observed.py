@@ -58,8 +58,13 @@ def filled(y, seen):
     return jnp.stack([jnp.where(seen, y, fill) for fill in fills])
 
 
+# What tests/test_solver_laws.py asks of every solver, is asked here of one of every kind, and of what it does not have.
+EVERY_DAY = ("ddiff to the noise", "ddiff", "diffpir line", "daps of the likelihood", "ddrm", "flower")
 CASES = [
-    *(("random_inpainting", name, None) for name in SOLVERS),
+    *(
+        pytest.param("random_inpainting", name, None, marks=[] if name in EVERY_DAY else [pytest.mark.slow])
+        for name in SOLVERS
+    ),
     *(("fourier", name, None) for name in ("ddiff to the noise", "dps", "ddrm", "pigdm")),
     *(("dead pixels", name, None) for name in ("ddiff to the noise", "diffpir", "dps", "red_diff")),
     *((name, "daps of the likelihood", dd.Poisson(30.0)) for name in ("random_inpainting", "dead pixels")),

@@ -27,6 +27,7 @@ CASES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_trajectory_is_followed(golden, optimised, name):
     build, solver = CASES[name]
