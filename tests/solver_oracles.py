@@ -85,19 +85,32 @@ def ddiff_accumulating(model, x_t, timesteps, tape, *, gamma, t0):
 
 
 def ddiff_to_the_noise(model, x_t, timesteps, tape):
-    """DDiff without gamma (full noise): the step is a root of the residual on the line."""
+    """DDiff without gamma (full noise) on the published walk."""
     for k, (t, s) in enumerate(itertools.pairwise(timesteps)):
-        z = model.clipped(x_t, ALPHA_BAR[t])
-        r, g = model.residual(z), model.gradient(z)
-        push, aim = model.matrix @ g, model.num_observed * model.sigma_y**2
-        if r @ r <= aim:
-            step = 0.0
-        else:
-            roots = np.roots([push @ push, -2 * (r @ push), r @ r - aim])
-            step = min(roots.real) if np.all(np.isreal(roots)) else (r @ push) / (push @ push)
         n = tape[k, 0] if t > 1 else 0.0
-        x_t = np.sqrt(ALPHA_BAR[s]) * (z - step * g) + np.sqrt(1 - ALPHA_BAR[s]) * n
+        x = to_the_noise(model, model.clipped(x_t, ALPHA_BAR[t]))
+        x_t = np.sqrt(ALPHA_BAR[s]) * x + np.sqrt(1 - ALPHA_BAR[s]) * n
     return x_t
+
+
+def to_the_noise(model, z):
+    """Step from z along the gradient, to a root of the residual on the line."""
+    r, g = model.residual(z), model.gradient(z)
+    push, aim = model.matrix @ g, model.num_observed * model.sigma_y**2
+    if r @ r <= aim:
+        return z
+    roots = np.roots([push @ push, -2 * (r @ push), r @ r - aim])
+    step = min(roots.real) if np.all(np.isreal(roots)) else (r @ push) / (push @ push)
+    return z - step * g
+
+
+def ddiff_geometric(model, x_t, count, tape, *, first, last):
+    """DDiff without gamma (full noise) over `count` levels of geometric noise-to-signal ratios, and then the image."""
+    for k, ratio in enumerate(first * (last / first) ** (np.arange(count) / (count - 1))):
+        x = to_the_noise(model, model.clipped(x_t, 1 / (1 + ratio**2)))
+        following = ratio * (last / first) ** (1 / (count - 1))
+        x_t = (x + following * tape[k, 0]) / np.sqrt(1 + following**2)
+    return x
 
 
 def diffpir(model, x, timesteps, tape, *, lam, zeta, eta, step):

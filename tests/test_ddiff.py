@@ -179,6 +179,52 @@ def test_step_down_and_noise_stop_where_the_paper_says():
     assert t[0] == 999 and t[-1] == 1
 
 
+def test_a_geometric_walk_starts_at_the_data_and_ends_in_the_image():
+    schedule = dd.linear_schedule()
+    grid = DDiff(num_steps=6, sigma_max=8.0, sigma_min=0.25).grid(schedule)
+    np.testing.assert_allclose(grid.level.ratio, [8, 4, 2, 1, 0.5, 0.25], rtol=1e-9)
+    np.testing.assert_allclose(grid.next_signal, [*np.asarray(grid.level.signal)[1:], 1], rtol=1e-9)
+    np.testing.assert_allclose(grid.w_n, [*np.asarray(grid.level.sigma)[1:], 0], rtol=1e-6)
+    assert DDiff(num_steps=6, sigma_max=1e9).grid(schedule).level.ratio[0] == schedule.at(1e9).ratio
+    assert len(DDiff().grid(schedule).next_signal) == 1000 and len(DDiff(num_steps=1).grid(schedule).next_signal) == 1
+    # Values are leaves, and a sweep of them is one program.
+    swept = jax.jit(
+        jax.vmap(
+            lambda first: DDiff(num_steps=6, sigma_max=first, levels="geometric", climb=2).grid(schedule).level.ratio
+        )
+    )
+    np.testing.assert_allclose(swept(jnp.asarray([8.0, 4.0]))[:, 0], [8, 4], rtol=1e-5)
+    # Lengths that are given were tuned for the published walk.
+    assert DDiff().is_geometric and not DDiff(Fixed(1.0)).is_geometric and not DDiff(levels="even").is_geometric
+    assert DDiff(Fixed(1.0), levels="geometric").is_geometric and not DDiff(num_steps=9, climb=2).is_geometric
+
+    operator, _, y, _, _ = small_problem()
+    problem, point = dd.Problem(operator, y, 0.2), jax.tree.map(lambda column: column[0], to_type(grid, jnp.float32))
+    nothing = dd.TapeNoise(jnp.zeros((1, N, N, 3)))
+    state = DDiff().init(gaussian_prior((N, N, 3)), problem, point, nothing)
+    x = state.x_t / point.level.signal
+    np.testing.assert_allclose(problem.misfit(x), 0.2**2, rtol=1e-4)
+    seen = np.broadcast_to(np.asarray(operator.mask), x.shape) > 0
+    np.testing.assert_array_equal(np.asarray(x)[~seen], 0)  # grey where nothing is known
+    ones = dd.TapeNoise(jnp.ones((1, N, N, 3)))
+    noisy = DDiff().init(gaussian_prior((N, N, 3)), problem, point, ones)
+    np.testing.assert_allclose(noisy.x_t - state.x_t, point.level.sigma * jnp.ones(x.shape), rtol=1e-5)
+
+
+def test_a_walk_from_the_data_costs_what_it_says():
+    operator, _, y, _, _ = small_problem()
+    solver = DDiff(num_steps=5)
+    found = dd.solve_one(solver, gaussian_prior((N, N, 3)), dd.Problem(operator, y, 0.05), jax.random.key(0))
+    assert (found.cost.network_evaluations, found.cost.operator_evaluations, found.cost.operator_gradients) == (
+        5,
+        13,
+        13,
+    )
+    even = dataclasses.replace(solver, levels="even")
+    found = dd.solve_one(even, gaussian_prior((N, N, 3)), dd.Problem(operator, y, 0.05), jax.random.key(0))
+    assert (found.cost.network_evaluations, found.cost.operator_evaluations, found.cost.operator_gradients) == (5, 5, 5)
+
+
 def test_output_convention():
     operator, _, y, x_init, tape = small_problem()
     prior = gaussian_prior((N, N, 3))
@@ -216,6 +262,8 @@ def test_bad_hyper_parameters_are_refused(fields, message):
     ("make", "message"),
     [
         (lambda: Fixed(-1.0), "gamma must be positive"),
+        (lambda: DDiff(levels="odd"), "levels must be one of geometric, even; got 'odd'"),  # pyright: ignore[reportArgumentType]
+        (lambda: DDiff(sigma_max=0.0), "sigma_max must be positive"),
         (lambda: Fixed(float("nan")), "gamma must be positive"),
         (lambda: Fixed(1.0, after=0.0), "after must be positive"),
         (lambda: Fixed(None), r"gamma must be a number; a step without gamma is ToTheNoise\(\)"),  # pyright: ignore[reportArgumentType]

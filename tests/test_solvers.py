@@ -181,8 +181,13 @@ ORACLES = {
         True,
     ),
     "ddiff without gamma": (
-        DDiff(num_steps=STEPS),
+        DDiff(num_steps=STEPS, levels="even"),
         lambda m, x, tape: oracle.ddiff_to_the_noise(m, x, RESPACED, tape),
+        True,
+    ),
+    "ddiff geometric": (
+        DDiff(num_steps=STEPS, sigma_max=3.0, sigma_min=0.02),
+        lambda m, x, tape: oracle.ddiff_geometric(m, x, STEPS, tape, first=3.0, last=0.02),
         True,
     ),
     "diff_pnp_admm": (

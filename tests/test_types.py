@@ -155,7 +155,11 @@ def richardson_lucy(m, x, tape):
 
 # One per name in SOLVERS, with its published loop in NumPy, and whether the prior clips.
 LOOPS = {
-    "ddiff": (lambda: DDiff(num_steps=STEPS), lambda m, x, tape: oracle.ddiff_to_the_noise(m, x, RESPACED, tape), True),
+    "ddiff": (
+        lambda: DDiff(num_steps=STEPS),
+        lambda m, x, tape: oracle.ddiff_geometric(m, x, STEPS, tape, first=5.0, last=0.05),
+        True,
+    ),
     "ddiff_hqs": (lambda: DDiffHQS(Fixed(GAMMA, before=1.0, after=1.0), num_steps=STEPS), hqs, False),
     "diff_pnp_admm": (lambda: DiffPnPADMM(Fixed(GAMMA), num_steps=STEPS), functools.partial(pnp, dual=True), True),
     "diff_pnp_hqs": (lambda: DiffPnPHQS(Fixed(GAMMA), num_steps=STEPS), functools.partial(pnp, dual=False), True),

@@ -293,7 +293,7 @@ class Judge:
 
     def _sample(self, prior: Prior) -> Images:
         sampler = Sampler(eta=0.0, num_steps=min(self._sample_steps, prior.schedule.num_levels))
-        size = choose_batch_size(None, self._num_samples)
+        size = choose_batch_size(None, self._num_samples, prior.image_shape)
         drawn = [draw(sampler, prior, self._seed, numbers).x for numbers in batches(self._num_samples, size)]
         return np.concatenate(drawn)[: self._num_samples]
 

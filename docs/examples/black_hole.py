@@ -101,7 +101,7 @@ def main() -> None:
     stack = [jnp.broadcast_to(value, (options.keys, *value.shape)) for value in (data.y, data.observed)]
     problem = dd.Problem(operators.compose(closures, picture), stack[0], data.sigma_y[None], observed=stack[1])
     keys = dd.image_keys(jax.random.key(3), jnp.arange(options.keys))
-    solution = dd.solve(solvers.DDiff(num_steps=options.steps, output="x"), prior, problem, keys)
+    solution = dd.solve(solvers.DDiff(num_steps=options.steps, levels="even", output="x"), prior, problem, keys)
     dd.raise_if_not_finite(solution)
     answers = jax.vmap(picture.forward)(solution.x)
     # Phases have local minima. Which answers ended in one the data tell, without the truth.

@@ -100,7 +100,7 @@ print(f"{len(u)} visibilities; {len(sets.triangles)} triangles, {len(sets.quadra
 keys = dd.image_keys(jax.random.key(1), jnp.arange(6))
 y, seen = (jnp.repeat(a[None], 6, axis=0) for a in (data.y, data.observed))
 problem = dd.Problem(operators.compose(closures, picture), y, data.sigma_y[None], observed=seen)
-solution = dd.solve(dd.solvers.DDiff(num_steps=120, output="x", directions=2), prior, problem, keys)
+solution = dd.solve(dd.solvers.DDiff(num_steps=120, levels="even", output="x", directions=2), prior, problem, keys)
 chi_square = np.asarray(problem.map(dd.Problem.chi_square, solution.x))
 kept = chi_square < 2 * chi_square.min()
 images = jax.vmap(picture.forward)(solution.x)[kept]

@@ -53,7 +53,7 @@ problem = dd.Problem(operators.compose(detector, picture), y[None], sigma_y)
 # ``solve_restarts`` solves the problem from several keys and keeps, for every image, the run whose misfit is least. No
 # truth is needed for that. All runs are one batch.
 
-solver = dd.solvers.DDiff(num_steps=300, output="x")
+solver = dd.solvers.DDiff(num_steps=300, levels="even", output="x")
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
 runs = dd.solve_restarts(solver, prior, problem, keys, restarts=5)
 

@@ -23,8 +23,8 @@ operator = dd.operators.super_resolution(truth.shape, factor=4)
 y = dd.simulate(operator, truth, sigma_y, jax.random.key(0))
 
 # %%
-# The same measurement is restored from two keys with 5, 15 and 50 steps, which are spread evenly over the noise
-# levels.
+# The same measurement is restored from two keys with 5, 15 and 50 steps. However many there are, they lead from the
+# same noise level, where the walk starts at what the data say, to the same last one.
 
 prior = dd.load_prior("faces64")
 keys = dd.image_keys(jax.random.key(1), jnp.arange(2))
