@@ -76,7 +76,7 @@ class MemoryPlan:
         return f"about {self.total / GIB:.2f} of {self.available / GIB:.1f} GiB ({held}, {step})"
 
 
-def device_bytes(device: jax.Device) -> int:
+def device_bytes(device: Any) -> int:
     """Find the memory of a device: its own, or what the machine lets this process have."""
     limit = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
     return int(limit or min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_bytes()))

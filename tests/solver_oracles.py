@@ -106,6 +106,7 @@ def to_the_noise(model, z):
 
 def ddiff_geometric(model, x_t, count, tape, *, first, last):
     """DDiff without gamma (full noise) over `count` levels of geometric noise-to-signal ratios, and then the image."""
+    x = x_t
     for k, ratio in enumerate(first * (last / first) ** (np.arange(count) / (count - 1))):
         x = to_the_noise(model, model.clipped(x_t, 1 / (1 + ratio**2)))
         following = ratio * (last / first) ** (1 / (count - 1))

@@ -197,7 +197,7 @@ def test_what_was_measured_can_be_given_back(ddiff, quick_prior, photos):
     [("random_inpainting", 0.2), ("box_inpainting", 0.05), ("undersampled_fourier", 0.2), ("sparse_tomography", 0.05)],
 )
 def test_what_was_measured_restores_as_what_was_simulated(ddiff, quick_prior, task, sigma):
-    arguments = ("--task", task, "--sigma", sigma, "--steps", 10, "--no-cache")
+    arguments = ("--task", task, "--sigma", sigma, "--steps", 10, "--prior", "faces64", "--no-cache")
     assert ddiff("restore", SAMPLE, *arguments, "--output", "out")[0] == 0
     (row,) = metrics("out")["images"]
     written = Path("out", row["files"].get("measured_array", row["files"].get("measurement")))

@@ -77,7 +77,7 @@ def hqs(m, x, tape):
 
 
 def pnp(m, x, tape, dual):
-    return oracle.diff_pnp(m, x, RESPACED[:-1], gamma=0.3, dual=dual, matched=False)
+    return oracle.diff_pnp(m, x, RESPACED[:-1], gamma=0.3, dual=dual)
 
 
 def pir(m, x, tape):

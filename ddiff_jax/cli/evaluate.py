@@ -145,7 +145,8 @@ def run(argv: Sequence[str]) -> int:
     from ddiff_jax.evaluation import Plan
 
     what, how = parsed.what, parsed.how
-    dataset, _ = choose_dataset(how.preset, what.prior, read_card(what.prior).image_shape[0])
+    size = read_card(what.prior).image_shape[0]
+    dataset, _ = choose_dataset(how.preset, what.prior, size, (what.tasks or [TASK])[0])
     tasks = (*what.tasks, *what.operator) or (TASK,)
     plan = Plan(
         images=what.images or packaged_photograph(),

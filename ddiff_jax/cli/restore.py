@@ -133,8 +133,9 @@ class _Command:
             return found.jobs
         if self.settings.measured:
             raise ValueError("--measured says that INPUT is a measurement, but no INPUT is given")
-        sample = Path(str(resources.files("ddiff_jax"))) / "assets" / "sample.png"
-        return [Job(sample, "sample", "", self.options.output)]
+        name = "sample" if self.settings.card.image_shape[-1] == 3 else "phantom"
+        sample = Path(str(resources.files("ddiff_jax"))) / "assets" / f"{name}.png"
+        return [Job(sample, name, "", self.options.output)]
 
     def _todo(self, jobs: list[Job]) -> list[Job]:
         """Apply --existing."""

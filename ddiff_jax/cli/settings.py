@@ -10,13 +10,13 @@ import tyro
 
 from ddiff_jax.checkpoint import available_priors, read_card
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
-from ddiff_jax.config import Task, find_task, presets, solver_parameters, task_preset
+from ddiff_jax.config import TASK, Task, find_task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
 from ddiff_jax.operators.named import maker
 from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type, takes_files
 from ddiff_jax.restoration.saving import Kind
-from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve
+from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve, usual_prior
 from ddiff_jax.restoration.sizes import Fit
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
@@ -50,7 +50,8 @@ class Options:
         operator: What happened to the image instead, by name or as MODULE:NAME for your own (see ddiff check); the
             further arguments of its maker become flags.
         solver: The method.
-        prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
+        prior: Name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL; by default
+            phantoms64, of one channel, for tomography and Fourier sampling, and faces64 for all others.
         label: Class of the images, for a class-conditional prior.
         preset: Dataset whose hyper-parameters are used; by default that of the prior.
         values: Which of them: this library's choice, or those of the papers with all their steps.
@@ -90,7 +91,7 @@ class Options:
     task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     operator: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     solver: str = "ddiff"
-    prior: str = "faces64"
+    prior: Annotated[str | None, tyro.conf.arg(metavar="PRIOR")] = None
     label: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     preset: Annotated[str | None, tyro.conf.arg(metavar="DATASET")] = None
     values: Literal["default", "published"] = "default"
@@ -143,8 +144,9 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     """
     # Which flags there are depends on these, and so does the parser.
     named = peek(argv, {name: getattr(Options, name) for name in KNOWN_FIRST})
-    card = read_card(named["prior"])
-    dataset, _ = choose_dataset(named["preset"], named["prior"], card.image_shape[0])
+    prior = named["prior"] or usual_prior(named["task"] or named["operator"], named["preset"])
+    size = read_card(prior).image_shape[0]
+    dataset, _ = choose_dataset(named["preset"], prior, size, named["task"] or TASK)
     task = find_task(dataset, named["task"], named["operator"])
     check_name("solver", named["solver"], SOLVERS)
     flags = flags_of(task, named["solver"], named["values"])

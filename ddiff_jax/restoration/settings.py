@@ -26,6 +26,10 @@ from ddiff_jax.units import Units
 
 # Which published presets an unnamed prior borrows, by its image size.
 DATASET_OF_SIZE = {64: "faces64", 256: "ffhq"}
+# The packaged prior of a task, where none is asked for: pictures of faces, or of cross-sections.
+USUAL_PRIOR = "faces64"
+OF_SECTIONS = ("tomography", "sparse_tomography", "fan_beam_tomography", "sparse_fan_beam_tomography")
+PRIOR_OF_TASK: dict[str, str] = {name: "phantoms64" for name in (*OF_SECTIONS, "fourier", "undersampled_fourier")}
 WIDEST = 2.0  # from black to white; noise beyond it leaves nothing of a picture
 SOURCE = "source_sha256"  # of an operator of one's own, among what decides the results
 OF_MASKS = ("threshold", "invert_mask")
@@ -149,7 +153,7 @@ def resolve(
     task: str | None = None,
     operator_name: str | None = None,
     solver: str = "ddiff",
-    prior: str = "faces64",
+    prior: str | None = None,
     preset: str | None = None,
     values: str = "default",
     steps: int | None = None,
@@ -183,7 +187,7 @@ def resolve(
         operator_name: in `OPERATORS`, or MODULE:NAME for your own (see `ddiff_jax.operators.named.maker`), instead of
             the task's operator.
         solver: name in `SOLVERS`.
-        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL.
+        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL; None is `usual_prior`.
         preset: data set whose presets are used; None takes that of the prior.
         values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
         steps: number of steps; None is the preset's.
@@ -219,8 +223,9 @@ def resolve(
         ValueError: values that are out of range or do not go together.
         FileNotFoundError: there are no such weights.
     """
+    prior = prior or usual_prior(task or operator_name, preset)
     card = read_card(prior)
-    dataset, notes = choose_dataset(preset, prior, card.image_shape[0])
+    dataset, notes = choose_dataset(preset, prior, card.image_shape[0], task or TASK)
     found = find_task(dataset, task, operator_name)
     check_name("solver", solver, SOLVERS)
     check_label(label, card.architecture.get("num_classes"))
@@ -397,11 +402,18 @@ def check_label(label: int | None, num_classes: int | None) -> None:
         raise ValueError(f"this prior is class-conditional: give --label from 0 to {num_classes - 1}; got {label}")
 
 
-def choose_dataset(asked: str | None, prior: str, size: int) -> tuple[str, tuple[str, ...]]:
+def usual_prior(task: str | None, preset: str | None) -> str:
+    """Choose the packaged prior where none is asked for: that of the presets asked for, or the task's or operator's."""
+    if preset in available_priors():
+        return preset
+    return USUAL_PRIOR if preset else PRIOR_OF_TASK.get(task or TASK, USUAL_PRIOR)
+
+
+def choose_dataset(asked: str | None, prior: str, size: int, task: str) -> tuple[str, tuple[str, ...]]:
     """Choose the presets, as asked, by the prior's name, or by the nearest image size; and say what was assumed."""
     if asked:
         return asked, ()
-    if prior in presets() and prior in available_priors():
+    if task in presets().get(prior, ()) and prior in available_priors():
         return prior, ()
     nearest_size = min(DATASET_OF_SIZE, key=lambda known: abs(math.log(known / size)))
     dataset = DATASET_OF_SIZE[nearest_size]
