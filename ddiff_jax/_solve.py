@@ -264,8 +264,8 @@ def solve(
             threefry keys, one per image.
     """
     run, seen, x_init = _checked(solver, prior, problem, keys, x_init, noise)
-    backend, looped = jax.default_backend(), _is_looped(solver, seen)
-    mesh = _execution.explicit_mesh(run.problem.y) if mesh is None else mesh
+    backend, looped, y = jax.default_backend(), _is_looped(solver, seen), run.problem.y
+    mesh = _execution.explicit_mesh(y) if mesh is None else mesh
     if mesh is None:
         run = dataclasses.replace(run, block=_block(run, seen, x_init))
     automatic = None if mesh is None else _execution.automatic(mesh)
@@ -310,7 +310,7 @@ def solve(
             info = jax.tree.map(lambda table: table.at[:, done:].set(jnp.nan), solution.info)
         solution = dataclasses.replace(solution, info=info)
     solution = dataclasses.replace(solution, cost=total_cost(solver, seen, prior.schedule, done))
-    return solution if mesh is None else _execution.place(solution, mesh, run.problem.y)
+    return solution if mesh is None else _execution.place(solution, mesh, y)
 
 
 def _checked(

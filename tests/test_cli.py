@@ -91,7 +91,7 @@ def test_without_arguments_the_sample_is_restored(ddiff, optimised):
     (row,), (run,) = document["images"], document["runs"]
     assert run["settings"]["solver"] == {
         **{"name": "ddiff", "step_length": {"name": "to_the_noise"}, "t0": 1.0, "noise_schedule": "full"},
-        **{"num_steps": 100, "dual": None, "directions": 1, "output": "state", "climb": 0},
+        **{"num_steps": 100, "dual": None, "directions": 1, "output": "state", "climb": 0, **WALK},
     }
     assert run["settings"]["values"] == "default"
     assert run["settings"]["sigma_y"] == 0.05
@@ -103,7 +103,7 @@ def test_without_arguments_the_sample_is_restored(ddiff, optimised):
     # The files and the numbers say the same.
     restored, truth = image_files.read_picture(Path("restored/restored.png"))[0], image_files.read_picture(SAMPLE)[0]
     assert row["psnr"] == pytest.approx(10 * np.log10(4 / np.mean((restored - truth) ** 2)), abs=0.02)  # 8-bit file
-    assert row["psnr"] == pytest.approx(21.68, abs=PSNR)  # what README says of the first command
+    assert row["psnr"] == pytest.approx(21.80, abs=PSNR)  # what README says of the first command
     assert row["misfit_excess"] == pytest.approx(row["misfit"] - 0.05**2, abs=1e-9)  # of float32 numbers near 0.0025
     assert row["input_sha256"] == file_hash(SAMPLE)
     for text in (
@@ -277,7 +277,7 @@ def test_the_noise_level_is_estimated_from_a_measurement(ddiff, quick_prior):
     # 12000 coefficients, each of which overlaps its neighbours: a few percent; the photograph adds little.
     np.testing.assert_allclose([quiet["sigma_y"], loud["sigma_y"]], [0.03, 0.2], rtol=0.08)
     assert loud["notes"] == [f"noise level estimated as {loud['sigma_y']:.4f}"]
-    np.testing.assert_allclose(loud["misfit_excess"], loud["misfit"] - loud["sigma_y"] ** 2, rtol=1e-4)
+    np.testing.assert_allclose(loud["misfit_excess"], loud["misfit"] - loud["sigma_y"] ** 2, atol=1e-8)
     assert metrics("restored")["runs"][0]["settings"]["sigma_y"] == "auto"
 
 
@@ -358,6 +358,7 @@ def test_progress_in_plain_lines(ddiff, quick_prior, monkeypatch):
 # What it is told
 
 FIXED = {"name": "fixed", "gamma": 2.9, "before": 3.3, "after": 0.1, "t_gamma": 90.0, "normalise": True}
+WALK = {"levels": None, "sigma_max": 5.0, "sigma_min": 0.05}
 TO_THE_NOISE = {"name": "to_the_noise"}
 
 
@@ -369,7 +370,7 @@ def test_print_config_shows_the_preset_and_flags_replace_it(ddiff):
     assert values["operator"] == {"name": "super_resolution", "factor": 2}
     assert values["solver"] == {
         **{"name": "ddiff", "step_length": FIXED | {"gamma": 5.0}, "t0": 1.0, "noise_schedule": "posterior"},
-        **{"num_steps": 7, "dual": "off", "directions": 1, "output": "x", "climb": 0},
+        **{"num_steps": 7, "dual": "off", "directions": 1, "output": "x", "climb": 0, **WALK},
     }
     assert not Path("restored").exists()
 

@@ -428,7 +428,7 @@ def test_measurements_from_files_and_a_missing_truth(photos, tmp_path):
     )
     assert number(rows["photo0"], "misfit") == pytest.approx(np.mean(residual**2), rel=0.4)  # files are clipped
     assert number(rows["photo7"], "misfit") == pytest.approx(
-        number(rows["photo0"], "misfit"), rel=0.5
+        number(rows["photo0"], "misfit"), rel=0.7
     )  # the same, turned
     assert found.num_bad == 2
 

@@ -9,6 +9,8 @@ from ddiff_jax import _execution, memory, solvers
 from ddiff_jax.memory import MemoryPlan, peak_bytes, tree_bytes
 from ddiff_jax.restoration.machine import choose_batch_size
 
+pytestmark = pytest.mark.once
+
 MIB = 2**20
 SIDE = 64  # images of 16 KiB
 

@@ -41,6 +41,7 @@ TOOLS = {
     "sphinx": (".ci/run", "$bin/sphinx-build"),
     "sphinx-book-theme": ("docs/conf.py", '"sphinx_book_theme"'),
     "sphinx-copybutton": ("docs/conf.py", '"sphinx_copybutton"'),
+    "sphinx-mathjax-offline": ("docs/conf.py", '"sphinx-mathjax-offline"'),
     "sphinx-design": ("docs/conf.py", '"sphinx_design"'),
     "twine": (".ci/run", "$bin/twine"),
 }

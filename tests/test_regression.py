@@ -69,13 +69,17 @@ def test_every_task_is_recorded():
 
 
 # Those whose operators and presets are like another task's wait for the slow run.
-LIKE_OTHERS = ("blur", "camera_blur", "colourisation", "gaussian_blur", "inpainting", "random_inpainting")
+LIKE_OTHERS = [
+    *(("faces64", task) for task in ("blur", "camera_blur", "colourisation", "gaussian_blur", "inpainting")),
+    *(("faces64", task) for task in ("random_inpainting", "sparse_tomography")),
+    *(("phantoms64", task) for task in ("sparse_fan_beam_tomography", "undersampled_fourier")),
+]
 
 
 @pytest.mark.parametrize(
     ("prior", "task"),
     [
-        pytest.param(prior, task, marks=[pytest.mark.slow] if task in LIKE_OTHERS else [])
+        pytest.param(prior, task, marks=[pytest.mark.slow] if (prior, task) in LIKE_OTHERS else [])
         for prior, recorded in RECORDED.items()
         for task in recorded
     ],

@@ -23,7 +23,9 @@ TASKS = [task for task in presets()["faces64"] if task not in ("inpainting", "bl
 def test_what_is_typed_and_what_is_asked_for_are_the_same(task):
     typed = read(["--task", task, "--seed", "3"]).settings
     assert typed.as_dict() == resolve(task=task, seed=3).as_dict()
-    assert typed.solver == dd.preset("faces64", task)
+    assert typed.solver == dd.preset(typed.dataset, task)
+    assert typed.prior == typed.dataset == ("phantoms64" if task in presets()["phantoms64"] else "faces64")
+    assert resolve(task=task, prior="faces64").dataset == resolve(task=task, preset="faces64").prior == "faces64"
 
 
 def test_nothing_typed_is_nothing_asked_for():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import gaussian_prior
-from test_conformance import SOLVER_EXAMPLES
+from test_conformance import KINDS_OF_SOLVERS, SERVED_BY, SOLVER_EXAMPLES, every_day
 from test_solver_laws import recorded
 from weights import smoothing_prior
 
@@ -225,7 +225,10 @@ def restore(solver, prior, operator, y, tape, x_init=None):
     return jax.vmap(one)(y, tape, x_init)
 
 
-@pytest.mark.parametrize("name", SOLVER_EXAMPLES)
+SERVED = [name for name, by in SERVED_BY.items() if by == "super_resolution"]
+
+
+@pytest.mark.parametrize("name", every_day(SERVED, KINDS_OF_SOLVERS))
 def test_every_solver_restores_through_windows_and_no_image_feels_another(name):
     prior = with_shape(gaussian_prior((8, 8, 3)), SHAPE, overlap=2, shift=True)
     operator, solver = operators.super_resolution(SHAPE, factor=4), SOLVER_EXAMPLES[name](2)

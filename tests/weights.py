@@ -45,10 +45,11 @@ class Smoothing:
     """A network in a millisecond: takes what a 5 x 5 mean leaves for noise."""
 
     def apply(self, variables, x, t):
-        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, 3))
+        channels = x.shape[-1]
+        kernel = jnp.broadcast_to(variables["params"]["taps"], (5, 5, 1, channels))
         numbers = ("NHWC", "HWIO", "NHWC")
         smooth = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=3
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=channels
         )
         return x - smooth
 

@@ -92,7 +92,8 @@ class DDiff:
     noise hides all that the data say. `levels="geometric"` has the same number of steps between each noise-to-signal
     ratio and its half, from `sigma_max` to `sigma_min`, and ends in x without noise. It starts at what the data say by
     themselves, noised to the first level: grey, moved to the noise along 8 lines as in step 4 (Chung et al. 2022 start
-    there too). On six of eight tasks 10 of its steps give what 20 of the even walk do (benchmarks/README.md).
+    there too). On six of eight tasks 10 of its steps give what 20 of the even walk do (benchmarks/README.md). Where the
+    last step reaches the noise every run ends at the same misfit: restarts are told apart by it in even walks alone.
 
     The last `climb` steps go uphill on the posterior instead: no noise is added, no dual variable is kept, and the
     ratios rho = b / a fall geometrically from where the walk has come to the least noisy level. There step 4 is
