@@ -39,7 +39,7 @@ y, sigma = operators.post_log(scan, counts, photons)
 air = operators.from_hounsfield(-1000.0, window)
 back_projection = geometry.filtered_back_projection(y, outside=air)
 
-solver = dd.solvers.DDiff(num_steps=50, directions=4, output="x", climb=20)
+solver = dd.solvers.DDiff(num_steps=60, directions=10, output="x", climb=30)
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
 problem = dd.Problem(geometry, y[None], sigma[None])
 restored = dd.solve(solver, prior, problem, keys).x[0]
@@ -52,8 +52,7 @@ for name, x in results.items():
 
 # %%
 # Back-projection of few views leaves streaks, and does not know that some rays are noisier than others. DDiff fits the
-# data down to their noise (chi-square near one) with an image that the prior finds likely; fine detail that neither
-# knows stays smooth. ``to_hounsfield`` gives the units back; it works for differences of images too, less what it
+# data down to their noise (chi-square near one) with an image that the prior finds likely. ``to_hounsfield`` gives the units back; it works for differences of images too, less what it
 # makes of 0.
 
 figure, panels = plt.subplots(1, 3, figsize=(8, 2.8), layout="constrained")

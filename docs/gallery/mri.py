@@ -81,7 +81,7 @@ operator = operators.from_function(lambda x: scanner.forward(with_phase(x)), tru
 
 problem = dd.Problem(operator, y[None], sigma_y)
 keys = dd.image_keys(jax.random.key(1), jnp.arange(1))
-samples = dd.solve_samples(dd.solvers.Flower(num_steps=40), prior, problem, keys, samples=8)
+samples = dd.solve_samples(dd.solvers.Flower(num_steps=20), prior, problem, keys, samples=6)
 mean, std = samples.mean[0], samples.std[0]
 zero_filled = operators.mvue(scanner, y)
 zero_filled = 2 * jnp.hypot(zero_filled[..., 0], zero_filled[..., 1])[..., None] - 1
@@ -95,8 +95,8 @@ print(f"between the 5% and 95% maps: {covered:.0%} of the pixels")
 # %%
 # Zero-filling folds the image onto itself; in the mean of the samples nothing is left of that. The standard deviation
 # is largest along edges and at small things, where the error is largest too. Of a calibrated posterior nine in ten
-# pixels lie between the two maps; eight samples cannot tell the ends of a distribution quite so far. How calibrated a
-# solver is was measured where posteriors are known.
+# pixels lie between the two maps. Six samples of twenty steps come to three quarters, ten of fifty to 86%: take more
+# where it matters. How calibrated a solver is was measured where posteriors are known.
 
 figure, panels = plt.subplots(1, 5, figsize=(10, 2.4), layout="constrained")
 for axis, (name, x) in zip(panels, {"truth": truth, "zero-filled": zero_filled, "mean": mean}.items(), strict=False):
