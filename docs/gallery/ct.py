@@ -52,8 +52,8 @@ for name, x in results.items():
 
 # %%
 # Back-projection of few views leaves streaks, and does not know that some rays are noisier than others. DDiff fits the
-# data down to their noise (chi-square near one) with an image that the prior finds likely. ``to_hounsfield`` gives the units back; it works for differences of images too, less what it
-# makes of 0.
+# data down to their noise (chi-square near one) with an image that the prior finds likely. ``to_hounsfield`` gives the
+# units back; it works for differences of images too, less what it makes of 0.
 
 figure, panels = plt.subplots(1, 3, figsize=(8, 2.8), layout="constrained")
 for axis, (name, x) in zip(panels, {"truth": truth, **results}.items(), strict=True):
