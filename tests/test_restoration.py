@@ -28,6 +28,12 @@ def test_what_is_typed_and_what_is_asked_for_are_the_same(task):
     assert resolve(task=task, prior="faces64").dataset == resolve(task=task, preset="faces64").prior == "faces64"
 
 
+def test_an_operator_by_name_takes_the_prior_and_the_preset_of_its_task():
+    named = resolve(operator_name="sparse_tomography", operator={"num_angles": 9})
+    assert (named.prior, named.dataset) == ("phantoms64", "phantoms64")
+    assert named.solver == dd.preset("phantoms64", "sparse_tomography")
+
+
 def test_nothing_typed_is_nothing_asked_for():
     assert read([]).settings.as_dict() == resolve().as_dict()
     assert peek([], {"task": "x"}) == peek(["--task"], {"task": "x"}) == {"task": "x"}

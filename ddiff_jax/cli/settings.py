@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ddiff_jax.checkpoint import available_priors, read_card
+from ddiff_jax.checkpoint import available_priors
 from ddiff_jax.cli.flags import Flag, argument_help, parse, peek, section
 from ddiff_jax.config import TASK, Task, find_task, presets, solver_parameters, task_preset
 from ddiff_jax.names import check_name
@@ -16,7 +16,7 @@ from ddiff_jax.operators.named import maker
 from ddiff_jax.restoration.machine import check_batch_size
 from ddiff_jax.restoration.parameters import REQUIRED, operator_parameters, scalar_type, takes_files
 from ddiff_jax.restoration.saving import Kind
-from ddiff_jax.restoration.settings import Settings, choose_dataset, resolve, usual_prior
+from ddiff_jax.restoration.settings import Settings, choose_prior, resolve
 from ddiff_jax.restoration.sizes import Fit
 from ddiff_jax.restoration.spelling import GENERAL, NOISE, flag_name, spelled
 from ddiff_jax.solvers import SOLVERS, Fixed
@@ -144,9 +144,7 @@ def read(argv: Sequence[str], *, prog: str = PROG) -> Request:
     """
     # Which flags there are depends on these, and so does the parser.
     named = peek(argv, {name: getattr(Options, name) for name in KNOWN_FIRST})
-    prior = named["prior"] or usual_prior(named["task"] or named["operator"], named["preset"])
-    size = read_card(prior).image_shape[0]
-    dataset, _ = choose_dataset(named["preset"], prior, size, named["task"] or TASK)
+    _, _, dataset, _ = choose_prior(named["prior"], named["preset"], named["task"] or named["operator"] or TASK)
     task = find_task(dataset, named["task"], named["operator"])
     check_name("solver", named["solver"], SOLVERS)
     flags = flags_of(task, named["solver"], named["values"])

@@ -187,7 +187,8 @@ def resolve(
         operator_name: in `OPERATORS`, or MODULE:NAME for your own (see `ddiff_jax.operators.named.maker`), instead of
             the task's operator.
         solver: name in `SOLVERS`.
-        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL; None is `usual_prior`.
+        prior: name of a packaged prior, folder of a converted checkpoint, or hf:OWNER/MODEL; None is that of the
+            preset, or the usual one of the task.
         preset: data set whose presets are used; None takes that of the prior.
         values: "default" or "published", a key of `ddiff_jax.config.VALUES`.
         steps: number of steps; None is the preset's.
@@ -223,9 +224,7 @@ def resolve(
         ValueError: values that are out of range or do not go together.
         FileNotFoundError: there are no such weights.
     """
-    prior = prior or usual_prior(task or operator_name, preset)
-    card = read_card(prior)
-    dataset, notes = choose_dataset(preset, prior, card.image_shape[0], task or TASK)
+    prior, card, dataset, notes = choose_prior(prior, preset, task or operator_name or TASK)
     found = find_task(dataset, task, operator_name)
     check_name("solver", solver, SOLVERS)
     check_label(label, card.architecture.get("num_classes"))
@@ -402,11 +401,17 @@ def check_label(label: int | None, num_classes: int | None) -> None:
         raise ValueError(f"this prior is class-conditional: give --label from 0 to {num_classes - 1}; got {label}")
 
 
-def usual_prior(task: str | None, preset: str | None) -> str:
-    """Choose the packaged prior where none is asked for: that of the presets asked for, or the task's or operator's."""
-    if preset in available_priors():
-        return preset
-    return USUAL_PRIOR if preset else PRIOR_OF_TASK.get(task or TASK, USUAL_PRIOR)
+def choose_prior(prior: str | None, preset: str | None, task: str) -> tuple[str, Card, str, tuple[str, ...]]:
+    """Choose the prior, if none is asked for that of the presets or of the task or operator, and then the presets.
+
+    Returns:
+        The prior's name, its card, the data set of the presets, and what was assumed.
+    """
+    if prior is None:
+        usual = USUAL_PRIOR if preset else PRIOR_OF_TASK.get(task, USUAL_PRIOR)
+        prior = preset if preset in available_priors() else usual
+    card = read_card(prior)
+    return prior, card, *choose_dataset(preset, prior, card.image_shape[0], task)
 
 
 def choose_dataset(asked: str | None, prior: str, size: int, task: str) -> tuple[str, tuple[str, ...]]:
