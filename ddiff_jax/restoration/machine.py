@@ -25,7 +25,7 @@ def device_in_words(device: Any) -> str:
     return f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{device.device_kind} ({device.platform})"
 
 
-CPU_BATCH = 8 * 64 * 64  # pixels: with more, nothing gets faster, and the first result takes longer
+CPU_BATCH = 8 * 64 * 64  # pixels per device: with more the first result takes longer
 ACCELERATOR_BATCH = 16  # images per device; of them `solve` takes as many at a time as fit into memory
 
 

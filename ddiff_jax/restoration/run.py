@@ -226,13 +226,13 @@ class Restoration:
             self._watch.failed(job, message)
 
     def _begin(self, prior: Prior, batch: Batch, batch_size: int) -> None:
-        settings, device = self.settings, jax.devices()[0]
-        require_operator(settings.solver, batch.operator)
+        settings, device, operator = self.settings, jax.devices()[0], batch.operator
+        require_operator(settings.solver, operator)
         runs, aim = settings.restarts * settings.samples, aim_of(settings.solver)
-        num_steps, operator = count_steps(settings.solver, prior.schedule), batch.operator
+        num_steps = count_steps(settings.solver, prior.schedule)
         cost = total_cost(settings.solver, operator, prior.schedule, num_steps) * runs
-        asked = settings.solver, prior, batch.problem(settings.likelihood), batch.keys
-        self.plan = memory_plan(*asked).of_runs(runs)
+        problem = batch.problem(settings.likelihood)
+        self.plan = memory_plan(settings.solver, prior, problem, batch.keys).of_runs(runs)
         self.record = {
             "settings": settings.as_dict(),
             "batch_size": batch_size,
